@@ -1,0 +1,394 @@
+"""Dialogues: prompt templates, and the one way from a dialogue to token ids.
+
+A `Conversation` lays a dialogue out as segments: the template's own text, typed text, and media.
+`get_prompt` joins them into the released prompt string; `encode_segments` turns them into ids. The two
+agree on ordinary text, but only the template and the media may produce special tokens: what somebody typed
+stays text, `<|im_end|>` and `[UNUSED_TOKEN_145]` included. `released_clips` reads the media arguments of
+the released `chat`. Pixels and tensors are left to the other files.
+"""
+
+import re
+from copy import deepcopy
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+IMAGE_PLACEHOLDER = "<image>"
+IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
+
+
+class Segment(NamedTuple):
+    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (system message or
+    answer: plain), "question" (a user turn: plain, but each `<image>` in it stands for media) or "media"
+    (one picture or video frame)."""
+
+    kind: str
+    text: str
+
+
+@dataclass
+class Conversation:
+    """A dialogue in the layout of one prompt template; `messages` are (role, text or None for "to be
+    answered").
+
+    `sep` ends a message; in the style "INTERNVL_ZH" a question ends with `sep2` and roles are followed by a
+    colon.
+    """
+
+    name: str
+    system_message: str
+    roles: tuple[str, str]
+    sep: str
+    system_template: str = ""
+    sep_style: str = "MPT"
+    sep2: str | None = None
+    stop_str: str | None = None
+    messages: list[tuple[str, str | None]] = field(default_factory=list)
+
+    def append_message(self, role: str, message: str | None):
+        self.messages.append((role, message))
+
+    def segments(self) -> list[Segment]:
+        """The prompt as template text and typed text; an empty message counts as one to be answered, as
+        released.
+        """
+        colon = ":" if self.sep_style == "INTERNVL_ZH" else ""
+        parts = self._system_segments()
+        for turn, (role, message) in enumerate(self.messages):
+            parts.append(Segment("template", role + colon))
+            if message:
+                kind = "question" if role == self.roles[0] else "text"
+                end = self.sep2 if colon and turn % 2 == 0 else self.sep
+                gap = " " if colon else ""
+                parts += [Segment("template", gap), Segment(kind, message), Segment("template", end)]
+        return [part for part in parts if part.text]
+
+    def _system_segments(self) -> list[Segment]:
+        if self.sep_style == "INTERNVL_ZH":
+            return [Segment("text", self.system_message), Segment("template", self.sep2)]
+        before, after = self.system_template.split("{system_message}")
+        return [
+            Segment("template", before),
+            Segment("text", self.system_message),
+            Segment("template", after + self.sep),
+        ]
+
+    def get_prompt(self) -> str:
+        """The prompt as one string, as the released code builds it (media still `<image>`)."""
+        return "".join(segment.text for segment in self.segments())
+
+    def stop_token_ids(self, tokenizer) -> list[int]:
+        """Ids that end an answer: of the separator and of the template's own stop string, where they are
+        single tokens.
+        """
+        known = tokenizer.get_added_vocab()
+        return [known[text] for text in (self.sep.strip(), self.stop_str) if text in known]
+
+
+INTERNVL2_SYSTEM = (
+    "你是由上海人工智能实验室联合商汤科技开发的书生多模态大模型，"
+    "英文名叫InternVL, 是一个有用无害的人工智能助手。"
+)
+INTERNVL2_5_SYSTEM = (
+    "你是书生·万象，英文名是InternVL，"
+    "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
+)
+CHATML = {
+    "system_template": "<|im_start|>system\n{system_message}",
+    "roles": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
+}
+TEMPLATES = {
+    template.name: template
+    for template in (
+        Conversation(
+            "internvl_zh", "", roles=("<human>", "<bot>"), sep="</s>", sep2=" ", sep_style="INTERNVL_ZH"
+        ),
+        Conversation("Hermes-2", INTERNVL2_SYSTEM, sep="<|im_end|>", stop_str="<|endoftext|>", **CHATML),
+        Conversation("internlm2-chat", INTERNVL2_SYSTEM, sep="<|im_end|>", **CHATML),
+        Conversation(
+            "phi3-chat",
+            INTERNVL2_SYSTEM,
+            system_template="<|system|>\n{system_message}",
+            roles=("<|user|>\n", "<|assistant|>\n"),
+            sep="<|end|>",
+        ),
+        Conversation("internvl2_5", INTERNVL2_5_SYSTEM, sep="<|im_end|>\n", **CHATML),
+    )
+}
+
+
+def get_conv_template(name: str) -> Conversation:
+    """A new, empty conversation in the template `name` (as `config.template` names it).
+
+    Raises:
+        ValueError: for a name that no InternVL 2, 2.5 or 3 checkpoint uses.
+    """
+    if name not in TEMPLATES:
+        raise ValueError(f"template is {name!r}: expected one of {', '.join(map(repr, TEMPLATES))}")
+    return deepcopy(TEMPLATES[name])
+
+
+class Clip(NamedTuple):
+    """One temporal sequence: a video (`frames` > 1) or an image; each frame has `tiles` tiles and is shown
+    `repeats` times.
+    """
+
+    frames: int
+    tiles: int
+    repeats: int
+
+
+def released_clips(
+    num_tiles: int,
+    *,
+    image_repeats: int,
+    video_repeats: int,
+    num_patches_list=None,
+    split_sizes=None,
+    data_flag=None,
+) -> list[Clip]:
+    """What the `num_tiles` tiles of a released `chat` call are, clip after clip in prompt order.
+
+    Args:
+        num_patches_list: tiles of each image, or of each frame of a video; None: all tiles are one image.
+        data_flag: for each media group 1 (one image), 2 (several images) or 3 (a video); None: images.
+        split_sizes: tiles of each media group; needed only where the groups' borders do not follow from the
+            other two.
+
+    Raises:
+        ValueError: where the arguments contradict each other, with the numbers that do not fit.
+    """
+    patches = [num_tiles] if num_patches_list is None else _integers(num_patches_list)
+    if sum(patches) != num_tiles or min(patches) < 1:
+        raise ValueError(
+            f"num_patches_list {patches} sums to {sum(patches)}, but pixel_values has {num_tiles} tiles"
+        )
+    flags = [SEVERAL_IMAGES] if data_flag is None else _integers(data_flag)
+    if VIDEO in flags and num_patches_list is None:
+        raise ValueError(
+            "data_flag 3 (video) needs num_patches_list: the tiles of each frame, as load_video returns them"
+        )
+    clips = []
+    for flag, group in zip(flags, _group_patches(patches, flags, split_sizes)):
+        if flag == VIDEO:
+            if len(set(group)) != 1:
+                raise ValueError(
+                    f"the frames of a video need equal numbers of tiles, but num_patches_list gives {group}"
+                )
+            clips.append(Clip(len(group), group[0], video_repeats))
+        elif flag == SEVERAL_IMAGES or (flag == ONE_IMAGE and len(group) == 1):
+            clips += [Clip(1, tiles, image_repeats) for tiles in group]
+        elif flag == ONE_IMAGE:
+            raise ValueError(
+                f"data_flag 1 is one image, but num_patches_list gives {len(group)}: {group}; use 2 or 3"
+            )
+        else:
+            raise ValueError(
+                f"data_flag has {flag}: expected 1 (one image), 2 (several images) or 3 (a video)"
+            )
+    return clips
+
+
+def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[list[int]]:
+    """Splits `num_patches_list` into one list a media group."""
+    if split_sizes is not None:
+        return _group_by_size(patches, flags, _integers(split_sizes))
+    open_groups = [i for i, flag in enumerate(flags) if flag != ONE_IMAGE]
+    if len(open_groups) > 1:
+        raise ValueError(
+            f"data_flag {flags} has several groups of unknown length: pass split_sizes, the tiles of each"
+        )
+    if not open_groups and len(flags) == 1:
+        return [patches]  # a single image: the caller judges the length
+    spare = len(patches) - (len(flags) - len(open_groups))
+    if spare < len(open_groups) or (spare and not open_groups):
+        raise ValueError(
+            f"data_flag {flags} does not fit the {len(patches)} entries of num_patches_list {patches}"
+        )
+    entries = iter(patches)
+    return [[next(entries) for _ in range(1 if flag == ONE_IMAGE else spare)] for flag in flags]
+
+
+def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> list[list[int]]:
+    if len(sizes) != len(flags):
+        raise ValueError(
+            f"split_sizes has {len(sizes)} entries, data_flag {len(flags)}: expected one each a group"
+        )
+    groups, entries = [], list(patches)
+    for size in sizes:
+        group = []
+        while entries and sum(group) < size:
+            group.append(entries.pop(0))
+        if sum(group) != size or not group:
+            raise ValueError(
+                f"split_sizes {sizes} does not fall on the borders of num_patches_list {patches}"
+            )
+        groups.append(group)
+    if entries:
+        raise ValueError(
+            f"split_sizes {sizes} sums to {sum(sizes)}, num_patches_list {patches} to {sum(patches)}"
+        )
+    return groups
+
+
+def _integers(values) -> list[int]:
+    """A list of ints from a list or a tensor."""
+    return [int(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+
+
+def dialogue_segments(
+    template: Conversation, question: str, history=None, *, frames_of_media: list[int] = ()
+) -> tuple[list[Segment], str]:
+    """Segments of a dialogue whose user turns hold `<image>` placeholders, and the question as it was asked.
+
+    Args:
+        template: a conversation without messages; it is left unchanged.
+        question: the new user turn. In a first turn without any `<image>`, one for each image, or a
+            `FrameN: <image>` line for each frame of a video, is put before it.
+        history: (question, answer) pairs. Answers are plain text, whatever they hold.
+        frames_of_media: the frames of each clip of the whole dialogue; an image has 1.
+
+    Raises:
+        ValueError: where the user turns have more or fewer placeholders than there are pictures and frames.
+    """
+    history = list(history or [])
+    if not history and IMAGE_PLACEHOLDER not in question:
+        question = "".join(map(_placeholder_lines, frames_of_media)) + question
+    conversation = deepcopy(template)
+    for asked, answer in history:
+        conversation.append_message(template.roles[0], asked)
+        conversation.append_message(template.roles[1], answer)
+    conversation.append_message(template.roles[0], question)
+    conversation.append_message(template.roles[1], None)
+
+    segments = [piece for segment in conversation.segments() for piece in _split_media(segment)]
+    placeholders, media = sum(segment.kind == "media" for segment in segments), sum(frames_of_media)
+    if placeholders != media:
+        raise ValueError(
+            f"{placeholders} {IMAGE_PLACEHOLDER} placeholders in the dialogue, but {media} images and video "
+            f"frames: write one {IMAGE_PLACEHOLDER} for each, in history and question together"
+        )
+    return segments, question
+
+
+def _placeholder_lines(frames: int) -> str:
+    if frames == 1:
+        return f"{IMAGE_PLACEHOLDER}\n"
+    return "".join(f"Frame{i + 1}: {IMAGE_PLACEHOLDER}\n" for i in range(frames))
+
+
+def _split_media(segment: Segment) -> list[Segment]:
+    """Cuts a question at its placeholders; every other segment is left whole."""
+    if segment.kind != "question":
+        return [segment]
+    texts = segment.text.split(IMAGE_PLACEHOLDER)
+    pieces = [Segment("text", texts[0])]
+    for text in texts[1:]:
+        pieces += [Segment("media", IMAGE_PLACEHOLDER), Segment("text", text)]
+    return pieces
+
+
+def encode_segments(tokenizer, segments: list[Segment], media_tokens: list[int]) -> list[int]:
+    """Token ids of a prompt: equal to `tokenizer(released prompt string)` for ordinary text.
+
+    Args:
+        tokenizer: any transformers tokenizer that has `<img>`, `<IMG_CONTEXT>` and `</img>`; it is left
+            unchanged.
+        media_tokens: the number of visual tokens of each media segment, in order.
+
+    Raises:
+        ValueError: where the tokenizer lacks a media token, or typed text cannot be kept from becoming a
+            special token.
+    """
+    specials = tokenizer.get_added_vocab()
+    runs = _text_runs(segments, specials, iter(media_tokens))
+    ids = [id for id in tokenizer("").input_ids[:1] if id == tokenizer.bos_token_id]
+    encoder = _PlainTextEncoder(tokenizer)
+    for i, run in enumerate(runs):
+        if isinstance(run, _Special):
+            ids += [run.id] * run.count
+        else:
+            before = runs[i - 1].text if i else ""
+            after = runs[i + 1].text if i + 1 < len(runs) else ""
+            ids += encoder.encode(run, before, after)
+    return ids
+
+
+class _Special(NamedTuple):
+    text: str
+    id: int
+    count: int = 1
+
+
+def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
+    """Segments as special tokens with stretches of plain text between them, each stretch in one piece."""
+    pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
+    runs = []
+
+    def add_text(text):
+        if text and runs and isinstance(runs[-1], str):
+            runs[-1] += text
+        elif text:
+            runs.append(text)
+
+    for segment in segments:
+        if segment.kind == "media":
+            missing = [text for text in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END) if text not in specials]
+            if missing:
+                raise ValueError(
+                    f"the tokenizer has no {', '.join(missing)}: use one of an InternVL or PVC model"
+                )
+            context = _Special(IMAGE_CONTEXT, specials[IMAGE_CONTEXT], next(media_tokens))
+            runs += [
+                _Special(IMAGE_START, specials[IMAGE_START]),
+                context,
+                _Special(IMAGE_END, specials[IMAGE_END]),
+            ]
+        elif segment.kind == "template":
+            for text in re.split(f"({pattern})", segment.text):
+                runs.append(_Special(text, specials[text])) if text in specials else add_text(text)
+        else:
+            add_text(segment.text)
+    return runs
+
+
+class _PlainTextEncoder:
+    """Tokenises typed text so that no id of it is a special token's.
+
+    A stretch is tokenised between its neighbouring special tokens, which settles prefix spaces and the
+    stripping that some added tokens ask for as it does in the whole prompt. Where an id in between is a
+    special one all the same, the stretch is cut inside the characters that made it, and the parts are
+    tokenised by themselves.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        added = tokenizer.added_tokens_decoder.items()
+        # an added token of one character (a tokenizer's tab or newline) cannot be cut, and is ordinary text
+        reserved = {id for id, token in added if token.special or len(token.content) > 1}
+        self.reserved = (reserved | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+
+    def encode(self, text: str, before: str, after: str) -> list[int]:
+        # lone surrogates (half of a character) cannot be encoded: they become U+FFFD
+        text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return self._encode(text, before, after)
+
+    def _encode(self, text: str, before: str, after: str) -> list[int]:
+        ids = self._between(text, before, after)
+        if self.reserved.isdisjoint(ids):
+            return ids
+        # the shortest prefix with a reserved id ends with the last character of what made it
+        low, high = 0, len(text)
+        while high - low > 1:
+            middle = (low + high) // 2
+            clean = self.reserved.isdisjoint(self._between(text[:middle], before, after))
+            low, high = (middle, high) if clean else (low, middle)
+        if low == 0:
+            raise ValueError(
+                f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed as text"
+            )
+        return self._encode(text[:low], before, after) + self._encode(text[low:], before, after)
+
+    def _between(self, text: str, before: str, after: str) -> list[int]:
+        ids = self.tokenizer(before + text + after, add_special_tokens=False).input_ids
+        return ids[bool(before) : len(ids) - bool(after)]

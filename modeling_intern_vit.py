@@ -1,0 +1,505 @@
+"""InternViT with the progressive encoding of PVC (section 3.2 of the paper).
+
+The first layers are InternViT's. The last `num_temporal_layers` look back in time between attention and MLP:
+
+    x = x + S-MHA(LN(x))
+    x = x + alpha * T-MHA(AdaLN(x; x + TE))      causal over the moments of a clip, place by place
+    x = x + FFN(LN(x))
+
+`ClipLayout` says which rows of x are the moments of which clip; `ProgressiveEncoderLayer` is the three
+lines. A repeated frame is computed once up to the first T-MHA. Where no gradients are needed, tiles go
+through the layers in passes of `max_encoder_tiles`, so that memory does not grow with the clip beyond its
+hidden states: exact.
+
+Shapes: `R` rows (one moment of one tile each), `N` tokens of a row (class token, then patches), `C` width,
+`T` moments of a clip. Preprocessing and the projector are left to the other files.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from einops import rearrange, repeat
+from torch import nn
+from transformers import PreTrainedModel
+from transformers.activations import ACT2FN
+from transformers.masking_utils import create_causal_mask
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
+
+from .configuration_pvc import InternVisionConfig
+
+MAX_SEQUENCES = 65_535  # of one attention call: CUDA's grid ends here on some versions
+
+
+# ---- clips
+
+
+@dataclass
+class ClipLayout:
+    """Which rows of a batch are the moments of which clip.
+
+    A frame shown `r` times is `r` moments in a row; a track is one tile place of one clip through time.
+
+    Attributes:
+        source: `(R,)` index of the tile that each row shows.
+        times: `(R,)` float32, time of each row's moment: `f / (T - 1)` for moment `f` of `T`, 0 where `T`
+            is 1.
+        tracks: for each `T`, `(tracks, T)` the rows of the tracks with `T` moments, in order of time.
+        rows_per_clip: rows of each clip; the rows of a clip stand together.
+        repeated: whether any tile is shown more than once.
+    """
+
+    source: torch.Tensor
+    times: torch.Tensor
+    tracks: dict[int, torch.Tensor]
+    rows_per_clip: list[int]
+    repeated: bool
+
+    @classmethod
+    def from_grid(
+        cls, clip_grid: torch.Tensor, num_tiles: int, tile_repeat_order: str = "tile"
+    ) -> "ClipLayout":
+        """Rows in prompt order from `clip_grid (num_tiles, 3)`: frames, tiles a frame, repeats of each
+        tile's clip.
+
+        An image's rows stand tile after tile with its repeats in a row ("tile"), or all tiles, then again
+        ("frame"); a video's stand moment after moment.
+
+        Raises:
+            ValueError: where `clip_grid` has another shape, or its rows do not add up to whole clips.
+        """
+        source, times, tracks, rows_per_clip = [], [], {}, []
+        num_rows = 0
+        for first_tile, (frames, tiles, repeats) in _clips(clip_grid, num_tiles):
+            moments = frames * repeats
+            tile = first_tile + torch.arange(frames * tiles).view(frames, tiles)
+            tile = repeat(tile, "f p -> (f r) p", r=repeats)
+            moment = repeat(torch.arange(moments), "t -> t p", p=tiles)
+            if frames == 1 and tile_repeat_order == "tile":
+                tile, moment = tile.T, moment.T
+                track = torch.arange(moments * tiles).view(tiles, moments)
+            else:
+                track = torch.arange(moments * tiles).view(moments, tiles).T
+            source.append(tile.flatten())
+            times.append(moment.flatten().float() / max(moments - 1, 1))
+            tracks.setdefault(moments, []).append(num_rows + track)
+            rows_per_clip.append(moments * tiles)
+            num_rows += moments * tiles
+        tracks = {moments: torch.cat(parts) for moments, parts in tracks.items()}
+        return cls(torch.cat(source), torch.cat(times), tracks, rows_per_clip, num_rows > num_tiles)
+
+    def to(self, device: torch.device) -> "ClipLayout":
+        tracks = {moments: rows.to(device) for moments, rows in self.tracks.items()}
+        return ClipLayout(
+            self.source.to(device), self.times.to(device), tracks, self.rows_per_clip, self.repeated
+        )
+
+
+def _clips(clip_grid: torch.Tensor, num_tiles: int):
+    """Yields the first tile and (frames, tiles a frame, repeats) of each clip."""
+    if clip_grid.shape != (num_tiles, 3):
+        raise ValueError(
+            f"clip_grid has shape {tuple(clip_grid.shape)}, expected ({num_tiles}, 3): for each of the "
+            f"{num_tiles} tiles of pixel_values the frames, tiles a frame and repeats of its clip"
+        )
+    rows = clip_grid.tolist()
+    start = 0
+    while start < num_tiles:
+        frames, tiles, repeats = clip = rows[start]
+        end = start + frames * tiles
+        if min(clip) < 1 or rows[start:end] != [clip] * (frames * tiles):
+            raise ValueError(
+                f"clip_grid row {start} says {frames} frames of {tiles} tiles, {repeats} repeats: expected "
+                f"positive numbers and {frames * tiles} such rows in a row, got {rows[start:end]}"
+            )
+        yield start, clip
+        start = end
+
+
+def in_passes(function, *inputs: torch.Tensor, size: int | None, dim: int = 0, overwrite: bool = False):
+    """`function(*inputs)`, computed from at most `size` places of `dim` at a time (None: from all at once).
+
+    For functions that treat the places of `dim` separately. `overwrite` puts what comes out in the place of
+    the first input.
+    """
+    total = inputs[0].shape[dim]
+    if size is None or total <= size:
+        return function(*inputs)
+    out = inputs[0] if overwrite else None
+    for start in range(0, total, size):
+        length = min(size, total - start)
+        part = function(*(x.narrow(dim, start, length) for x in inputs))
+        if out is None:
+            out = part.new_empty(*part.shape[:dim], total, *part.shape[dim + 1 :])
+        out.narrow(dim, start, length).copy_(part)
+    return out
+
+
+# ---- layers
+
+
+class AdaLN(nn.Module):
+    """`AdaLN(x; z) = gamma(z) * LN(x) + beta(z)` with `z = x + TE(t)`.
+
+    `TE`, `gamma`, `beta` are MLPs with one hidden SiLU layer; `LN` has no affine of its own. `condition`
+    "te" takes `z = TE(t)`; "none" leaves `LN(x)`, without parameters.
+    """
+
+    def __init__(self, width: int, time_embed_dim: int, condition: str, eps: float):
+        super().__init__()
+        self.width, self.time_embed_dim, self.condition, self.eps = width, time_embed_dim, condition, eps
+        if condition != "none":
+            self.time_embed = self._mlp(time_embed_dim)
+            self.gamma = self._mlp(width)
+            self.beta = self._mlp(width)
+            # starts as a plain LayerNorm and learns to depart from it
+            self.gamma[2].constant_start, self.beta[2].constant_start = 1.0, 0.0
+
+    def _mlp(self, width_in: int) -> nn.Sequential:
+        return nn.Sequential(nn.Linear(width_in, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
+
+    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:  # (R, N, C), (R,)
+        normed = F.layer_norm(x, (self.width,), eps=self.eps)
+        if self.condition == "none":
+            return normed
+        te = self.time_embed(sinusoid(times, self.time_embed_dim).to(x.dtype))[:, None]  # (R, 1, C)
+        z = x + te if self.condition == "x+te" else te
+        return self.gamma(z) * normed + self.beta(z)
+
+
+def sinusoid(times: torch.Tensor, dim: int) -> torch.Tensor:
+    """`(R,)` times -> `(R, dim)` float32: `cos` then `sin` of `t * 10000^(-i / (dim / 2))`, i = 0 ... dim /
+    2 - 1.
+    """
+    half = dim // 2
+    steps = torch.arange(half, dtype=torch.float32, device=times.device)
+    angles = times.float()[:, None] * torch.exp(-math.log(10_000) / half * steps)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class InternAttention(nn.Module):
+    """Multi-head attention with packed qkv: `S-MHA` over the tokens of a row."""
+
+    is_causal = False
+    num_key_value_groups = 1
+
+    def __init__(self, config: InternVisionConfig, qkv_bias: bool, qk_normalization: bool):
+        super().__init__()
+        width = config.hidden_size
+        self.config = config
+        self.num_heads = config.num_attention_heads
+        self.scaling = (width // self.num_heads) ** -0.5
+        self.attention_dropout = config.attention_dropout
+        self.qkv = nn.Linear(width, 3 * width, bias=qkv_bias)
+        self.proj = nn.Linear(width, width)
+        self.proj_drop = nn.Dropout(config.dropout)
+        self.q_norm = LlamaRMSNorm(width, config.layer_norm_eps) if qk_normalization else nn.Identity()
+        self.k_norm = LlamaRMSNorm(width, config.layer_norm_eps) if qk_normalization else nn.Identity()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (R, N, C)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        out = self.attend(self.q_norm(q), self.k_norm(k), v)
+        return self.proj_drop(self.proj(out))
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Attention within each of the sequences: `(sequences, length, C)` three times -> the same once."""
+        attention = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention_forward
+        )
+        heads = [rearrange(x, "s n (h d) -> s h n d", h=self.num_heads) for x in (q, k, v)]
+        out, _ = attention(
+            self,
+            *heads,
+            self.mask(q),
+            scaling=self.scaling,
+            dropout=self.attention_dropout if self.training else 0.0,
+            is_causal=self.is_causal,
+        )
+        return rearrange(out, "s n h d -> s n (h d)")
+
+    def mask(self, q: torch.Tensor):
+        return None
+
+
+class TemporalAttention(InternAttention):
+    """`T-MHA`: each token attends to the tokens at its place in this and earlier moments of its track."""
+
+    is_causal = True
+
+    def __init__(self, config: InternVisionConfig):
+        super().__init__(config, qkv_bias=True, qk_normalization=False)
+
+    def forward(self, x: torch.Tensor, tracks: dict[int, torch.Tensor]) -> torch.Tensor:  # (R, N, C)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)
+        out = torch.empty_like(q)
+        for rows in tracks.values():
+            sequences = [rearrange(part[rows], "s t n c -> (s n) t c") for part in (q, k, v)]
+            attended = [self.attend(*parts) for parts in zip(*(x.split(MAX_SEQUENCES) for x in sequences))]
+            out = out.index_put((rows,), rearrange(torch.cat(attended), "(s n) t c -> s t n c", s=len(rows)))
+        return self.proj_drop(self.proj(out))
+
+    def mask(self, q: torch.Tensor):
+        """None where the attention function reads `is_causal`, else one causal mask for all sequences."""
+        return create_causal_mask(self.config, q[:1], attention_mask=None, past_key_values=None)
+
+
+class InternMLP(nn.Module):
+    def __init__(self, config: InternVisionConfig):
+        super().__init__()
+        self.act = ACT2FN[config.hidden_act]
+        self.fc1 = nn.Linear(config.hidden_size, config.intermediate_size)
+        self.fc2 = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc2(self.act(self.fc1(x)))
+
+
+class DropPath(nn.Module):
+    """Stochastic depth: in training, drops a residual branch for whole rows and scales the others up."""
+
+    def __init__(self, rate: float):
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.rate == 0:
+            return x
+        keep = 1 - self.rate
+        return x * x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep).div_(keep)
+
+
+class InternVisionEncoderLayer(GradientCheckpointingLayer):
+    """A layer of InternViT: attention and MLP, each with LayerScale and drop path."""
+
+    def __init__(self, config: InternVisionConfig, drop_path_rate: float):
+        super().__init__()
+        width = config.hidden_size
+        norm = nn.LayerNorm if config.norm_type == "layer_norm" else LlamaRMSNorm
+        self.initializer_factor = config.initializer_factor
+        self.attn = InternAttention(config, config.qkv_bias, config.qk_normalization)
+        self.mlp = InternMLP(config)
+        self.norm1 = norm(width, eps=config.layer_norm_eps)
+        self.norm2 = norm(width, eps=config.layer_norm_eps)
+        self.ls1 = nn.Parameter(torch.empty(width))
+        self.ls2 = nn.Parameter(torch.empty(width))
+        self.drop_path = DropPath(drop_path_rate)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (R, N, C)
+        return self.feed_forward(self.spatial_attention(x))
+
+    def spatial_attention(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drop_path(self.attn(self.norm1(x)) * self.ls1)
+
+    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
+
+
+class ProgressiveEncoderLayer(InternVisionEncoderLayer):
+    """A layer of InternViT with causal temporal attention between attention and MLP: equations (1) to (3)."""
+
+    def __init__(self, config: InternVisionConfig, drop_path_rate: float):
+        super().__init__(config, drop_path_rate)
+        width = config.hidden_size
+        self.temporal_norm = AdaLN(
+            width, config.time_embed_dim, config.temporal_condition, eps=config.layer_norm_eps
+        )
+        self.temporal_attn = TemporalAttention(config)
+        self.temporal_gate = nn.Parameter(torch.empty(width))  # alpha
+
+    def forward(
+        self, x: torch.Tensor, clips: ClipLayout, repeat_now: bool = False, max_tiles: int | None = None
+    ) -> torch.Tensor:  # (R, N, C)
+        """`repeat_now`: `x` has a row a tile still, and gets a row a moment once S-MHA is done."""
+        x = in_passes(self.spatial_attention, x, size=max_tiles, overwrite=True)
+        x = x[clips.source] if repeat_now else x
+        places = max_tiles and max(1, max_tiles * x.shape[1] // x.shape[0])
+        temporal_attention = partial(self.temporal_attention, clips=clips)
+        x = in_passes(temporal_attention, x, size=places, dim=1, overwrite=True)
+        return in_passes(self.feed_forward, x, size=max_tiles, overwrite=True)
+
+    def temporal_attention(self, x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:
+        return x + self.temporal_gate * self.temporal_attn(self.temporal_norm(x, clips.times), clips.tracks)
+
+
+class InternVisionEmbeddings(nn.Module):
+    """Tiles -> class token and patch tokens with their position embeddings."""
+
+    def __init__(self, config: InternVisionConfig):
+        super().__init__()
+        self.patch_size = config.patch_size
+        self.side = config.image_size // config.patch_size
+        width = config.hidden_size
+        self.class_embedding = nn.Parameter(torch.empty(1, 1, width))
+        self.patch_embedding = nn.Conv2d(config.num_channels, width, self.patch_size, stride=self.patch_size)
+        self.position_embedding = nn.Parameter(torch.empty(1, self.side**2 + 1, width))
+
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # (R, 3, H, W)
+        patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # (R, C, h, w)
+        positions = torch.cat(
+            [self.position_embedding[:, :1], self.patch_positions(*patches.shape[2:])], dim=1
+        )
+        patches = rearrange(patches, "r c h w -> r (h w) c")
+        return torch.cat([self.class_embedding.expand(len(patches), -1, -1), patches], dim=1) + positions
+
+    def patch_positions(self, rows: int, columns: int) -> torch.Tensor:
+        """Position embeddings `(1, rows * columns, C)` of a grid, interpolated where it is not the trained
+        one.
+        """
+        positions = self.position_embedding[:, 1:]
+        if (rows, columns) == (self.side, self.side):
+            return positions
+        grid = rearrange(positions.float(), "1 (h w) c -> 1 c h w", h=self.side)
+        grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
+        return rearrange(grid, "1 c h w -> 1 (h w) c").to(positions.dtype)
+
+
+class InternVisionEncoder(nn.Module):
+    """The layers; the last `num_temporal_layers` of them look back in time."""
+
+    def __init__(self, config: InternVisionConfig):
+        super().__init__()
+        depth = config.num_hidden_layers
+        self.first_temporal = depth - config.num_temporal_layers
+        self.layers = nn.ModuleList(
+            (ProgressiveEncoderLayer if i >= self.first_temporal else InternVisionEncoderLayer)(
+                config, drop_path_rate=config.drop_path_rate * i / max(depth - 1, 1)
+            )
+            for i in range(depth)
+        )
+
+
+# ---- model
+
+
+class InternVisionModel(PreTrainedModel):
+    """InternViT with progressive encoding: tiles and what they are -> hidden states, a row a moment."""
+
+    config_class = InternVisionConfig
+    base_model_prefix = "vision_model"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["InternVisionEncoderLayer", "ProgressiveEncoderLayer"]
+    _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
+
+    def __init__(self, config: InternVisionConfig):
+        super().__init__(config)
+        self.embeddings = InternVisionEmbeddings(config)
+        self.encoder = InternVisionEncoder(config)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        init_constant_start(module)
+        if isinstance(module, InternVisionEmbeddings):
+            nn.init.normal_(module.class_embedding, std=self.config.initializer_range)
+            nn.init.normal_(module.position_embedding, std=self.config.initializer_range)
+        if isinstance(module, InternVisionEncoderLayer):
+            nn.init.constant_(module.ls1, module.initializer_factor)
+            nn.init.constant_(module.ls2, module.initializer_factor)
+        if isinstance(module, ProgressiveEncoderLayer):
+            nn.init.zeros_(module.temporal_gate)  # a converted ViT equals InternViT exactly
+
+    def get_input_embeddings(self):
+        return self.embeddings
+
+    def resize_pos_embeddings(self, old_size: int, new_size: int, patch_size: int):
+        """Changes the trained input size for good, from `old_size` to `new_size` pixels."""
+        embeddings = self.embeddings
+        if old_size != embeddings.side * patch_size:
+            raise ValueError(
+                f"old_size is {old_size}, but the position embeddings are for {embeddings.side * patch_size}"
+            )
+        side = new_size // patch_size
+        resized = torch.cat(
+            [embeddings.position_embedding[:, :1], embeddings.patch_positions(side, side)], dim=1
+        )
+        embeddings.position_embedding = nn.Parameter(resized.detach())
+        embeddings.side = side
+        self.config.image_size = new_size
+
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        clip_grid: torch.Tensor | None = None,
+        *,
+        clips: ClipLayout | None = None,
+        num_layers: int | None = None,
+        max_tiles: int | None = None,
+        output_hidden_states: bool = False,
+        return_dict: bool = True,
+    ) -> BaseModelOutputWithPooling | tuple:
+        """
+        Args:
+            pixel_values: `(num_tiles, 3, H, W)`, unrepeated; `H` and `W` multiples of the patch size.
+            clip_grid: `(num_tiles, 3)` frames, tiles a frame and repeats of each tile's clip; None: every
+                tile is an image shown once.
+            clips: the layout already made from `clip_grid`, where the caller wants its own order of rows.
+            num_layers: stop after so many layers; None: run all.
+            max_tiles: tiles of one pass; None: all. Not used where gradients or all hidden states are asked
+                for.
+
+        Returns:
+            `last_hidden_state (R, N, C)`, class token first; `pooler_output (R, C)`, the class token; with
+            `output_hidden_states` the embeddings and every layer's output. Hidden states before the first
+            temporal layer have a row a tile, not a row a moment.
+
+        Raises:
+            ValueError: where shapes are not as said.
+        """
+        self._check_pixels(pixel_values)
+        if clips is None:
+            if clip_grid is None:
+                clip_grid = torch.ones(len(pixel_values), 3, dtype=torch.long)
+            clips = ClipLayout.from_grid(clip_grid, len(pixel_values))
+        clips = clips.to(pixel_values.device)
+        max_tiles = None if torch.is_grad_enabled() or output_hidden_states else max_tiles
+        layers = list(self.encoder.layers)[:num_layers]
+        hidden_states = []
+
+        def record(x):
+            if output_hidden_states:
+                hidden_states.append(x)
+
+        def encode_tiles(pixels):
+            x = self.embeddings(pixels)
+            for layer in layers[: self.encoder.first_temporal]:
+                record(x)
+                x = layer(x)
+            return x
+
+        x = in_passes(encode_tiles, pixel_values, size=max_tiles)
+        unrepeated = clips.repeated
+        for layer in layers[self.encoder.first_temporal :]:
+            record(x)
+            x = layer(x, clips, unrepeated, max_tiles)
+            unrepeated = False
+        x = x[clips.source] if unrepeated else x
+        output = BaseModelOutputWithPooling(
+            last_hidden_state=x,
+            pooler_output=x[:, 0],
+            hidden_states=(*hidden_states, x) if output_hidden_states else None,
+        )
+        return output if return_dict else output.to_tuple()
+
+    def _check_pixels(self, pixel_values: torch.Tensor):
+        channels, patch = self.config.num_channels, self.config.patch_size
+        shape = tuple(pixel_values.shape)
+        if len(shape) != 4 or shape[1] != channels or min(shape) < 1 or shape[2] % patch or shape[3] % patch:
+            raise ValueError(
+                f"pixel_values has shape {shape}, expected (tiles, {channels}, H, W) with H and W "
+                f"multiples of {patch}"
+            )
+
+
+def init_constant_start(module: nn.Module):
+    """Gives the last layers of AdaLN's MLPs the values they start from: no weight, the bias alone."""
+    if hasattr(module, "constant_start"):
+        nn.init.zeros_(module.weight)
+        nn.init.constant_(module.bias, module.constant_start)
