@@ -1,7 +1,8 @@
 """PVC: Progressive Visual Token Compression, a vision-language model for images and videos.
 
-The modules of this package are the files that travel with every checkpoint (`modeling_pvc`, `preprocess`, ...);
-import from them directly. `CHECKPOINT` is the folder of PVC-Tiny, the small model that comes with the package.
+The modules of this package are the files that travel with every checkpoint (`modeling_pvc`, `preprocess`,
+...); import from them directly. `CHECKPOINT` is the folder of PVC-Tiny, the small model that comes with the
+package.
 """
 
 from pathlib import Path

@@ -102,10 +102,10 @@ class ClipLayout:
 
 def _clips(clip_grid: torch.Tensor, num_tiles: int):
     """Yields the first tile and (frames, tiles a frame, repeats) of each clip."""
-    if clip_grid.shape != (num_tiles, 3):
+    if clip_grid.shape != (num_tiles, 3) or clip_grid.is_floating_point():
         raise ValueError(
-            f"clip_grid has shape {tuple(clip_grid.shape)}, expected ({num_tiles}, 3): for each of the "
-            f"{num_tiles} tiles of pixel_values the frames, tiles a frame and repeats of its clip"
+            f"clip_grid is {clip_grid.dtype} {tuple(clip_grid.shape)}, expected integers ({num_tiles}, 3): "
+            f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values"
         )
     rows = clip_grid.tolist()
     start = 0

@@ -12,6 +12,7 @@ Shapes: `num_tiles` tiles as they come, unrepeated; `R` rows (one moment of one 
 """
 
 from collections.abc import Sequence
+from copy import deepcopy
 from functools import partial
 
 import torch
@@ -363,17 +364,13 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
             template, question, history, frames_of_media=[clip.frames for clip in clips]
         )
         input_ids = self._encode(tokenizer, segments, pixel_values, clips)
-        settings = _settings(generation_config)
-        stop_token_ids = template.stop_token_ids(tokenizer)
-        if stop_token_ids:
-            settings.setdefault("eos_token_id", stop_token_ids)
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             pixel_values=None if pixel_values is None else pixel_values.to(self.device),
             clip_grid=clip_grid_of(clips),
             streamer=streamer,
-            **settings,
+            **_settings(generation_config, template.stop_token_ids(tokenizer)),
         )
         response = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
         response = response.split(template.sep.strip())[0].strip()
@@ -414,12 +411,17 @@ def clip_grid_of(clips: list[Clip]) -> torch.Tensor | None:
     return torch.tensor(rows) if rows else None
 
 
-def _settings(generation_config: dict | GenerationConfig | None) -> dict:
-    """Keyword arguments of `generate` from what `chat` was given, without touching it."""
+def _settings(generation_config: dict | GenerationConfig | None, stop_token_ids: list[int]) -> dict:
+    """Keyword arguments of `generate` from what `chat` was given, which is left unchanged.
+
+    The template's stop tokens end the answer unless the caller names others.
+    """
     if isinstance(generation_config, GenerationConfig):
-        eos = generation_config.eos_token_id
-        return {"generation_config": generation_config} | ({} if eos is None else {"eos_token_id": eos})
-    return dict(generation_config or {})
+        generation_config = deepcopy(generation_config)
+        if generation_config.eos_token_id is None:
+            generation_config.eos_token_id = stop_token_ids or None
+        return {"generation_config": generation_config}
+    return ({"eos_token_id": stop_token_ids} if stop_token_ids else {}) | dict(generation_config or {})
 
 
 # what is saved carries its code, whether it was loaded from the Hub or from this package

@@ -1,0 +1,50 @@
+"""Asks PVC about a picture, two pictures and a video, read from files: `python -m pvc.demo [MODEL]`."""
+
+import argparse
+
+import torch
+from transformers import AutoModel, AutoTokenizer
+
+from pvc import CHECKPOINT
+from pvc.preprocess import load_image, load_video
+
+ASSETS = CHECKPOINT / "assets"
+PICTURES = (ASSETS / "picture1.png", ASSETS / "picture2.png")
+VIDEO = ASSETS / "video.mp4"
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
+    parser.add_argument(
+        "model", nargs="?", default=str(CHECKPOINT), help="folder or Hub id (default: PVC-Tiny)"
+    )
+    path = parser.parse_args().model
+
+    model = AutoModel.from_pretrained(path, trust_remote_code=True).eval()
+    tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=True)
+    size, max_num = model.config.force_image_size, model.config.max_dynamic_patch
+    generation_config = {"max_new_tokens": 24, "do_sample": False}
+
+    def ask(question, pixel_values, **media):
+        answer = model.chat(tokenizer, pixel_values, question, generation_config, **media)
+        print(f"  Question: {question}\n  Answer: {answer}\n")
+
+    if path == str(CHECKPOINT):
+        print("PVC-Tiny has random weights: its answers show that everything runs, and mean nothing.\n")
+
+    print(f"One picture ({PICTURES[0].name})")
+    first = load_image(PICTURES[0], input_size=size, max_num=max_num)
+    ask("What is in the picture?", first)
+
+    print(f"Two pictures ({PICTURES[0].name}, {PICTURES[1].name})")
+    second = load_image(PICTURES[1], input_size=size, max_num=max_num)
+    question = "Image-1: <image>\nImage-2: <image>\nWhat differs?"
+    ask(question, torch.cat([first, second]), data_flag=[2], num_patches_list=[len(first), len(second)])
+
+    frames, num_patches_list = load_video(VIDEO, input_size=size, num_segments=16)
+    print(f"A video ({VIDEO.name}, {len(num_patches_list)} frames)")
+    ask("Which way does the shape move?", frames, data_flag=[3], num_patches_list=num_patches_list)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,76 @@
+"""Every block of code in the README runs, on PVC-Tiny and the CPU."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+RELEASED_README = ROOT.parent / "shared" / "papers" / "002_f26d69de4625a39e.txt"
+
+# what the README says -> what stands in for it here: the released weights, a GPU, minutes of generation
+SUBSTITUTIONS = {
+    '"OpenGVLab/PVC-InternVL2-8B"': repr(str(ROOT)),
+    ".cuda()": "",
+    "max_new_tokens=1024": "max_new_tokens=4",
+    "max_num=12)": "max_num=2, input_size=112)",
+    "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
+    "make demo": f"{sys.executable} -m pvc.demo",
+    "make test": f"{sys.executable} -m pytest --collect-only --quiet tests/test_readme.py",
+    "pip install .\n": f"{sys.executable} -m pip install --no-deps --no-build-isolation --dry-run --quiet .\n",
+}
+
+
+def stand_in(code: str, substitutions: dict[str, str]) -> str:
+    for said, here in substitutions.items():
+        code = code.replace(said, here)
+    return code
+
+
+def readme_blocks(language: str) -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+
+
+def run(command: list[str], tmp_path: Path) -> str:
+    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def test_every_block_is_of_a_language_that_is_run():
+    languages = set(re.findall(r"^```(\w+)$", (ROOT / "README.md").read_text(), flags=re.M))
+    assert languages <= {"python", "bash", "bibtex"}
+
+
+def test_python_blocks_run_in_order(tmp_path):
+    blocks = readme_blocks("python")
+    assert len(blocks) >= 5
+    code = stand_in("\n".join(blocks), SUBSTITUTIONS) + "\nprint(type(response), tokens.shape)"
+    assert "<class 'str'> torch.Size([" in run([sys.executable, "-c", code], tmp_path)
+
+
+@pytest.mark.parametrize("block", readme_blocks("bash"))
+def test_bash_block_runs(block, tmp_path):
+    assert run(["bash", "-euc", stand_in(block, SUBSTITUTIONS)], tmp_path) is not None
+
+
+@pytest.mark.skipif(not RELEASED_README.exists(), reason="the released README is not in this checkout")
+def test_calls_of_the_released_readme_run_with_the_import_line_changed(tmp_path):
+    text = RELEASED_README.read_text()
+    code = text[text.index("import torch\n") : text.index("๐ Evaluation")]
+    here = {
+        "from utils.preprocess import": "from pvc.preprocess import",
+        "'OpenGVLab/PVC-InternVL2-8B'": repr(str(ROOT)),
+        ".cuda()": "",
+        "max_new_tokens=1024": "max_new_tokens=4",
+        "max_num=12)": "max_num=2, input_size=112)",
+        "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
+        "./assets/": str(RELEASED_README.parents[1] / "media") + "/",
+    }
+    assert all(said in code for said in here)
+    printed = run([sys.executable, "-c", stand_in(code, here)], tmp_path)
+    assert printed.count("Assistant:") == 3
