@@ -299,6 +299,7 @@ class PVCConfig(PretrainedConfig):
     def _check(self):
         vit, ratio = self.vision_config, self.downsample_ratio
         side = self.force_image_size // vit.patch_size
+        _require(0 < ratio <= 1, f"downsample_ratio {ratio} is not above 0 and at most 1")
         block = round(1 / ratio)
         _require(
             self.force_image_size % vit.patch_size == 0,

@@ -357,8 +357,7 @@ class _PlainTextEncoder:
 
     A stretch is tokenised between its neighbouring special tokens, which settles prefix spaces and the
     stripping that some added tokens ask for as it does in the whole prompt. Where an id in between is a
-    special one all the same, the stretch is cut inside the characters that made it, and the parts are
-    tokenised by themselves.
+    special one all the same, the stretch is cut inside the characters that made it.
     """
 
     def __init__(self, tokenizer):
@@ -366,29 +365,55 @@ class _PlainTextEncoder:
         added = tokenizer.added_tokens_decoder.items()
         # an added token of one character (a tokenizer's tab or newline) cannot be cut, and is ordinary text
         reserved = {id for id, token in added if token.special or len(token.content) > 1}
-        self.reserved = (reserved | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        self.reserved = reserved | set(tokenizer.all_special_ids)
 
     def encode(self, text: str, before: str, after: str) -> list[int]:
+        """Ids of `text`, which stands between the special tokens `before` and `after` ("": none)."""
         # lone surrogates (half of a character) cannot be encoded: they become U+FFFD
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return self._encode(text, before, after)
-
-    def _encode(self, text: str, before: str, after: str) -> list[int]:
         ids = self._between(text, before, after)
         if self.reserved.isdisjoint(ids):
             return ids
-        # the shortest prefix with a reserved id ends with the last character of what made it
-        low, high = 0, len(text)
-        while high - low > 1:
-            middle = (low + high) // 2
-            clean = self.reserved.isdisjoint(self._between(text[:middle], before, after))
-            low, high = (middle, high) if clean else (low, middle)
-        if low == 0:
-            raise ValueError(
-                f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed as text"
-            )
-        return self._encode(text[:low], before, after) + self._encode(text[low:], before, after)
+        end = self._clean_prefix(text, before, after)
+        ids, text = self._between(text[:end], before, after), text[end:]
+        while text:
+            end = self._clean_prefix(text, before, after)
+            ids += self._continued(text[:end], after)
+            text = text[end:]
+        return ids
+
+    def _clean_prefix(self, text: str, before: str, after: str) -> int:
+        """Length of the longest prefix without a reserved id: doubled until it has one, then bisected."""
+
+        def is_clean(length):
+            return self.reserved.isdisjoint(self._between(text[:length], before, after))
+
+        clean, length = 0, 32
+        while length < len(text) and is_clean(length):
+            clean, length = length, 2 * length
+        dirty = min(length, len(text))
+        if is_clean(dirty):
+            return dirty
+        while dirty - clean > 1:
+            middle = (clean + dirty) // 2
+            clean, dirty = (middle, dirty) if is_clean(middle) else (clean, middle)
+        if clean == 0:  # one character alone is reserved: only as the tokenizer's "unknown" can it be text
+            if self.tokenizer.unk_token_id not in self._between(text[0], before, after):
+                raise ValueError(
+                    f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed as text"
+                )
+            return 1
+        return clean
 
     def _between(self, text: str, before: str, after: str) -> list[int]:
         ids = self.tokenizer(before + text + after, add_special_tokens=False).input_ids
         return ids[bool(before) : len(ids) - bool(after)]
+
+    def _continued(self, text: str, after: str) -> list[int]:
+        """Ids of text that goes on after a cut: without the space that some tokenizers put before a stretch."""
+        for character in "\n.a":
+            lead = self._between(character, "", "")
+            ids = self._between(character + text, "", after)
+            if ids[: len(lead)] == lead:
+                return ids[len(lead) :]
+        return self._between(text, "", after)

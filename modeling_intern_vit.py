@@ -453,7 +453,7 @@ class InternVisionModel(PreTrainedModel):
         Raises:
             ValueError: where shapes are not as said.
         """
-        self._check_pixels(pixel_values)
+        self.check_pixels(pixel_values)
         if clips is None:
             if clip_grid is None:
                 clip_grid = torch.ones(len(pixel_values), 3, dtype=torch.long)
@@ -488,7 +488,8 @@ class InternVisionModel(PreTrainedModel):
         )
         return output if return_dict else output.to_tuple()
 
-    def _check_pixels(self, pixel_values: torch.Tensor):
+    def check_pixels(self, pixel_values: torch.Tensor):
+        """Raises a ValueError where `pixel_values` are not tiles that this ViT takes."""
         channels, patch = self.config.num_channels, self.config.patch_size
         shape = tuple(pixel_values.shape)
         if len(shape) != 4 or shape[1] != channels or min(shape) < 1 or shape[2] % patch or shape[3] % patch:

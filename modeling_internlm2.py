@@ -170,11 +170,10 @@ class InternLM2Model(InternLM2PreTrainedModel):
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         x = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
-        if use_cache and past_key_values is None:
-            past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(x.shape[1], device=x.device)[None] + past
+        # before a cache is made: beside one, restarting positions are not taken for packed samples
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=x,
@@ -182,6 +181,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+        if use_cache and past_key_values is None:
+            past_key_values = DynamicCache(config=self.config)
         cos_sin = rotary_cos_sin(self.config, position_ids, x.dtype)
         for layer in self.layers:
             x = layer(

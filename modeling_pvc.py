@@ -121,6 +121,7 @@ class PVCModel(PVCPreTrainedModel):
             ValueError: where shapes are not as said, or the grid of patches does not divide into blocks.
         """
         config = self.config
+        self.vision_model.check_pixels(pixel_values)
         if clip_grid is None:
             clip_grid = torch.tensor([[1, len(pixel_values), config.image_repeats]]).expand(
                 len(pixel_values), 3
@@ -317,8 +318,10 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
                 raise ValueError(
                     f"config.image_token_id {image_token_id} is not in the vocabulary of {vocab_size}"
                 )
-            if input_ids is None:
-                raise ValueError("pixel_values need input_ids, which say where the visual tokens go")
+            if input_ids is None or kwargs.get("inputs_embeds") is not None:
+                raise ValueError(
+                    "pixel_values need input_ids, which say where the visual tokens go, and no inputs_embeds"
+                )
             kwargs["inputs_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
         elif input_ids is not None and kwargs.get("inputs_embeds") is None:
             places = int((input_ids == image_token_id).sum())
@@ -367,7 +370,7 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
         output = self.generate(
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
-            pixel_values=None if pixel_values is None else pixel_values.to(self.device),
+            pixel_values=None if pixel_values is None else pixel_values.to(input_ids.device),
             clip_grid=clip_grid_of(clips),
             streamer=streamer,
             **_settings(generation_config, template.stop_token_ids(tokenizer)),
@@ -402,7 +405,9 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
                     f"the tokenizer's id of <IMG_CONTEXT> is {context_id}, config.image_token_id "
                     f"{self.config.image_token_id}: use the model's own tokenizer, or set the configuration's"
                 )
-        return torch.tensor([encode_segments(tokenizer, segments, media_tokens)], device=self.device)
+        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
+        device = "cpu" if self.device.type == "meta" else self.device
+        return torch.tensor([encode_segments(tokenizer, segments, media_tokens)], device=device)
 
 
 def clip_grid_of(clips: list[Clip]) -> torch.Tensor | None:

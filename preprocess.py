@@ -283,14 +283,17 @@ def _open_video(file: MediaFile):
         file.seek(0)
     try:
         container = av.open(file, metadata_errors="ignore")
-    except OSError:
-        raise  # FileNotFoundError and its kin say what is wrong
+    except FileNotFoundError:
+        raise
     except av.error.FFmpegError as error:
         raise ValueError(f"{_file_name(file)} is not a video that can be read: {error}") from error
     with container:
         stream = container.streams.best("video")
-        if stream is None or container.format.name == "tty":  # FFmpeg plays any .txt as a terminal's screen
+        is_text = container.format.name == "tty"  # FFmpeg plays any .txt as the screen of a terminal
+        if stream is None or is_text or stream.disposition & av.stream.Disposition.attached_pic:
             raise ValueError(f"{_file_name(file)} is not a video: it has no video stream")
+        if stream.codec_context is None:
+            raise ValueError(f"{_file_name(file)} is in a video format that PyAV does not know")
         yield container, stream
 
 
@@ -298,7 +301,7 @@ def _packets(container, stream) -> Iterator:
     """The stream's packets, in decoding order, as far as the file goes."""
     try:
         for packet in container.demux(stream):
-            if packet.size or packet.dts is not None:  # not the empty one that PyAV adds at the end
+            if packet.size:  # an empty one shows nothing new, and would end the decoding
                 yield packet
     except _pyav().error.FFmpegError:
         return  # the file is damaged from here on: _index_video counts what there is
@@ -312,16 +315,16 @@ def _packets_from(key_stamp: int, container, stream) -> Iterator:
         return iter(())
     packets = _packets(container, stream)
     first = next(packets, None)
-    if first is None or not first.is_keyframe or first.pts is None or first.pts > key_stamp:
+    if first is None or first.pts is None or first.pts > key_stamp:
         return iter(())
     return chain([first], packets)
 
 
 def _is_shown(packet) -> bool:
-    """Whether the packet becomes a frame: not if empty, cut by the edit list, or a hidden frame of VP8."""
-    if packet.size == 0 or packet.is_discard:
-        return False
-    return packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
+    """Whether the packet becomes a frame: not if the edit list cuts it, nor if it is a hidden one of VP8."""
+    return not packet.is_discard and (
+        packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
+    )
 
 
 def _index_video(file: MediaFile) -> _VideoIndex:
@@ -331,16 +334,16 @@ def _index_video(file: MediaFile) -> _VideoIndex:
             (packet.pts, packet.is_keyframe, _is_shown(packet)) for packet in _packets(container, stream)
         ]
         # An mp4 has an index of all its packets, which tells how many a file that is cut short has lost.
-        lost = max(0, len(getattr(stream, "index_entries", ())) - len(packets))  # PyAV >= 17
+        indexed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # PyAV >= 17
         fps = float(stream.average_rate or 1)  # None: a single frame, where any rate will do
-        # AVI stores no presentation times: FFmpeg makes them up, and differently after a seek.
-        has_stamps = container.format.name != "avi"
+        # AVI and ASF do not store in which order frames are shown: FFmpeg makes up their times.
+        has_stamps = container.format.name not in ("avi", "asf")
     stamps = [stamp for stamp, _, is_shown in packets if is_shown]
     key_stamps = [stamp for stamp, is_key, _ in packets if is_key and stamp is not None]
-    readable = len(stamps)
+    readable, lost = len(stamps), max(0, indexed - len(packets))
     if readable == 0:
         raise ValueError(f"{_file_name(file)} has no frame that can be read")
-    if not has_stamps or None in stamps or len(set(stamps)) < readable:
+    if not has_stamps or len(set(stamps) - {None}) < readable:
         stamps = key_stamps = []
     return _VideoIndex(readable + lost, readable, fps, sorted(stamps), sorted(key_stamps))
 
@@ -379,8 +382,7 @@ def _decode(file: MediaFile, index: _VideoIndex, runs: list[tuple[int | None, in
 
 def _decoded_pictures(container, stream, start: int | None) -> Iterator:
     packets = _packets(container, stream) if start is None else _packets_from(start, container, stream)
-    filled = (packet for packet in packets if packet.size)  # an empty one would end the decoding
-    for packet in chain(filled, [None]):  # None: what the decoder still holds
+    for packet in chain(packets, [None]):  # None: what the decoder still holds
         try:
             yield from stream.decode(packet)
         except _pyav().error.FFmpegError:
