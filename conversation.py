@@ -399,9 +399,7 @@ class _PlainTextEncoder:
             clean, dirty = (middle, dirty) if is_clean(middle) else (clean, middle)
         if clean == 0:  # one character alone is reserved: only as the tokenizer's "unknown" can it be text
             if self.tokenizer.unk_token_id not in self._between(text[0], before, after):
-                raise ValueError(
-                    f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed as text"
-                )
+                raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
             return 1
         return clean
 
@@ -410,7 +408,7 @@ class _PlainTextEncoder:
         return ids[bool(before) : len(ids) - bool(after)]
 
     def _continued(self, text: str, after: str) -> list[int]:
-        """Ids of text that goes on after a cut: without the space that some tokenizers put before a stretch."""
+        """Ids of text after a cut: without the space that some tokenizers put before a stretch."""
         for character in "\n.a":
             lead = self._between(character, "", "")
             ids = self._between(character + text, "", after)

@@ -315,7 +315,7 @@ def _packets_from(key_stamp: int, container, stream) -> Iterator:
         return iter(())
     packets = _packets(container, stream)
     first = next(packets, None)
-    if first is None or first.pts is None or first.pts > key_stamp:
+    if first is None or not first.is_keyframe or first.pts is None or first.pts > key_stamp:
         return iter(())
     return chain([first], packets)
 

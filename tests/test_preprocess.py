@@ -193,6 +193,7 @@ def test_get_index_wants_a_frame():
 # videos
 
 WIDTH, HEIGHT = 64, 48  # eight bars of 8 pixels
+GOP_OF_12 = {"g": "12", "bf": "2", "sc_threshold": "0"}
 
 
 def numbered(frame: int) -> np.ndarray:
@@ -209,7 +210,7 @@ def write_video(path, num_frames=60, codec="libx264", options=None, times_ms=Non
     if codec not in av.codecs_available:
         pytest.skip(f"this PyAV has no encoder {codec}")
     with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options=options or {"g": "12", "bf": "2"})
+        stream = container.add_stream(codec, rate=10, options=options or GOP_OF_12)
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         if times_ms:
             stream.codec_context.time_base = Fraction(1, 1000)
@@ -261,13 +262,14 @@ KINDS = {
     "intra_refresh.mkv": {"options": {"x264-params": "intra-refresh=1:keyint=12"}},
     "inexact_seek.ts": {},
     "inexact_seek_mpeg4.ts": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},
+    "inexact_seek_mpeg4.mpg": {"codec": "mpeg4", "options": {"g": "12", "bf": "2"}},
     "made_up_times.avi": {},
     "made_up_times.wmv": {},
     "no_times.h264": {},
     "vp9.webm": {"codec": "libvpx-vp9", "options": {"g": "12", "auto-alt-ref": "1", "lag-in-frames": "10"}},
     "hevc.mkv": {"codec": "libx265", "options": {"x265-params": "open-gop=1:keyint=12:log-level=none"}},
     "mpeg4.mp4": {"codec": "mpeg4"},
-    "no_keyframe_marked.swf": {"codec": "flv"},
+    "no_keyframe_marked.swf": {"codec": "flv", "options": {"g": "12"}},
     "one_frame.mp4": {"num_frames": 1},
 }
 
@@ -298,7 +300,7 @@ def decoded(monkeypatch):
 
 @pytest.mark.parametrize("frames, num_decoded", [([59], 12), ([48], 1), ([2, 50], 3 + 3), ([11, 13], 14)])
 def test_far_frames_are_sought_and_near_ones_decoded_on_the_way(frames, num_decoded, tmp_path, decoded):
-    path = write_video(tmp_path / "gop12.mp4", options={"g": "12", "bf": "0", "sc_threshold": "0"})
+    path = write_video(tmp_path / "gop12.mp4", options=GOP_OF_12 | {"bf": "0"})
     assert list(read(path, frames)) == frames
     assert len(decoded) == num_decoded
 
