@@ -14,6 +14,7 @@ import sys
 import wave
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 
 import av
 import numpy as np
@@ -286,6 +287,31 @@ def test_seeking_finds_the_same_frames_as_decoding_in_order(kind, tmp_path, monk
     for choice, pictures in zip(choices, sought):
         assert list(pictures) == choice
         assert all(np.array_equal(pictures[frame], in_order[frame]) for frame in choice)
+
+
+def allow(*args, **kwargs):
+    pass
+
+
+def refuse(*args, **kwargs):
+    raise av.error.InvalidDataError(22, "this container cannot seek")
+
+
+@pytest.mark.parametrize(
+    "is_keyframe, stamp, seek, is_used",
+    [
+        (True, 100, allow, True),
+        (True, 80, allow, True),
+        (True, 120, allow, False),  # frames before it would lack what they refer to
+        (False, 90, allow, False),
+        (True, None, allow, False),
+        (True, 100, refuse, False),
+    ],
+)
+def test_a_seek_counts_only_if_it_lands_on_a_keyframe_not_too_late(is_keyframe, stamp, seek, is_used):
+    packets = [SimpleNamespace(is_keyframe=is_keyframe, pts=stamp, size=9), SimpleNamespace(pts=140, size=9)]
+    container = SimpleNamespace(seek=seek, demux=lambda stream: iter(packets))
+    assert list(preprocess._packets_from(100, container, stream=None)) == (packets if is_used else [])
 
 
 @pytest.fixture
