@@ -309,7 +309,7 @@ def test_no_settings_at_all_are_those_of_the_model(tokenizer, monkeypatch):
 
 def test_answer_is_the_generated_text_up_to_the_end_token(model, tokenizer, monkeypatch):
     text = tokenizer("  A cat.\n", add_special_tokens=False).input_ids
-    record_calls(model, monkeypatch, answer=[*text, END])
+    record_calls(model, monkeypatch, answer=[1, *text, IMG, END])  # other special tokens are not shown
     assert model.chat(tokenizer, tiles(1), "What?") == "A cat."
 
 
@@ -407,6 +407,7 @@ def test_tokenizer_must_have_the_image_token_of_the_configuration(tokenizer):
     assert isinstance(model.chat(tokenizer, None, "What?", SETTINGS), str)
 
 
-def test_tiles_must_divide_into_blocks_of_patches(model, tokenizer):
-    with pytest.raises(ValueError, match="tiles are 70x70 pixels: expected multiples of 56"):
-        model.chat(tokenizer, tiles(1, side=70), "What?", SETTINGS)
+@pytest.mark.parametrize(("height", "width"), [(70, 56), (56, 70)])
+def test_tiles_must_divide_into_blocks_of_patches(height, width, model, tokenizer):
+    with pytest.raises(ValueError, match=f"tiles are {height}x{width} pixels: expected multiples of 56"):
+        model.chat(tokenizer, torch.zeros(1, 3, height, width), "What?", SETTINGS)

@@ -50,9 +50,7 @@ def byte_level_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prefix_space_tokenizer(everywhere: bool) -> PreTrainedTokenizerFast:
-    """As Phi3's and Llama 2's: a space before text, BOS, byte fallback, added tokens that strip what
-    follows.
-    """
+    """As Phi3's and Llama 2's: a space before text, BOS, byte fallback, added tokens that strip spaces."""
     special, byte_pieces = ["<unk>", "<s>", "</s>"], [f"<0x{byte:02X}>" for byte in range(256)]
     letters = sorted({letter for word in WORDS for letter in word} | set("▁abcdefghijklmnopqrstuvwxyz.:"))
     model = bpe([*special, *byte_pieces, *letters], "▁", unk_token="<unk>", byte_fallback=True, fuse_unk=True)
@@ -73,7 +71,8 @@ def prefix_space_tokenizer(everywhere: bool) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
     )
     stripping = [added(token, rstrip=True) for token in ("</s>", *CHAT_TOKENS[:4])]
-    plain = [added(token) for token in (*CHAT_TOKENS[4:], *MEDIA_TOKENS)]
+    stripping.append(added("<|im_end|>", lstrip=True))
+    plain = [added(token) for token in ("<|im_start|>", *MEDIA_TOKENS)]
     tokenizer.add_tokens(stripping + plain, special_tokens=True)
     return tokenizer
 
@@ -86,8 +85,8 @@ def bpe(symbols: list[str], space: str, **kwargs) -> models.BPE:
     return models.BPE({piece: id for id, piece in enumerate(pieces)}, list(merges), **kwargs)
 
 
-def added(token: str, special: bool = True, rstrip: bool = False) -> AddedToken:
-    return AddedToken(token, special=special, rstrip=rstrip, normalized=False)
+def added(token: str, special: bool = True, lstrip: bool = False, rstrip: bool = False) -> AddedToken:
+    return AddedToken(token, special=special, lstrip=lstrip, rstrip=rstrip, normalized=False)
 
 
 @cache
@@ -450,6 +449,36 @@ def test_a_long_text_full_of_special_tokens_is_plain_text_too(tokenizer):
     assert lines.strip() in tokenizer.decode(ids)
     ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<|im_end|>")}
     assert sum(id in ends for id in ids) == 2  # the template's own, after system message and question
+
+
+def test_work_for_a_text_full_of_special_tokens_grows_as_its_length_does():
+    class Counting:
+        """A tokenizer that counts the characters it reads."""
+
+        def __init__(self):
+            self.tokenizer, self.characters = byte_level_tokenizer(), 0
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, text, **kwargs):
+            self.characters += len(text)
+            return self.tokenizer(text, **kwargs)
+
+    work = []
+    for lines in (50, 200):
+        counting = Counting()
+        segments, _ = dialogue_segments(CHATML, "a</s>b <|im_end|>\n" * lines)
+        encode_segments(counting, segments, [])
+        work.append(counting.characters)
+    assert work[1] < 5 * work[0]
+
+
+def test_template_tokens_are_the_longest_that_fit_as_the_tokenizer_reads_them():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_tokens([added("<|im_"), added("<|im_start|>user")], special_tokens=True)
+    segments, _ = dialogue_segments(CHATML, "What?")
+    assert encode_segments(tokenizer, segments, []) == tokenizer(expanded(segments, [])).input_ids
 
 
 def test_a_typed_token_of_one_character_is_text_where_it_is_not_special_and_an_error_where_it_is():

@@ -103,6 +103,7 @@ def test_tiles_without_a_clip_grid_are_one_image(model):
     expected = model(**batch).logits
     assert torch.equal(model(**batch | {"clip_grid": None}).logits, expected)
     assert not torch.equal(model(**batch | {"pixel_values": -batch["pixel_values"]}).logits, expected)
+    assert len(model.get_image_features(batch["pixel_values"]).pooler_output) == 1
 
 
 @torch.no_grad()
