@@ -9,6 +9,7 @@ from transformers import AutoConfig, PretrainedConfig
 
 from .conversation import get_conv_template
 
+MODEL_TYPES = ("pvc", "pvc_internvl", "internvl_chat")  # ours, the release's, InternVL's
 LLM_TYPES = ("internlm2", "llama", "qwen2", "qwen3", "phi3")
 LLM_TYPE_OF_ARCHITECTURE = {
     "InternLM2ForCausalLM": "internlm2",
@@ -295,6 +296,20 @@ class PVCConfig(PretrainedConfig):
         kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         super().__init__(**kwargs)
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """transformers' own, which gives nothing where there is no config.json: that would be the 8B."""
+        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if not values:
+            raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")
+        model_type = values.get("model_type")
+        _require(
+            model_type in MODEL_TYPES,
+            f"config.json of {pretrained_model_name_or_path} has model_type {model_type!r}: expected one of "
+            f"{', '.join(MODEL_TYPES)}",
+        )
+        return values, kwargs
 
     def _check(self):
         vit, ratio = self.vision_config, self.downsample_ratio

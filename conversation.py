@@ -7,9 +7,12 @@ stays text, `<|im_end|>` and `[UNUSED_TOKEN_145]` included. `released_clips` rea
 the released `chat`. Pixels and tensors are left to the other files.
 """
 
+import json
 import re
+from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from operator import index
 from typing import NamedTuple
 
 IMAGE_PLACEHOLDER = "<image>"
@@ -18,9 +21,9 @@ ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
 
 
 class Segment(NamedTuple):
-    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (system message or
-    answer: plain), "question" (a user turn: plain, but each `<image>` in it stands for media) or "media"
-    (one picture or video frame)."""
+    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (what somebody typed:
+    plain) or "media" (the place of one picture or video frame).
+    """
 
     kind: str
     text: str
@@ -28,8 +31,9 @@ class Segment(NamedTuple):
 
 @dataclass
 class Conversation:
-    """A dialogue in the layout of one prompt template; `messages` are (role, text or None for "to be
-    answered").
+    """A dialogue in the layout of one prompt template.
+
+    `messages` are (role, content): a text, segments of text and media, or None for "to be answered".
 
     `sep` ends a message; in the style "INTERNVL_ZH" a question ends with `sep2` and roles are followed by a
     colon.
@@ -43,9 +47,9 @@ class Conversation:
     sep_style: str = "MPT"
     sep2: str | None = None
     stop_str: str | None = None
-    messages: list[tuple[str, str | None]] = field(default_factory=list)
+    messages: list[tuple[str, str | list[Segment] | None]] = field(default_factory=list)
 
-    def append_message(self, role: str, message: str | None):
+    def append_message(self, role: str, message: str | list[Segment] | None):
         self.messages.append((role, message))
 
     def segments(self) -> list[Segment]:
@@ -56,11 +60,10 @@ class Conversation:
         parts = self._system_segments()
         for turn, (role, message) in enumerate(self.messages):
             parts.append(Segment("template", role + colon))
-            if message:
-                kind = "question" if role == self.roles[0] else "text"
+            if message not in (None, ""):
+                content = [Segment("text", message)] if isinstance(message, str) else message
                 end = self.sep2 if colon and turn % 2 == 0 else self.sep
-                gap = " " if colon else ""
-                parts += [Segment("template", gap), Segment(kind, message), Segment("template", end)]
+                parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
         return [part for part in parts if part.text]
 
     def _system_segments(self) -> list[Segment]:
@@ -158,12 +161,14 @@ def released_clips(
     Raises:
         ValueError: where the arguments contradict each other, with the numbers that do not fit.
     """
-    patches = [num_tiles] if num_patches_list is None else _integers(num_patches_list)
-    if sum(patches) != num_tiles or min(patches) < 1:
+    patches = [num_tiles] if num_patches_list is None else integers("num_patches_list", num_patches_list)
+    if patches and min(patches) < 1:
+        raise ValueError(f"num_patches_list {patches} has {min(patches)}: expected at least 1 tile each")
+    if sum(patches) != num_tiles:
         raise ValueError(
             f"num_patches_list {patches} sums to {sum(patches)}, but pixel_values has {num_tiles} tiles"
         )
-    flags = [SEVERAL_IMAGES] if data_flag is None else _integers(data_flag)
+    flags = [SEVERAL_IMAGES] if data_flag is None else integers("data_flag", data_flag)
     if VIDEO in flags and num_patches_list is None:
         raise ValueError(
             "data_flag 3 (video) needs num_patches_list: the tiles of each frame, as load_video returns them"
@@ -192,7 +197,7 @@ def released_clips(
 def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[list[int]]:
     """Splits `num_patches_list` into one list a media group."""
     if split_sizes is not None:
-        return _group_by_size(patches, flags, _integers(split_sizes))
+        return _group_by_size(patches, flags, integers("split_sizes", split_sizes))
     open_groups = [i for i, flag in enumerate(flags) if flag != ONE_IMAGE]
     if len(open_groups) > 1:
         raise ValueError(
@@ -231,9 +236,12 @@ def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> li
     return groups
 
 
-def _integers(values) -> list[int]:
-    """A list of ints from a list or a tensor."""
-    return [int(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+def integers(name: str, values) -> list[int]:
+    """A list of ints from a list or a tensor; a ValueError that says `name` for anything else."""
+    try:
+        return [index(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+    except TypeError as error:
+        raise ValueError(f"{name} is {values!r}: expected a list of whole numbers") from error
 
 
 def dialogue_segments(
@@ -249,19 +257,25 @@ def dialogue_segments(
         frames_of_media: the frames of each clip of the whole dialogue; an image has 1.
 
     Raises:
-        ValueError: where the user turns have more or fewer placeholders than there are pictures and frames.
+        ValueError: where the user turns have more or fewer placeholders than there are pictures and frames,
+            or the question or a turn of the history is not made of texts.
     """
     history = list(history or [])
+    if not isinstance(question, str):
+        raise ValueError(f"the question is a {type(question).__name__}: expected a text")
+    for i, turn in enumerate(history):
+        if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
+            raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
     if not history and IMAGE_PLACEHOLDER not in question:
         question = "".join(map(_placeholder_lines, frames_of_media)) + question
     conversation = deepcopy(template)
     for asked, answer in history:
-        conversation.append_message(template.roles[0], asked)
+        conversation.append_message(template.roles[0], with_placeholders(asked))
         conversation.append_message(template.roles[1], answer)
-    conversation.append_message(template.roles[0], question)
+    conversation.append_message(template.roles[0], with_placeholders(question))
     conversation.append_message(template.roles[1], None)
 
-    segments = [piece for segment in conversation.segments() for piece in _split_media(segment)]
+    segments = conversation.segments()
     placeholders, media = sum(segment.kind == "media" for segment in segments), sum(frames_of_media)
     if placeholders != media:
         raise ValueError(
@@ -272,29 +286,120 @@ def dialogue_segments(
 
 
 def _placeholder_lines(frames: int) -> str:
-    if frames == 1:
-        return f"{IMAGE_PLACEHOLDER}\n"
-    return "".join(f"Frame{i + 1}: {IMAGE_PLACEHOLDER}\n" for i in range(frames))
+    lines = video_segments(frames) if frames > 1 else [Segment("media", IMAGE_PLACEHOLDER)]
+    return "".join(segment.text for segment in lines) + "\n"
 
 
-def _split_media(segment: Segment) -> list[Segment]:
-    """Cuts a question at its placeholders; every other segment is left whole."""
-    if segment.kind != "question":
-        return [segment]
-    texts = segment.text.split(IMAGE_PLACEHOLDER)
-    pieces = [Segment("text", texts[0])]
-    for text in texts[1:]:
-        pieces += [Segment("media", IMAGE_PLACEHOLDER), Segment("text", text)]
-    return pieces
+def with_placeholders(text: str) -> list[Segment]:
+    """Segments of a text in which each `<image>` is the place of a picture."""
+    texts = text.split(IMAGE_PLACEHOLDER)
+    segments = [Segment("text", texts[0])]
+    for rest in texts[1:]:
+        segments += [Segment("media", IMAGE_PLACEHOLDER), Segment("text", rest)]
+    return [segment for segment in segments if segment.text]
 
 
-def encode_segments(tokenizer, segments: list[Segment], media_tokens: list[int]) -> list[int]:
+def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
+    """The released lines of a video, `FrameN: <image>`, with each frame's time in seconds where it is
+    given.
+    """
+    segments = []
+    for i in range(frames):
+        time = "" if times_s is None else f" at {times_s[i]:.1f}s"
+        start = "\n" if i else ""
+        segments += [Segment("text", f"{start}Frame{i + 1}{time}: "), Segment("media", IMAGE_PLACEHOLDER)]
+    return segments
+
+
+MESSAGES_TO_PROMPT = """\
+{%- macro render(content) -%}
+  {%- if content is string -%}{{- content -}}
+  {%- else -%}
+    {%- for block in content -%}
+      {%- if block.type == "text" -%}{{- block.text -}}
+      {%- elif block.type in ("video", "video_url") -%}{{- "<video>\\n" -}}
+      {%- elif block.type in ("image", "image_url") -%}{{- "<image>\\n" -}}
+      {%- else -%}{{- raise_exception("expected blocks text, image and video, got " + block.type) -}}
+      {%- endif -%}
+    {%- endfor -%}
+  {%- endif -%}
+{%- endmacro -%}
+{%- if messages[0].role == "system" -%}
+  {%- set system_message, turns = render(messages[0].content), messages[1:] -%}
+{%- else -%}
+  {%- set turns = messages -%}
+{%- endif -%}
+{{- system_start + system_message + system_end -}}
+{%- for message in turns -%}
+  {%- if message.role == "user" -%}{{- user_start + render(message.content) + user_end -}}
+  {%- elif message.role == "assistant" -%}{{- assistant_start + render(message.content) + assistant_end -}}
+  {%- else -%}{{- raise_exception("expected roles user and assistant, got " + message.role) -}}
+  {%- endif -%}
+{%- endfor -%}
+{%- if add_generation_prompt -%}{{- answer_start -}}{%- endif -%}
+"""
+
+
+def jinja_template(template: Conversation) -> str:
+    """The Jinja template that lays messages out as `template` does: pictures as `<image>`, videos as
+    `<video>`, each with a line break.
+    """
+    colon, user_end = (": ", template.sep2) if template.sep_style == "INTERNVL_ZH" else ("", template.sep)
+    system = template._system_segments()
+    before = system[0].text if system[0].kind == "template" else ""
+    variables = {
+        "system_start": before,
+        "system_message": template.system_message,
+        "system_end": system[-1].text,
+        "user_start": template.roles[0] + colon,
+        "user_end": user_end,
+        "assistant_start": template.roles[1] + colon,
+        "assistant_end": template.sep,
+        "answer_start": template.roles[1] + colon.strip(),
+    }
+    settings = [
+        f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
+    ]
+    return "".join(settings) + MESSAGES_TO_PROMPT
+
+
+def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
+    """Visual tokens of each media segment: one segment an image, one a frame of a video."""
+    return [clip.tiles * clip.repeats * tokens_per_tile for clip in clips for _ in range(clip.frames)]
+
+
+def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
+    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the clip that the tile belongs
+    to.
+    """
+    return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
+
+
+def pad(rows: list[list[int]], pad_id: int, side: str = "left") -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of equal length and their attention mask; the tokenizer's own settings play no part."""
+    if side not in ("left", "right"):
+        raise ValueError(f"padding_side is {side!r}: expected 'left' or 'right'")
+    length = max(map(len, rows))
+    gaps = [length - len(row) for row in rows]
+    if side == "left":
+        return [[pad_id] * gap + row for gap, row in zip(gaps, rows)], [
+            [0] * gap + [1] * (length - gap) for gap in gaps
+        ]
+    return [row + [pad_id] * gap for gap, row in zip(gaps, rows)], [
+        [1] * (length - gap) + [0] * gap for gap in gaps
+    ]
+
+
+def encode_segments(
+    tokenizer, segments: list[Segment], media_tokens: list[int], *, add_special_tokens: bool = True
+) -> list[int]:
     """Token ids of a prompt: equal to `tokenizer(released prompt string)` for ordinary text.
 
     Args:
         tokenizer: any transformers tokenizer that has `<img>`, `<IMG_CONTEXT>` and `</img>`; it is left
             unchanged.
         media_tokens: the number of visual tokens of each media segment, in order.
+        add_special_tokens: put BOS first where the tokenizer does.
 
     Raises:
         ValueError: where the tokenizer lacks a media token, or typed text cannot be kept from becoming a
@@ -302,7 +407,8 @@ def encode_segments(tokenizer, segments: list[Segment], media_tokens: list[int])
     """
     specials = tokenizer.get_added_vocab()
     runs = _text_runs(segments, specials, iter(media_tokens))
-    ids = [id for id in tokenizer("").input_ids[:1] if id == tokenizer.bos_token_id]
+    starts = tokenizer("").input_ids[:1] if add_special_tokens else []
+    ids = [id for id in starts if id == tokenizer.bos_token_id]
     encoder = _PlainTextEncoder(tokenizer)
     for i, run in enumerate(runs):
         if isinstance(run, _Special):
@@ -365,14 +471,15 @@ class _PlainTextEncoder:
         added = tokenizer.added_tokens_decoder.items()
         # an added token of one character (a tokenizer's tab or newline) cannot be cut, and is ordinary text
         reserved = {id for id, token in added if token.special or len(token.content) > 1}
-        self.reserved = reserved | set(tokenizer.all_special_ids)
+        # the unknown token also stands for unknown characters: it is special only where its name is typed
+        self.reserved = (reserved | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
 
     def encode(self, text: str, before: str, after: str) -> list[int]:
         """Ids of `text`, which stands between the special tokens `before` and `after` ("": none)."""
         # lone surrogates (half of a character) cannot be encoded: they become U+FFFD
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
         ids = self._between(text, before, after)
-        if self.reserved.isdisjoint(ids):
+        if self._is_plain(text, ids):
             return ids
         end = self._clean_prefix(text, before, after)
         ids, text = self._between(text[:end], before, after), text[end:]
@@ -386,7 +493,7 @@ class _PlainTextEncoder:
         """Length of the longest prefix without a reserved id: doubled until it has one, then bisected."""
 
         def is_clean(length):
-            return self.reserved.isdisjoint(self._between(text[:length], before, after))
+            return self._is_plain(text[:length], self._between(text[:length], before, after))
 
         clean, length = 0, 32
         while length < len(text) and is_clean(length):
@@ -397,11 +504,14 @@ class _PlainTextEncoder:
         while dirty - clean > 1:
             middle = (clean + dirty) // 2
             clean, dirty = (middle, dirty) if is_clean(middle) else (clean, middle)
-        if clean == 0:  # one character alone is reserved: only as the tokenizer's "unknown" can it be text
-            if self.tokenizer.unk_token_id not in self._between(text[0], before, after):
-                raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
-            return 1
+        if clean == 0:
+            raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
         return clean
+
+    def _is_plain(self, text: str, ids: list[int]) -> bool:
+        unknown = self.tokenizer.unk_token
+        names_unknown = unknown and unknown in text and self.tokenizer.unk_token_id in ids
+        return self.reserved.isdisjoint(ids) and not names_unknown
 
     def _between(self, text: str, before: str, after: str) -> list[int]:
         ids = self.tokenizer(before + text + after, add_special_tokens=False).input_ids

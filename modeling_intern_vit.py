@@ -102,7 +102,9 @@ class ClipLayout:
 
 def _clips(clip_grid: torch.Tensor, num_tiles: int):
     """Yields the first tile and (frames, tiles a frame, repeats) of each clip."""
-    if clip_grid.shape != (num_tiles, 3) or clip_grid.is_floating_point():
+    if not isinstance(clip_grid, torch.Tensor):
+        raise ValueError(f"clip_grid is a {type(clip_grid).__name__}: expected a tensor ({num_tiles}, 3)")
+    if clip_grid.shape != (num_tiles, 3) or clip_grid.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"clip_grid is {clip_grid.dtype} {tuple(clip_grid.shape)}, expected integers ({num_tiles}, 3): "
             f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values"
@@ -384,7 +386,7 @@ class InternVisionModel(PreTrainedModel):
     main_input_name = "pixel_values"
     input_modalities = ("image",)
     supports_gradient_checkpointing = True
-    _no_split_modules = ["InternVisionEncoderLayer", "ProgressiveEncoderLayer"]
+    _no_split_modules = ["InternVisionEmbeddings", "InternVisionEncoderLayer", "ProgressiveEncoderLayer"]
     _supports_sdpa = _supports_flash_attn = _supports_flex_attn = _supports_attention_backend = True
 
     def __init__(self, config: InternVisionConfig):
@@ -491,7 +493,16 @@ class InternVisionModel(PreTrainedModel):
     def check_pixels(self, pixel_values: torch.Tensor):
         """Raises a ValueError where `pixel_values` are not tiles that this ViT takes."""
         channels, patch = self.config.num_channels, self.config.patch_size
+        if not isinstance(pixel_values, torch.Tensor):
+            raise ValueError(
+                f"pixel_values is a {type(pixel_values).__name__}: expected a tensor "
+                f"(tiles, {channels}, H, W), as load_image makes"
+            )
         shape = tuple(pixel_values.shape)
+        if not pixel_values.is_floating_point():
+            raise ValueError(
+                f"pixel_values is {pixel_values.dtype}: expected normalised floats, as load_image makes"
+            )
         if len(shape) != 4 or shape[1] != channels or min(shape) < 1 or shape[2] % patch or shape[3] % patch:
             raise ValueError(
                 f"pixel_values has shape {shape}, expected (tiles, {channels}, H, W) with H and W "

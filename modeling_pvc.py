@@ -3,34 +3,41 @@
     tiles -> ViT with progressive encoding -> adaptive compression -> visual tokens
     visual tokens in the places of <IMG_CONTEXT> among the text's embeddings -> LLM -> answer
 
-`PVCModel` is the body and `PVCForConditionalGeneration` adds the head, `generate` and `chat`. The ViT is in
-`modeling_intern_vit.py`, InternLM2 in `modeling_internlm2.py`, prompts in `conversation.py`.
+`PVCModel` is the body and `PVCForConditionalGeneration` adds the head, `generate` and, from
+`chat_pvc.py`, `chat`. The ViT is in `modeling_intern_vit.py`, InternLM2 in `modeling_internlm2.py`, prompts
+in `conversation.py`.
 
 Shapes: `num_tiles` tiles as they come, unrepeated; `R` rows (one moment of one tile each); `N` tokens of a
     row;
 `C` width of the ViT, `D` of the projector's input, `H` of the LLM.
 """
 
-from collections.abc import Sequence
-from copy import deepcopy
 from functools import partial
+from json import JSONDecodeError
 
 import torch
 from einops import rearrange
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModel, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, BitsAndBytesConfig, GenerationConfig, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, is_flash_attn_2_available, logging
 
+from .chat_pvc import ChatMixin
 from .configuration_pvc import PVCConfig
-from .conversation import Clip, dialogue_segments, encode_segments, get_conv_template, released_clips
+from .conversation import get_conv_template
 from .modeling_intern_vit import AdaLN, ClipLayout, InternVisionModel, in_passes, init_constant_start
 from .modeling_internlm2 import InternLM2Model, causal_lm_output
+
+logger = logging.get_logger(__name__)
+
+OLD_ARGUMENTS = ("use_flash_attn", "load_in_8bit", "load_in_4bit")
+UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
 
 
 class AdaptiveCompression(nn.Module):
@@ -173,6 +180,10 @@ class PVCModel(PVCPreTrainedModel):
         """
         embeddings = self.get_input_embeddings()(input_ids)
         if pixel_values is None:
+            if clip_grid is not None:
+                raise ValueError(
+                    "clip_grid says what the tiles of pixel_values are, but pixel_values is None"
+                )
             return self._with_unused_vision(embeddings) if self.training else embeddings
         features = self.get_image_features(pixel_values, clip_grid).last_hidden_state.flatten(0, 1)
         places = input_ids == self.config.image_token_id
@@ -230,7 +241,7 @@ class PVCModel(PVCPreTrainedModel):
         )
 
 
-class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
+class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin):
     """PVC with its head: answers about one image, several, or a video."""
 
     _tp_plan = {"lm_head": "colwise_gather_output"}
@@ -245,6 +256,20 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
         self.conv_template = get_conv_template(config.template)
         self.system_message = self.conv_template.system_message
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """transformers' own; `use_flash_attn`, `load_in_8bit` and `load_in_4bit` of older releases still
+        work.
+        """
+        kwargs = _translate_old_arguments(kwargs)
+        try:
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        except (SafetensorError, JSONDecodeError) as error:
+            raise OSError(
+                f"{pretrained_model_name_or_path}: a file of weights or their index is damaged ({error}): "
+                "copy or download it again"
+            ) from error
 
     def get_image_features(self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None, **kwargs):
         """See `PVCModel.get_image_features`."""
@@ -313,6 +338,10 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
         """
         input_ids = inputs if input_ids is None else input_ids
         image_token_id, vocab_size = self.config.image_token_id, self.config.llm_config.vocab_size
+        if pixel_values is None and clip_grid is not None:
+            raise ValueError("clip_grid says what the tiles of pixel_values are, but pixel_values is None")
+        if input_ids is not None:
+            _check_ids(input_ids, vocab_size)
         if pixel_values is not None:
             if not 0 <= image_token_id < vocab_size:
                 raise ValueError(
@@ -322,6 +351,11 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
                 raise ValueError(
                     "pixel_values need input_ids, which say where the visual tokens go, and no inputs_embeds"
                 )
+            self.model.vision_model.check_pixels(pixel_values)
+            if not pixel_values.isfinite().all():
+                raise ValueError(
+                    "pixel_values has values that are not finite: was a picture normalised by a zero?"
+                )
             kwargs["inputs_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
         elif input_ids is not None and kwargs.get("inputs_embeds") is None:
             places = int((input_ids == image_token_id).sum())
@@ -329,104 +363,69 @@ class PVCForConditionalGeneration(PVCPreTrainedModel, GenerationMixin):
                 raise ValueError(
                     f"input_ids have {places} places for visual tokens, but pixel_values is None"
                 )
+        self._check_length(input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"])
         return super().generate(input_ids=input_ids, generation_config=generation_config, **kwargs)
 
-    @torch.no_grad()
-    def chat(
-        self,
-        tokenizer,
-        pixel_values: torch.Tensor | None,
-        question: str,
-        generation_config: dict | GenerationConfig | None = None,
-        history: Sequence[tuple[str, str]] | None = None,
-        return_history: bool = False,
-        num_patches_list: Sequence[int] | None = None,
-        split_sizes: Sequence[int] | None = None,
-        data_flag: Sequence[int] | torch.Tensor | None = None,
-        streamer=None,
-    ) -> str | tuple[str, list[tuple[str, str]]]:
-        """Answers a question about images or a video, as the released `chat` does.
-
-        Args:
-            pixel_values: `(num_tiles, 3, S, S)` of the whole dialogue, unrepeated; None: text alone.
-            question: each `<image>` in it (and in the questions of `history`) stands for one image or video
-                frame.
-            generation_config: settings of `generate`, as a dict or an object; it is left unchanged.
-            history: earlier (question, answer) pairs.
-            return_history: also return the history with this turn added, as a new list.
-            num_patches_list, split_sizes, data_flag: what the tiles are; see `conversation.released_clips`.
-            streamer: one of transformers' streamers.
-
-        Raises:
-            ValueError: where placeholders, pictures and these lists contradict each other.
+    def _check_length(self, prompt: torch.Tensor | None):
+        """Raises, or warns where RoPE is scaled, for a prompt `(B, S)` or `(B, S, H)` longer than the LLM
+        was made for.
         """
-        template = get_conv_template(self.config.template)
-        template.system_message = self.system_message
-        clips = self._clips(pixel_values, num_patches_list, split_sizes, data_flag)
-        segments, question = dialogue_segments(
-            template, question, history, frames_of_media=[clip.frames for clip in clips]
+        llm = self.config.llm_config
+        if prompt is None or prompt.shape[1] <= llm.max_position_embeddings:
+            return
+        message = (
+            f"the prompt has {prompt.shape[1]} tokens, the LLM was made for {llm.max_position_embeddings} "
+            "(max_position_embeddings): use fewer frames or tiles"
         )
-        input_ids = self._encode(tokenizer, segments, pixel_values, clips)
-        output = self.generate(
-            input_ids=input_ids,
-            attention_mask=torch.ones_like(input_ids),
-            pixel_values=None if pixel_values is None else pixel_values.to(input_ids.device),
-            clip_grid=clip_grid_of(clips),
-            streamer=streamer,
-            **_settings(generation_config, template.stop_token_ids(tokenizer)),
+        if (llm.rope_parameters or {}).get("rope_type", "default") == "default":
+            raise ValueError(message)
+        logger.warning_once(f"{message}, or expect answers to suffer; RoPE is scaled")
+
+
+def _check_ids(input_ids: torch.Tensor, vocab_size: int):
+    """Raises a ValueError for what are not ids `(B, S)` of the LLM's vocabulary, at least one."""
+    is_tensor = isinstance(input_ids, torch.Tensor)
+    if not is_tensor or input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
+        kind = f"{input_ids.dtype} {tuple(input_ids.shape)}" if hasattr(input_ids, "shape") else input_ids
+        raise ValueError(f"input_ids is {kind}: expected a tensor of integers (batch, length)")
+    if not 0 <= input_ids.min() <= input_ids.max() < vocab_size:
+        raise ValueError(
+            f"input_ids run from {input_ids.min()} to {input_ids.max()}, but the LLM's vocabulary has "
+            f"{vocab_size} ids: use the model's own tokenizer"
         )
-        response = tokenizer.decode(output[0, input_ids.shape[1] :], skip_special_tokens=True)
-        response = response.split(template.sep.strip())[0].strip()
-        return (response, [*(history or []), (question, response)]) if return_history else response
-
-    def _clips(self, pixel_values, num_patches_list, split_sizes, data_flag) -> list[Clip]:
-        if pixel_values is not None:
-            return released_clips(
-                len(pixel_values),
-                image_repeats=self.config.image_repeats,
-                video_repeats=self.config.video_repeats,
-                num_patches_list=num_patches_list,
-                split_sizes=split_sizes,
-                data_flag=data_flag,
-            )
-        if num_patches_list:
-            raise ValueError(f"num_patches_list is {num_patches_list}, but pixel_values is None")
-        return []
-
-    def _encode(self, tokenizer, segments, pixel_values, clips: list[Clip]) -> torch.Tensor:
-        """Prompt ids `(1, S)` with a place for every visual token."""
-        media_tokens = []
-        if clips:
-            tokens_per_tile = self.model.tokens_per_tile(*pixel_values.shape[2:])
-            media_tokens = [c.tiles * c.repeats * tokens_per_tile for c in clips for _ in range(c.frames)]
-            context_id = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-            if context_id != self.config.image_token_id:
-                raise ValueError(
-                    f"the tokenizer's id of <IMG_CONTEXT> is {context_id}, config.image_token_id "
-                    f"{self.config.image_token_id}: use the model's own tokenizer, or set the configuration's"
-                )
-        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
-        device = "cpu" if self.device.type == "meta" else self.device
-        return torch.tensor([encode_segments(tokenizer, segments, media_tokens)], device=device)
 
 
-def clip_grid_of(clips: list[Clip]) -> torch.Tensor | None:
-    """`clip_grid (num_tiles, 3)` of clips in prompt order; None where there are none."""
-    rows = [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
-    return torch.tensor(rows) if rows else None
+def _translate_old_arguments(arguments: dict) -> dict:
+    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, in today's words."""
+    arguments = dict(arguments)
+    old = {name: arguments.pop(name) for name in OLD_ARGUMENTS if name in arguments}
+    if old.get("use_flash_attn"):
+        if is_flash_attn_2_available():
+            arguments.setdefault("attn_implementation", "flash_attention_2")
+        else:
+            logger.warning("use_flash_attn: flash-attn is not installed, attention stays torch's sdpa")
+    bits = [name for name in ("load_in_8bit", "load_in_4bit") if old.get(name)]
+    if bits:
+        arguments.setdefault(
+            "quantization_config", quantization_config("int8" if "load_in_8bit" in bits else "nf4")
+        )
+    if old:
+        logger.info(f"from_pretrained: {', '.join(old)} are translated; transformers 5 has them no more")
+    return arguments
 
 
-def _settings(generation_config: dict | GenerationConfig | None, stop_token_ids: list[int]) -> dict:
-    """Keyword arguments of `generate` from what `chat` was given, which is left unchanged.
-
-    The template's stop tokens end the answer unless the caller names others.
-    """
-    if isinstance(generation_config, GenerationConfig):
-        generation_config = deepcopy(generation_config)
-        if generation_config.eos_token_id is None:
-            generation_config.eos_token_id = stop_token_ids or None
-        return {"generation_config": generation_config}
-    return ({"eos_token_id": stop_token_ids} if stop_token_ids else {}) | dict(generation_config or {})
+def quantization_config(kind: str) -> BitsAndBytesConfig:
+    """bitsandbytes settings for the LLM alone, "int8" or "nf4": ViT, projector and head keep their dtype."""
+    if kind == "int8":
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
+    if kind == "nf4":
+        return BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_compute_dtype=torch.bfloat16,
+            llm_int8_skip_modules=UNQUANTIZED,
+        )
+    raise ValueError(f"quantisation is {kind!r}: expected 'int8' or 'nf4'")
 
 
 # what is saved carries its code, whether it was loaded from the Hub or from this package

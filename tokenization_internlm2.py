@@ -30,7 +30,8 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
             with `</s>`. transformers saves neither: a loaded tokenizer has the defaults, unless told.
 
     Raises:
-        ValueError: without `vocab_file`. A file that cannot be read is SentencePiece's to complain of.
+        ValueError: without `vocab_file`, or where it is no SentencePiece model.
+        OSError: where there is no such file.
     """
 
     vocab_files_names = {"vocab_file": "tokenizer.model"}
@@ -58,7 +59,10 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
         # the base class asks for the vocabulary while it is set up
-        self.sp_model = SentencePieceProcessor(model_file=str(vocab_file), **self.sp_model_kwargs)
+        try:
+            self.sp_model = SentencePieceProcessor(model_file=str(vocab_file), **self.sp_model_kwargs)
+        except RuntimeError as error:
+            raise ValueError(f"vocab_file {vocab_file} is not a SentencePiece model: {error}") from error
         super().__init__(
             unk_token=unk_token,
             bos_token=bos_token,

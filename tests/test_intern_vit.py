@@ -195,4 +195,5 @@ def test_drop_path_leaves_temporal_attention_alone():
     layer = tiny_model().model.vision_model.encoder.layers[3].train()
     layer.drop_path.rate = 1 - 1e-9  # drops every branch it governs
     x, clips = torch.randn(3, 5, 32), ClipLayout.from_grid(torch.tensor([[3, 1, 1]] * 3), 3)
-    assert torch.equal(layer(x, clips), layer.temporal_attention(x, clips))
+    attended = layer.temporal_attn(layer.temporal_norm(x, clips.times), clips.tracks)
+    assert torch.equal(layer(x, clips), x + layer.temporal_gate * attended)

@@ -338,15 +338,18 @@ def new_parameters() -> dict[str, tuple[int, ...]]:
     return new
 
 
-def test_new_parameters_have_the_names_and_shapes_of_the_design():
+@pytest.mark.parametrize(
+    "vit", [{}, {"norm_type": "rms_norm", "qk_normalization": True, "qkv_bias": False}], ids=["300M", "6B"]
+)
+def test_new_parameters_have_the_names_and_shapes_of_the_design(vit):
     shapes, internvl2 = (
         {
             name: tuple(parameter.shape)
             for name, parameter in PVCForConditionalGeneration(config).named_parameters()
         }
         for config in (
-            tiny_config(),
-            tiny_config(adaptive_compression=False, vision_config={"num_temporal_layers": 0}),
+            tiny_config(vision_config=vit),
+            tiny_config(adaptive_compression=False, vision_config=vit | {"num_temporal_layers": 0}),
         )
     )
     assert {name: shape for name, shape in shapes.items() if name not in internvl2} == new_parameters()
@@ -379,11 +382,27 @@ def test_parameters_that_a_checkpoint_lacks_get_their_starting_values(dtype, tmp
         for name, value in tiny_model().to(dtype).state_dict().items()
         if name not in new_parameters()
     }
-    PVCForConditionalGeneration(tiny_config()).to(dtype).save_pretrained(tmp_path, state_dict=saved)
+    PVCForConditionalGeneration(tiny_config()).to(dtype).save_pretrained(
+        tmp_path, state_dict=dict(saved)
+    )  # which it empties
     model, info = PVCForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
     assert set(info["missing_keys"]) == set(new_parameters())
     assert not info["unexpected_keys"]
     assert_starting_values(model)
+    assert all(torch.equal(model.get_parameter(name), value) for name, value in saved.items())
+
+
+def test_a_parameter_that_is_missing_leaves_its_neighbours_as_saved(tmp_path):
+    lacking = {
+        "model.vision_model.encoder.layers.3.ls1",  # beside temporal_gate
+        "model.vision_model.embeddings.class_embedding",  # beside position_embedding
+        "model.projector.norm.gamma.2.weight",
+    }
+    model = tiny_model()
+    saved = {name: value for name, value in model.state_dict().items() if name not in lacking}
+    model.save_pretrained(tmp_path, state_dict=dict(saved))  # which it empties
+    model, info = PVCForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert set(info["missing_keys"]) == lacking
     assert all(torch.equal(model.get_parameter(name), value) for name, value in saved.items())
 
 
@@ -434,7 +453,9 @@ def test_with_gradients_each_linear_is_called_once_whatever_the_clips():
 def test_without_gradients_no_call_sees_more_than_a_pass():
     model, clips = tiny_model(max_encoder_tiles=8), random_clips(*MIXED)
     calls = calls_of_linears(model, lambda: visual_tokens(model, *clips))
-    assert max(max(tokens) for tokens in calls.values()) == 8 * (1 + 16)  # of 30 rows
+    of_projector = [max(calls.pop(linear)) for linear in model.model.projector.modules() if linear in calls]
+    assert max(of_projector) == 8  # of 30 rows, one visual token each
+    assert max(max(tokens) for tokens in calls.values()) == 8 * (1 + 16)
 
 
 @pytest.mark.parametrize("passes", [1, 3, 7, 1000])

@@ -16,8 +16,10 @@ SUBSTITUTIONS = {
     '"OpenGVLab/PVC-InternVL2-8B"': repr(str(ROOT)),
     ".cuda()": "",
     "max_new_tokens=1024": "max_new_tokens=4",
+    "max_new_tokens=64": "max_new_tokens=4",
     "max_num=12)": "max_num=2, input_size=112)",
     "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
+    "pvc chat": f"{sys.executable} -m pvc.cli chat --max-new-tokens 4",
     "make demo": f"{sys.executable} -m pvc.demo",
     "make test": f"{sys.executable} -m pytest --collect-only --quiet tests/test_readme.py",
     "pip install .\n": f"{sys.executable} -m pip install --dry-run --no-deps --no-build-isolation .\n",
@@ -38,7 +40,7 @@ def run(command: list[str], tmp_path: Path) -> str:
     environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
+    return done.stdout + done.stderr
 
 
 def test_every_block_is_of_a_language_that_is_run():
@@ -56,7 +58,7 @@ def test_python_blocks_run_in_order(tmp_path):
 @pytest.mark.parametrize("block", readme_blocks("bash"))
 def test_bash_block_runs(block, tmp_path):
     printed = run(["bash", "-euc", stand_in(block, SUBSTITUTIONS)], tmp_path)
-    expected = {"make demo": "Answer:", "pip install": "Would install pvc"}
+    expected = {"make demo": "Answer:", "pip install": "Would install pvc", "pvc chat": "random"}
     assert all(words in printed for command, words in expected.items() if command in block)
 
 

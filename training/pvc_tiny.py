@@ -15,7 +15,16 @@ from transformers import GenerationConfig
 
 from pvc.configuration_pvc import PVCConfig
 from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
+
+FILES = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "processor_config.json",
+    "chat_template.jinja",
+)
 
 
 def pvc_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
@@ -64,11 +73,13 @@ def make(folder: Path, seed: int = 0):
     model.generation_config = GenerationConfig(
         bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
     )
+    processor = PVCProcessor(PVCImageProcessor.from_model_config(model.config), tokenizer, num_frames=16)
     with tempfile.TemporaryDirectory() as saved:
         # not straight into the folder: saving copies the code files, which in a clone would be onto
         # themselves
         model.save_pretrained(saved)
-        for name in ("config.json", "generation_config.json", "model.safetensors"):
+        processor.save_pretrained(saved)
+        for name in FILES:
             shutil.copyfile(Path(saved) / name, folder / name)
 
 

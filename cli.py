@@ -1,0 +1,284 @@
+"""The command `pvc`: a model asked about pictures and videos, in a terminal.
+
+    pvc chat "What is this?" --image picture.png      one question
+    pvc chat org/model --video clip.mp4               a dialogue
+
+Answers go to stdout, all else that is said to stderr. A dialogue is kept as messages; what they become is
+left to the processor, and the answer to the model's `generate`. torch and transformers are imported where
+they are used, so that `--help` and `--version` come at once.
+"""
+
+import os
+import re
+import shlex
+import sys
+from contextlib import suppress
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Annotated, Any, Literal
+
+from rich.console import Console
+from typer import Argument, Exit, Option, Typer
+
+from pvc import CHECKPOINT
+
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
+CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
+COMMANDS = """\
+/image FILE   show a picture with the next question; may be repeated
+/video FILE   show a video, or a folder of frames, likewise
+/clear        forget the dialogue
+/exit         end, as Ctrl-D does; Ctrl-C stops an answer"""
+FAILURES = (OSError, ValueError, ImportError, RuntimeError)  # told in one line; all else is a bug
+DTYPES = Literal["auto", "bfloat16", "float16", "float32"]
+
+app = Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
+
+
+@app.callback(invoke_without_command=True)
+def main(show_version: Annotated[bool, Option("--version", help="Print the version.")] = False):
+    """PVC: a vision-language model for pictures and videos."""
+    sys.stdout.reconfigure(errors="replace")  # an answer may hold what the terminal's encoding lacks
+    if show_version:
+        print(f"pvc {version('pvc')}")
+        raise Exit
+
+
+@app.command()
+def chat(
+    model: Annotated[str, Argument(metavar="MODEL", help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
+    question: Annotated[str | None, Argument(metavar="QUESTION", help="Left out: a dialogue.")] = None,
+    image: Annotated[list[str], Option(metavar="FILE", help="Picture or its address; repeatable.")] = (),
+    video: Annotated[list[str], Option(metavar="FILE", help="Video or folder of frames; repeatable.")] = (),
+    stream: Annotated[bool, Option(help="Print an answer while it is made.")] = True,
+    system: Annotated[str | None, Option(help="System message. Default: the model's own.")] = None,
+    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 1024,
+    sample: Annotated[bool, Option("--sample", help="Draw tokens, not the likeliest each.")] = False,
+    temperature: Annotated[float | None, Option(min=0, help="Of --sample, which it implies.")] = None,
+    num_frames: Annotated[int | None, Option(min=1, help="Frames of a video. Default: the model's.")] = None,
+    fps: Annotated[float | None, Option(help="Frames a second; --num-frames is then their limit.")] = None,
+    max_tiles: Annotated[int | None, Option(min=1, help="Default: the model's; 1 for a frame.")] = None,
+    device: Annotated[str | None, Option(help="cuda, cuda:1, mps, cpu, or auto: all of them.")] = None,
+    dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
+    quantize: Annotated[Literal["int8", "nf4"] | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
+    attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
+    trust: Annotated[bool, Option("--trust-remote-code", help="Of a Hub id: do not ask.")] = False,
+):
+    """Ask a model about pictures and videos: one QUESTION, or a dialogue where there is none.
+
+    A single argument is the MODEL where it is a folder or looks like a Hub id (org/name), else the QUESTION.
+    Of what is given by options, pictures come before videos.
+    """
+    is_model = os.path.exists(model) or HUB_ID.fullmatch(model) or model.startswith(("/", "./", "../", "~"))
+    if question is None and not is_model:
+        model, question = "", model or None
+    frames = {"num_frames" if fps is None else "max_frames": num_frames}
+    media_options = _given(**frames, fps=fps, max_tiles=max_tiles)
+    sampling = _given(do_sample=sample or bool(temperature), temperature=temperature or None)
+    try:
+        with Console(stderr=True).status("Loading") as status:
+            attached = [read_media("image", x) for x in image] + [read_media("video", x) for x in video]
+            folder = find_model(model or str(CHECKPOINT), trust, status)
+            loaded = load_model(folder, device, dtype, quantize, attn)
+        if os.path.samefile(folder, CHECKPOINT):
+            _say("PVC-Tiny has random weights: its answers mean nothing.", style="yellow")
+        start = [] if system is None else [{"role": "system", "content": system}]
+        settings = {"max_new_tokens": max_new_tokens, **sampling}
+        dialogue = Dialogue(*loaded, start, stream, media_options, settings, attached)
+        dialogue.run() if question is None else dialogue.ask(question)
+    except FAILURES as error:
+        _say(f"error: {_first_line(error)}", style="red")
+        raise Exit(1) from None
+
+
+def _given(**options) -> dict:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _say(text: str, style: str = "dim"):
+    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def read_media(kind: str, file: str) -> dict:
+    """A block of a message that shows an "image" or a "video"; OSError or ValueError where there is none."""
+    is_address = file.startswith(("http://", "https://"))
+    source = file if is_address else os.path.expanduser(file)
+    if not is_address and not os.path.exists(source):
+        raise FileNotFoundError(f"no such file: {file}")
+
+    from pvc.preprocess import read_frames
+    from pvc.processing_pvc import read_picture
+
+    if kind == "image":
+        source = read_picture(source)  # kept: it is read once, however long the dialogue
+    elif not is_address:
+        read_frames(source, num_frames=1)  # a trial: it is read anew with each question
+    return {"type": kind, kind: source}
+
+
+def find_model(name: str, trust_remote_code: bool, status) -> str:
+    """The folder of the model `name`, which is downloaded where it is a Hub id.
+
+    A folder is trusted, being named; of a Hub id, transformers asks whether its code may run.
+    """
+    from huggingface_hub import snapshot_download
+    from transformers import PreTrainedConfig
+    from transformers.dynamic_module_utils import resolve_trust_remote_code
+
+    folder = os.path.expanduser(name)
+    is_folder = os.path.isdir(folder)
+    if not is_folder and (os.path.exists(folder) or not HUB_ID.fullmatch(name)):
+        raise ValueError(f"MODEL is {name!r}: expected a folder or a Hub id (pictures are given by --image)")
+    try:
+        config, _ = PreTrainedConfig.get_config_dict(folder if is_folder else name)
+    except OSError as error:
+        raise ValueError(f"{name}: {_first_line(error)}") from error
+    if config.get("model_type") != "pvc":
+        raise ValueError(f"{name} is no PVC: model_type in its config.json is {config.get('model_type')!r}")
+    if is_folder:
+        return folder
+    status.stop()  # what follows asks, and shows its own progress
+    why = f"{name} has code of its own, which --trust-remote-code runs without asking."
+    resolve_trust_remote_code(trust_remote_code or None, name, False, True, error_message=why)
+    folder = snapshot_download(name)
+    status.start()
+    return folder
+
+
+def load_model(folder: str, device: str | None, dtype: str, quantize: str | None, attn: str | None) -> tuple:
+    """The model of a folder on its device, ready to answer, and its processor."""
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils.logging import disable_progress_bar
+
+    from pvc.modeling_pvc import quantization_config
+
+    disable_progress_bar()
+    device = checked_device(device)
+    options = _given(dtype=dtype, attn_implementation=attn, trust_remote_code=True)
+    if quantize:
+        options["quantization_config"] = quantization_config(quantize)
+    if quantize or device == "auto":
+        options["device_map"] = device
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+    return model if "device_map" in options else model.to(device), processor
+
+
+def checked_device(name: str | None) -> str:
+    """`name`, or the fastest device of this machine."""
+    import torch
+
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        if name != "auto":
+            torch.empty(1, device=name)
+    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built for the device
+        raise ValueError(f"--device is {name!r}, which this machine or this torch does not have") from error
+    return name
+
+
+@dataclass
+class Dialogue:
+    """A dialogue, kept as messages: `start` (the system's), those said, and media for the next question."""
+
+    model: Any
+    processor: Any
+    start: list[dict]
+    stream: bool
+    media_options: dict
+    generate_options: dict
+    attached: list[dict]
+    messages: list[dict] = field(default_factory=list)
+
+    def ask(self, question: str):
+        """Prints the answer and keeps both; an answer that is interrupted is kept as far as it came."""
+        from transformers import TextStreamer
+
+        turn = {"role": "user", "content": [*self.attached, {"type": "text", "text": question}]}
+        pieces = []
+        status = Console(stderr=True).status("Thinking")
+
+        def take(text: str, stream_end: bool = False):
+            pieces.append(text)
+            if self.stream:
+                status.stop()
+                _print_answer(text)
+
+        streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer.on_finalized_text = take
+        try:
+            with status:
+                self._generate([*self.start, *self.messages, turn], streamer)
+        finally:
+            if streamer.token_cache:  # interrupted within a word
+                streamer.end()
+            if pieces:
+                _print_answer("\n" if self.stream else "".join(pieces) + "\n")
+                self.messages += [turn, {"role": "assistant", "content": "".join(pieces).strip()}]
+                self.attached = []
+
+    def _generate(self, messages: list[dict], streamer):
+        from pvc.conversation import get_conv_template
+
+        inputs = self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.media_options
+        )
+        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
+        device = "cpu" if self.model.device.type == "meta" else self.model.device
+        stop = get_conv_template(self.processor.template).stop_token_ids(self.processor.tokenizer)
+        options = self.generate_options | _given(eos_token_id=stop or None)
+        self.model.generate(**inputs.to(device), streamer=streamer, **options)
+
+    def run(self):
+        """Asks for questions and commands until the end of the input."""
+        with suppress(ImportError):
+            import readline  # lets `input` edit its line, and go back to earlier ones
+
+            readline.parse_and_bind("tab: complete")
+            readline.set_completer_delims(" ")  # whole names of files
+        _say("/help lists the commands, Ctrl-D ends.")
+        while True:
+            try:
+                line = input("> " if sys.stdin.isatty() else "").strip()
+            except (EOFError, KeyboardInterrupt):
+                line = "/exit"
+            if line == "/exit":
+                return _say("")
+            try:
+                self.obey(line)
+            except KeyboardInterrupt:
+                _say("(stopped)")
+            except FAILURES as error:
+                _say(f"error: {_first_line(error)}", style="red")
+                if self.attached and not line.startswith("/"):
+                    self.attached = []  # it may be the reason, and would be so again
+                    _say("What was to be shown with the question is left out.")
+
+    def obey(self, line: str):
+        """Does what a line says: a command, or a question."""
+        command, _, rest = line.partition(" ")
+        if command in ("/image", "/video") and rest:
+            # a name with spaces as it is, or one or several as a shell reads them
+            for file in [rest] if os.path.exists(os.path.expanduser(rest)) else shlex.split(rest):
+                self.attached.append(read_media(command[1:], file))
+            _say(f"{len(self.attached)} to be shown with the next question")
+        elif command == "/clear":
+            self.messages, self.attached = [], []
+        elif re.fullmatch("/[a-z]+", command):  # /help, and what is no command or lacks its file
+            _say(COMMANDS)
+        elif line:
+            self.ask(line)
+
+
+def _print_answer(text: str):
+    """Prints at once, with U+FFFD for control characters, which would command the terminal."""
+    print(CONTROL_CHARACTERS.sub("\ufffd", text), end="", flush=True)
+
+
+if __name__ == "__main__":
+    app()
