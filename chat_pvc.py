@@ -223,9 +223,9 @@ class ChatMixin:
     ) -> list[str]:
         """The model's answers to dialogues whose tiles stand one after another in `pixel_values`."""
         if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            kind = type(tokenizer).__name__
             raise ValueError(
-                f"tokenizer is a {type(tokenizer).__name__}: expected what AutoTokenizer gives, or a "
-                "processor's .tokenizer"
+                f"tokenizer is a {kind}: expected a tokenizer, as AutoTokenizer gives, or a processor's one"
             )
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
         tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if clips else 0

@@ -31,6 +31,15 @@ def _require(condition: bool, message: str):
         raise ValueError(message)
 
 
+def _require_positive_integers(config, *names: str):
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            isinstance(value, int) and value >= 1,
+            f"{name} is {value!r}: expected at least 1, a whole number",
+        )
+
+
 def _require_one_of(name: str, value, allowed):
     _require(value in allowed, f"{name} is {value!r}: expected one of {', '.join(map(repr, allowed))}")
 
@@ -101,6 +110,12 @@ class InternVisionConfig(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self):
+        _require_positive_integers(
+            self, "hidden_size", "num_attention_heads", "num_hidden_layers", "patch_size", "image_size"
+        )
+        _require(
+            0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}: expected 0 to below 1"
+        )
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of "
@@ -192,6 +207,7 @@ class InternLM2Config(PretrainedConfig):
         super().__init__(**kwargs)
 
     def _check(self):
+        _require_positive_integers(self, "hidden_size", "num_attention_heads", "num_key_value_heads")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of "
@@ -329,8 +345,7 @@ class PVCConfig(PretrainedConfig):
             -layers - 1 <= self.select_layer <= layers,
             f"select_layer {self.select_layer} is not among the ViT's {layers + 1} hidden states",
         )
-        for name in ("image_repeats", "video_repeats", "min_dynamic_patch"):
-            _require(getattr(self, name) >= 1, f"{name} is {getattr(self, name)}: expected at least 1")
+        _require_positive_integers(self, "image_repeats", "video_repeats", "min_dynamic_patch")
         _require(
             self.min_dynamic_patch <= self.max_dynamic_patch,
             f"min_dynamic_patch {self.min_dynamic_patch} is above max_dynamic_patch {self.max_dynamic_patch}",

@@ -482,7 +482,7 @@ class InternVisionModel(PreTrainedModel):
             record(x)
             x = layer(x, clips, unrepeated, max_tiles)
             unrepeated = False
-        x = x[clips.source] if unrepeated else x
+        x = x[clips.source.to(x.device)] if unrepeated else x
         output = BaseModelOutputWithPooling(
             last_hidden_state=x,
             pooler_output=x[:, 0],

@@ -135,6 +135,7 @@ class PVCModel(PVCPreTrainedModel):
             )
         clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
         clips = clips.to(pixel_values.device)
+        grid = self.patch_grid(*pixel_values.shape[2:])
         hidden_states = self.vision_model(
             pixel_values,
             clips=clips,
@@ -142,7 +143,7 @@ class PVCModel(PVCPreTrainedModel):
             max_tiles=config.max_encoder_tiles,
         ).last_hidden_state
         tokens = in_passes(
-            partial(self.projector, grid=self.patch_grid(*pixel_values.shape[2:])),
+            partial(self.projector, grid=grid),
             hidden_states,
             clips.times,
             size=None if torch.is_grad_enabled() else config.max_encoder_tiles,
@@ -338,8 +339,6 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         """
         input_ids = inputs if input_ids is None else input_ids
         image_token_id, vocab_size = self.config.image_token_id, self.config.llm_config.vocab_size
-        if pixel_values is None and clip_grid is not None:
-            raise ValueError("clip_grid says what the tiles of pixel_values are, but pixel_values is None")
         if input_ids is not None:
             _check_ids(input_ids, vocab_size)
         if pixel_values is not None:
@@ -363,6 +362,8 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
                 raise ValueError(
                     f"input_ids have {places} places for visual tokens, but pixel_values is None"
                 )
+        if pixel_values is None and clip_grid is not None:
+            raise ValueError("clip_grid says what the tiles of pixel_values are, but pixel_values is None")
         self._check_length(input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"])
         return super().generate(input_ids=input_ids, generation_config=generation_config, **kwargs)
 

@@ -25,6 +25,7 @@ from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
 MODEL_FILES = [
+    "chat_pvc.py",
     "configuration_pvc.py",
     "conversation.py",
     "modeling_intern_vit.py",
@@ -33,6 +34,7 @@ MODEL_FILES = [
     "tokenization_internlm2.py",
 ]
 CHECKPOINT_FILES = [
+    "chat_template.jinja",
     "config.json",
     "generation_config.json",
     "model.safetensors",
@@ -45,7 +47,14 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_pvc.PVCForConditionalGeneration",
 }
-NEEDED = {"torch", "transformers", "einops", "numpy", "PIL"}
+NEEDED = {
+    "torch",
+    "transformers",
+    "einops",
+    "numpy",
+    "PIL",
+    "safetensors",
+}  # the last is transformers' own need
 NEVER_NEEDED = ("accelerate", "av", "decord", "flash_attn", "timm", "torchvision")
 
 # Runs before a script: the packages that its first argument names are not found, as if not installed.
@@ -305,8 +314,12 @@ def test_wheel_holds_the_package_and_the_checkpoint_but_no_tests(wheel, clone):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pvc/")}
     modules = {file.relative_to(clone) for file in clone.rglob("*.py")}
     modules = {file for file in modules if file.parts[0] not in ("tests", "build")}
-    assets = {file.relative_to(clone) for kind in ("png", "mp4") for file in clone.glob(f"assets/*.{kind}")}
-    assert names == {f"pvc/{file}" for file in (*modules, *assets, *CHECKPOINT_FILES)}
+    assets = {
+        file.relative_to(clone) for kind in ("png", "mp4", "svg") for file in clone.glob(f"assets/*.{kind}")
+    }
+    assert names == {
+        f"pvc/{file}" for file in (*modules, *assets, *CHECKPOINT_FILES, "processor_config.json")
+    }
 
 
 @pytest.mark.slow

@@ -382,9 +382,8 @@ def test_parameters_that_a_checkpoint_lacks_get_their_starting_values(dtype, tmp
         for name, value in tiny_model().to(dtype).state_dict().items()
         if name not in new_parameters()
     }
-    PVCForConditionalGeneration(tiny_config()).to(dtype).save_pretrained(
-        tmp_path, state_dict=dict(saved)
-    )  # which it empties
+    starting = PVCForConditionalGeneration(tiny_config()).to(dtype)
+    starting.save_pretrained(tmp_path, state_dict=dict(saved))  # which it empties
     model, info = PVCForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype, output_loading_info=True)
     assert set(info["missing_keys"]) == set(new_parameters())
     assert not info["unexpected_keys"]
