@@ -212,9 +212,10 @@ class Dialogue:
         streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
         streamer.on_finalized_text = take
         try:
-            with status:
-                self._generate([*self.start, *self.messages, turn], streamer)
+            status.start()  # within: an interruption at any moment of it must end it too
+            self._generate([*self.start, *self.messages, turn], streamer)
         finally:
+            status.stop()
             if streamer.token_cache:  # interrupted within a word
                 streamer.end()
             if pieces:
