@@ -2,6 +2,8 @@
 
     pvc chat "What is this?" --image picture.png      one question
     pvc chat org/model --video clip.mp4               a dialogue
+    pvc convert OpenGVLab/InternVL2-2B PVC-2B         an InternVL becomes a PVC
+    pvc push PVC-2B org/PVC-2B                        and goes to the Hub
 
 Answers go to stdout, all else that is said to stderr. A dialogue is kept as messages; what they become is
 left to the processor, and the answer to the model's `generate`. torch and transformers are imported where
@@ -12,15 +14,17 @@ import os
 import re
 import shlex
 import sys
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from rich.console import Console
+from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from typer import Argument, Exit, Option, Typer
 
 from pvc import CHECKPOINT
+from pvc.conversion.matching import UnmatchedParameters
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
@@ -31,6 +35,7 @@ COMMANDS = """\
 /exit         end, as Ctrl-D does; Ctrl-C stops an answer"""
 FAILURES = (OSError, ValueError, ImportError, RuntimeError)  # told in one line; all else is a bug
 DTYPES = Literal["auto", "bfloat16", "float16", "float32"]
+PROJECTOR_INITS = Literal["average", "random"]
 
 app = Typer(no_args_is_help=True, pretty_exceptions_enable=False, add_completion=False)
 
@@ -89,6 +94,109 @@ def chat(
     except FAILURES as error:
         _say(f"error: {_first_line(error)}", style="red")
         raise Exit(1) from None
+
+
+@app.command()
+def convert(
+    source: Annotated[
+        str, Argument(metavar="SOURCE", help="Folder or Hub id of an InternVL, or the released PVC.")
+    ],
+    target: Annotated[str, Argument(metavar="TARGET", help="The folder to make.")],
+    revision: Annotated[str | None, Option(help="Of a Hub id: branch, tag or commit.")] = None,
+    temporal_layers: Annotated[int, Option(min=0, help="How many of the ViT's last layers look back.")] = 8,
+    image_repeats: Annotated[int, Option(min=1, help="How often an image is shown.")] = 4,
+    downsample_ratio: Annotated[float, Option(help="0.25: 64 visual tokens of 1024 patches.")] = 0.25,
+    projector_init: Annotated[
+        PROJECTOR_INITS, Option(help="From InternVL's, or anew as in the paper.")
+    ] = "average",
+    template: Annotated[str | None, Option(help="Prompt template. Default: the source's.")] = None,
+    tokenizer: Annotated[
+        bool, Option("--tokenizer/--no-tokenizer", help="Whether to convert it too.")
+    ] = True,
+    image_token_id: Annotated[int | None, Option(help="Of <IMG_CONTEXT>, without a tokenizer.")] = None,
+    key_map: Annotated[
+        str | None, Option(metavar="FILE", help="JSON: names in the released PVC to ours.")
+    ] = None,
+    seed: Annotated[int, Option(help="Of the new parameters.")] = 0,
+    overwrite: Annotated[
+        bool, Option("--overwrite", help="Replace TARGET once the new one is whole.")
+    ] = False,
+    dry_run: Annotated[bool, Option("--dry-run", help="Print what would be done.")] = False,
+    verify: Annotated[
+        bool, Option("--verify", help="Run both on random input and print how they differ.")
+    ] = False,
+):
+    """Make a PVC of an InternVL 2, 2.5, 3 or 3.5 (1B to 8B), or of the released PVC.
+
+    TARGET is a folder that transformers loads; it appears whole or not at all.
+    """
+    try:
+        with Console(stderr=True).status("Reading"):
+            from pvc import convert_weights
+
+            is_hub_id = HUB_ID.fullmatch(source) and not os.path.exists(os.path.expanduser(source))
+            folder = convert_weights.download(source, revision) if is_hub_id else os.path.expanduser(source)
+            options = convert_weights.Options(
+                temporal_layers=temporal_layers,
+                image_repeats=image_repeats,
+                downsample_ratio=downsample_ratio,
+                projector_init=projector_init,
+                template=template,
+                tokenizer=tokenizer,
+                image_token_id=image_token_id,
+                key_map=key_map,
+                seed=seed,
+                overwrite=overwrite,
+            )
+            conversion = convert_weights.Conversion(folder, os.path.expanduser(target), options)
+        if dry_run:
+            print(conversion.plan.by_kind())
+        _say(conversion.plan.summary())
+        if not dry_run:
+            with _bytes_bar("Writing", conversion.plan.nbytes) as advance:
+                conversion.run(base_model=source if is_hub_id else None, progress=advance)
+            _say(f"{target} is a PVC now: conversion.tsv there says what each tensor was made from")
+        if verify and not dry_run:
+            with Console(stderr=True).status("Comparing"):
+                differences = conversion.verify()
+            print(*differences, sep="\n")
+    except UnmatchedParameters as error:  # names them all
+        _say(f"error: {error}", style="red")
+        raise Exit(1) from None
+    except FAILURES as error:
+        _say(f"error: {_first_line(error)}", style="red")
+        raise Exit(1) from None
+
+
+@app.command()
+def push(
+    folder: Annotated[str, Argument(metavar="FOLDER", help="A checkpoint with its processor.")],
+    repo_id: Annotated[str, Argument(metavar="REPO_ID", help="org/name; made where there is none.")],
+    private: Annotated[bool, Option("--private", help="Others do not see it.")] = False,
+    revision: Annotated[str | None, Option(help="Branch; made where there is none. Default: main.")] = None,
+    message: Annotated[str | None, Option(help="Of the commit.")] = None,
+):
+    """Publish a checkpoint on the Hub, and print the commit's address.
+
+    The folder is checked first, and of it only what makes the checkpoint is sent. After an interruption the
+    same command sends what had not arrived. `hf auth login` or HF_TOKEN sets the token.
+    """
+    try:
+        with Console(stderr=True).status("Loading"):
+            from pvc import publish
+        print(publish.push(folder, repo_id, private=private, revision=revision, message=message))
+    except FAILURES as error:
+        _say(f"error: {' '.join(str(error).split())}", style="red")  # the Hub's reason is in a later line
+        raise Exit(1) from None
+
+
+@contextmanager
+def _bytes_bar(what: str, total: int):
+    """Shows on stderr how many of `total` bytes are done; gives the function that is told of more."""
+    columns = [*Progress.get_default_columns(), DownloadColumn(), TransferSpeedColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task(what, total=total)
+        yield lambda _, nbytes: progress.advance(task, nbytes)
 
 
 def _given(**options) -> dict:

@@ -253,6 +253,8 @@ class PVCConfig(PretrainedConfig):
             number of tiles, as InternVL2 has them.
         ps_version: "v2", or "v1" for InternVL checkpoints whose pixel shuffle leaves the grid transposed.
         select_layer: the ViT's hidden state that is projected; -1 is the last.
+        new_parameters: parts of names ("temporal_attn", "projector.norm") that tell which parameters come
+            from no checkpoint, as the converter writes them; training gives these a higher rate.
 
     `num_temporal_layers` 0, `adaptive_compression` False, `downsample_ratio` 0.5 and `image_repeats` 1 is
     InternVL2.
@@ -289,6 +291,7 @@ class PVCConfig(PretrainedConfig):
         use_thumbnail=True,
         ps_version="v2",
         select_layer=-1,
+        new_parameters=(),
         **kwargs,
     ):
         self.vision_config = _vision_config(vision_config)
@@ -308,6 +311,7 @@ class PVCConfig(PretrainedConfig):
         self.use_thumbnail = use_thumbnail
         self.ps_version = ps_version
         self.select_layer = select_layer
+        self.new_parameters = list(new_parameters)
         self._check()
         kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
@@ -382,4 +386,7 @@ def _llm_config(config) -> PretrainedConfig:
     _require_one_of("llm_config.model_type", llm_type, LLM_TYPES)
     if llm_type == "internlm2":
         return InternLM2Config(**config)
+    rope = config.get("rope_scaling") or {}
+    if rope.get("type") == "su":  # Phi3's first name for it, which transformers reads in part
+        config["rope_scaling"] = rope | {"type": "longrope"}
     return AutoConfig.for_model(llm_type, **config)

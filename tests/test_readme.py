@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from conversion_sources import remote_code_source
+from hub_stand_in import StandIn, environment
 
 ROOT = Path(__file__).resolve().parents[1]
 RELEASED_README = ROOT.parent / "shared" / "papers" / "002_f26d69de4625a39e.txt"
@@ -19,6 +21,10 @@ SUBSTITUTIONS = {
     "max_new_tokens=64": "max_new_tokens=4",
     "max_num=12)": "max_num=2, input_size=112)",
     "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
+    "OpenGVLab/InternVL2-2B PVC-InternVL2-2B": '"$INTERNVL" "$CONVERTED" --temporal-layers 2',
+    "push PVC-InternVL2-2B": 'push "$CONVERTED"',
+    "pvc convert": f"{sys.executable} -m pvc.cli convert",
+    "pvc push": f"{sys.executable} -m pvc.cli push",
     "pvc chat": f"{sys.executable} -m pvc.cli chat --max-new-tokens 4",
     "make demo": f"{sys.executable} -m pvc.demo",
     "make test": f"{sys.executable} -m pytest --collect-only --quiet tests/test_readme.py",
@@ -36,9 +42,9 @@ def readme_blocks(language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
 
 
-def run(command: list[str], tmp_path: Path) -> str:
-    environment = os.environ | {"HF_MODULES_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300)
+def run(command: list[str], tmp_path: Path, **more: str) -> str:
+    variables = os.environ | {"HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HUB_OFFLINE": "1"} | more
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout + done.stderr
 
@@ -57,8 +63,18 @@ def test_python_blocks_run_in_order(tmp_path):
 
 @pytest.mark.parametrize("block", readme_blocks("bash"))
 def test_bash_block_runs(block, tmp_path):
-    printed = run(["bash", "-euc", stand_in(block, SUBSTITUTIONS)], tmp_path)
-    expected = {"make demo": "Answer:", "pip install": "Would install pvc", "pvc chat": "random"}
+    remote_code_source(tmp_path / "InternVL2-2B", "internlm2")
+    folders = {"INTERNVL": str(tmp_path / "InternVL2-2B"), "CONVERTED": str(tmp_path / "PVC-InternVL2-2B")}
+    with StandIn() as hub:
+        more = folders | environment(hub, tmp_path / "home")
+        printed = run(["bash", "-euc", stand_in(block, SUBSTITUTIONS)], tmp_path, **more)
+    expected = {
+        "make demo": "Answer:",
+        "pip install": "Would install pvc",
+        "pvc chat": "random",
+        "pvc convert": "largest difference 0",
+        "pvc push": "/your-name/PVC-InternVL2-2B/commit/",
+    }
     assert all(words in printed for command, words in expected.items() if command in block)
 
 

@@ -1,0 +1,1 @@
+"""What turns other checkpoints into PVC's; `convert_weights.py` is the way in."""

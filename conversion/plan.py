@@ -1,0 +1,400 @@
+"""The plan of a conversion: for every tensor of the target, which tensors of the source it is made from, or
+that it is new.
+
+Nothing is read before it is written: a plan is made from names and shapes, and gives a tensor when it is
+asked for. InternVL comes in two layouts, the remote code's and transformers' own, which has q, k and v apart.
+
+The projector's first Linear takes a 4x4 block of tokens where InternVL's took 2x2. `average` lets it give
+the mean of what InternVL's gives for the four 2x2 blocks, InternVL's LayerNorm weight and bias folded in:
+
+    W'[(p i q j) c] = W[(i j) c] w[(i j) c] / 4        b' = b + W beta        p, q: which 2x2 block
+
+The released PVC's names, which are not known, are matched by `matching.py`.
+"""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import torch
+from einops import repeat
+from torch import nn
+
+from pvc.configuration_pvc import PVCConfig
+from pvc.conversion.files import CheckpointError, SourceWeights, TensorInfo, shard_names
+from pvc.conversion.matching import internvl_name, match_parameters
+from pvc.modeling_pvc import PVCForConditionalGeneration
+
+NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
+PROJECTOR_INITS = ("average", "random")
+DROPPED = {  # what sources carry and no model needs
+    r"\.rotary_emb\.inv_freq$": "computed, no parameter",
+    r"\.position_ids$": "computed, no parameter",
+    r"\.mask_token$": "for masked image modelling alone",
+}
+NATIVE_PREFIXES = {  # transformers' InternVL, in the names of its earlier and of its later versions
+    "language_model.lm_head.": "lm_head.",
+    "language_model.model.": "model.language_model.",
+    "language_model.": "model.language_model.",
+    "vision_tower.embeddings.cls_token": "model.vision_model.embeddings.class_embedding",
+    "vision_tower.embeddings.position_embeddings": "model.vision_model.embeddings.position_embedding",
+    "vision_tower.embeddings.patch_embeddings.projection.": "model.vision_model.embeddings.patch_embedding.",
+    "vision_tower.encoder.layer.": "model.vision_model.encoder.layers.",
+    "multi_modal_projector.layer_norm.": "model.projector.norm.",
+    "multi_modal_projector.linear_1.": "model.projector.mlp.0.",
+    "multi_modal_projector.linear_2.": "model.projector.mlp.2.",
+    "lm_head.": "lm_head.",
+}
+NATIVE_IN_LAYERS = {
+    "attention.projection_layer": "attn.proj",
+    "attention.q_norm": "attn.q_norm",
+    "attention.k_norm": "attn.k_norm",
+    "layernorm_before": "norm1",
+    "layernorm_after": "norm2",
+    "lambda_1": "ls1",
+    "lambda_2": "ls2",
+}
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How one tensor of the target is made: from `sources`, or anew where there are none."""
+
+    info: TensorInfo
+    make: Callable[[], torch.Tensor]
+    sources: tuple[str, ...]
+    reason: str
+
+
+@dataclass
+class Plan:
+    """What a conversion does: a recipe for every tensor of the target, in its order, and what is left out
+    of the source, with the reason.
+    """
+
+    config: PVCConfig
+    recipes: dict[str, Recipe]
+    dropped: dict[str, str]
+    remarks: list[str] = field(default_factory=list)
+
+    @property
+    def infos(self) -> dict[str, TensorInfo]:
+        return {name: recipe.info for name, recipe in self.recipes.items()}
+
+    @property
+    def nbytes(self) -> int:
+        return sum(info.nbytes for info in self.infos.values())
+
+    @property
+    def new(self) -> list[str]:
+        return [name for name, recipe in self.recipes.items() if not recipe.sources]
+
+    def make(self, name: str) -> torch.Tensor:
+        return self.recipes[name].make()
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        used = sum(len(recipe.sources) for recipe in self.recipes.values())
+        new_bytes = sum(self.recipes[name].info.nbytes for name in self.new)
+        files = len(list(shard_names(self.infos)))
+        lines = [
+            f"{len(self.recipes)} tensors, {self.nbytes / 1e9:.2f} GB in {files} file{'s' * (files > 1)}: "
+            f"{len(self.recipes) - len(self.new)} from {used} of the source, {len(self.new)} new "
+            f"({new_bytes / 1e9:.2f} GB)",
+            *(f"dropped: {name} ({why})" for name, why in self.dropped.items()),
+            *self.remarks,
+        ]
+        return "\n".join(lines)
+
+    def by_kind(self) -> str:
+        """What becomes of what: a line for the tensors whose names differ in the layer alone."""
+        kinds: dict[tuple, list[str]] = {}
+        for name, recipe in self.recipes.items():
+            sources = " + ".join(map(_without_layer, recipe.sources)) or "(new)"
+            kind = (_without_layer(name), sources, recipe.info.shape, recipe.reason)
+            kinds.setdefault(kind, []).append(name)
+        return "\n".join(
+            f"{name} {list(shape)}{f' x{len(names)}' * (len(names) > 1)} <- {sources}: {why}"
+            for (name, sources, shape, why), names in kinds.items()
+        )
+
+    def report(self) -> str:
+        """A line for every tensor of the target and for what was dropped, as tab-separated text."""
+        rows = [("target", "source", "why")]
+        for name, recipe in self.recipes.items():
+            rows.append((name, " + ".join(recipe.sources) or "(new)", recipe.reason))
+        rows += [("(dropped)", name, why) for name, why in self.dropped.items()]
+        return "\n".join("\t".join(row) for row in rows) + "\n"
+
+
+def _without_layer(name: str) -> str:
+    return re.sub(r"\.(layers?|blocks?)\.\d+\.", r".\1.*.", name)
+
+
+# ---- InternVL -> PVC
+
+
+def plan_internvl(
+    config: PVCConfig, weights: SourceWeights, source_ratio: float, projector_init: str = "average"
+) -> Plan:
+    """The plan that makes a PVC of `config` from InternVL's `weights`, in either of its two layouts.
+
+    Args:
+        source_ratio: the downsample ratio of the source.
+        projector_init: "average", or "random" for the paper's new projector.
+
+    Raises:
+        CheckpointError: where tensors are missing, left over, or of other shapes than the configuration's.
+        ValueError: where "average" cannot be done: the source's ratio is not a multiple of the target's.
+    """
+    if projector_init not in PROJECTOR_INITS:
+        raise ValueError(f"projector_init is {projector_init!r}: expected one of {PROJECTOR_INITS}")
+    sources = sources_by_target(weights)
+    model = meta_model(config)
+    new = NewParameters(model, main_dtype(weights))
+    projector = (
+        None if projector_init == "random" else FoldedProjector(config, weights, sources, source_ratio)
+    )
+    plan = Plan(config, {}, _dropped(weights))
+    for name, shape in _target_shapes(model, _tie(config, weights, sources, plan)).items():
+        found = sources.pop(name, ())
+        if name.startswith("model.projector.mlp.0.") and projector:
+            plan.recipes[name] = projector.recipe(name)
+        elif name.startswith("model.projector.") and projector_init == "random":
+            plan.dropped |= dict.fromkeys(found, "the projector starts anew")
+            plan.recipes[name] = new.recipe(name)
+        elif found:
+            plan.recipes[name] = _joined(name, shape, found, weights)
+        elif _is_new(name):
+            plan.recipes[name] = new.recipe(name)
+        else:
+            raise CheckpointError(f"{weights.folder} has nothing for {name} {tuple(shape)}")
+    norm = [
+        x for name in list(sources) if name.startswith("model.projector.norm.") for x in sources.pop(name)
+    ]
+    if projector_init == "random":
+        plan.dropped |= dict.fromkeys(norm, "the projector starts anew")
+    if sources:
+        _refuse_left_over([x for found in sources.values() for x in found])
+    return plan
+
+
+def meta_model(config: PVCConfig) -> PVCForConditionalGeneration:
+    """The model of `config` without memory for its parameters."""
+    with torch.device("meta"):
+        return PVCForConditionalGeneration(config)
+
+
+def new_parameters(projector_init: str) -> list[str]:
+    """Parts of names that tell which parameters are new, as the training reads them in the configuration."""
+    return [*NEW_IN_LAYERS, "projector" if projector_init == "random" else "projector.norm"]
+
+
+def _is_new(name: str) -> bool:
+    return name.startswith("model.projector.norm.") or any(part in name for part in NEW_IN_LAYERS)
+
+
+def _target_shapes(model: PVCForConditionalGeneration, tied: bool) -> dict[str, torch.Size]:
+    shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
+    if tied:
+        shapes.pop("lm_head.weight", None)
+    return shapes
+
+
+def _dropped(weights: SourceWeights) -> dict[str, str]:
+    return {
+        name: why for name in weights.infos for pattern, why in DROPPED.items() if re.search(pattern, name)
+    }
+
+
+def sources_by_target(weights: SourceWeights) -> dict[str, tuple[str, ...]]:
+    """For names of ours, the tensors of the source: one, or the three that are packed into one."""
+    is_native = any("vision_tower." in name for name in weights.infos)
+    groups: dict[str, dict[int, str]] = {}
+    left_over = []
+    for name in weights.infos.keys() - _dropped(weights).keys():
+        ours, part = _native_name(name) if is_native else (internvl_name(name), 0)
+        if ours is None:
+            left_over.append(name)
+        else:
+            groups.setdefault(ours, {})[part] = name
+    if left_over:
+        _refuse_left_over(left_over)
+    return {name: tuple(parts[i] for i in sorted(parts)) for name, parts in groups.items()}
+
+
+def _refuse_left_over(names: list[str]):
+    names = sorted(names)
+    more = f" and {len(names) - 8} more" if len(names) > 8 else ""
+    raise CheckpointError(
+        f"the source has tensors that are no InternVL's: {', '.join(names[:8])}{more}; "
+        "this model is not supported"
+    )
+
+
+def _native_name(name: str) -> tuple[str | None, int]:
+    """Our name of a tensor of transformers' own InternVL, and which part of it: 0, 1, 2 for q, k, v."""
+    name = name.removeprefix("model.")
+    prefix = next((prefix for prefix in NATIVE_PREFIXES if name.startswith(prefix)), None)
+    if prefix is None:
+        return None, 0
+    name = NATIVE_PREFIXES[prefix] + name.removeprefix(prefix)
+    packed = re.fullmatch(r"(model\.vision_model\.encoder\.layers\.\d+)\.attention\.([qkv])_proj\.(.+)", name)
+    if packed:
+        return f"{packed[1]}.attn.qkv.{packed[3]}", "qkv".index(packed[2])
+    if name.startswith("model.vision_model.encoder."):
+        for native, ours in NATIVE_IN_LAYERS.items():
+            name = name.replace(f".{native}", f".{ours}")
+    return name, 0
+
+
+def main_dtype(weights: SourceWeights) -> torch.dtype:
+    """The dtype of most bytes."""
+    sizes: dict[torch.dtype, int] = {}
+    for info in weights.infos.values():
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    return max(sizes, key=sizes.get)
+
+
+def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -> bool:
+    """Whether embeddings and head are one tensor: where there is no head, or the configuration ties it and
+    it is the same. Sets it in the configuration, and drops the second copy.
+    """
+    llm = config.llm_config
+    embeddings = next(
+        (
+            x
+            for n, (x, *_) in sources.items()
+            if re.fullmatch(r"model\.language_model\.\w*embed\w*\.weight", n)
+        ),
+        None,
+    )
+    head = sources.get("lm_head.weight")
+    if head is None:
+        tied = True
+    elif llm.tie_word_embeddings and embeddings:
+        tied = torch.equal(weights.get(head[0]), weights.get(embeddings))
+        if tied:
+            plan.dropped[head[0]] = f"the same as {embeddings}"
+            del sources["lm_head.weight"]
+    else:
+        tied = False
+    if tied != llm.tie_word_embeddings:
+        plan.remarks.append(f"tie_word_embeddings is {tied}, by what the weights are")
+    llm.tie_word_embeddings = config.tie_word_embeddings = tied
+    return tied
+
+
+def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) -> Recipe:
+    """The tensor `name` from one of the source, or from several one below the other."""
+    infos = [weights.infos[source] for source in sources]
+    rows = sum(info.shape[0] for info in infos if info.shape)
+    joined = (rows, *infos[0].shape[1:]) if infos[0].shape else ()
+    if joined != tuple(shape):
+        raise CheckpointError(
+            f"{' + '.join(sources)} has shape {joined}, but the configuration wants {tuple(shape)} for {name}"
+        )
+    if len(sources) == 1:
+        return Recipe(infos[0], lambda: weights.get(sources[0]), sources, "renamed")
+    info = TensorInfo(joined, infos[0].dtype)
+    return Recipe(info, lambda: torch.cat([weights.get(x) for x in sources]), sources, "packed")
+
+
+class FoldedProjector:
+    """The projector's first Linear from InternVL's LayerNorm and first Linear: see the file's docstring."""
+
+    def __init__(self, config: PVCConfig, weights: SourceWeights, sources: dict, source_ratio: float):
+        self.weights = weights
+        self.small, self.block = round(1 / source_ratio), round(1 / config.downsample_ratio)
+        if self.block % self.small:
+            raise ValueError(
+                f"downsample_ratio {config.downsample_ratio} does not divide the source's {source_ratio} "
+                "into whole blocks: choose another, or --projector-init random"
+            )
+        names = ("norm.weight", "norm.bias", "mlp.0.weight", "mlp.0.bias")
+        missing = [name for name in names if f"model.projector.{name}" not in sources]
+        if missing:
+            raise CheckpointError(f"{weights.folder} has nothing for the projector's {', '.join(missing)}")
+        found = [sources[f"model.projector.{name}"][0] for name in names]
+        self.norm_weight, self.norm_bias, self.weight, self.bias = found
+        width = config.vision_config.hidden_size * self.small**2
+        hidden = config.llm_config.hidden_size
+        for name, shape in zip(found, [(width,), (width,), (hidden, width), (hidden,)]):
+            if weights.infos[name].shape != shape:
+                raise CheckpointError(
+                    f"{name} has shape {weights.infos[name].shape}, but the configuration wants {shape}"
+                )
+
+    def recipe(self, name: str) -> Recipe:
+        dtype = self.weights.infos[self.weight].dtype
+        hidden, width = self.weights.infos[self.weight].shape
+        if name.endswith("bias"):
+            sources = (self.bias, self.weight, self.norm_bias)
+            return Recipe(TensorInfo((hidden,), dtype), self._bias, sources, "LayerNorm's bias folded in")
+        width = width * (self.block // self.small) ** 2
+        sources = (self.weight, self.norm_weight)
+        why = "LayerNorm's weight folded in"
+        if self.block > self.small:
+            why += f", mean over the blocks of {self.small}x{self.small} tokens"
+        return Recipe(TensorInfo((hidden, width), dtype), self._weight, sources, why)
+
+    def _bias(self) -> torch.Tensor:
+        weight, norm_bias, bias = (self.weights.get(x) for x in (self.weight, self.norm_bias, self.bias))
+        return (bias.double() + _product(weight, norm_bias)).to(weight.dtype)
+
+    def _weight(self) -> torch.Tensor:
+        weight, norm_weight = self.weights.get(self.weight), self.weights.get(self.norm_weight)
+        times = self.block // self.small
+        folded = (weight.float() * norm_weight.float() / times**2).to(weight.dtype)
+        return repeat(folded, "h (i j c) -> h (p i q j c)", i=self.small, j=self.small, p=times, q=times)
+
+
+def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
+    """`matrix @ vector` in float64, some rows at a time: the matrix is large, and the sum long."""
+    return torch.cat([rows.double() @ vector.double() for rows in matrix.split(256)])
+
+
+class NewParameters:
+    """Starting values of parameters that no source has, as the model's own `_init_weights` gives them."""
+
+    def __init__(self, model: PVCForConditionalGeneration, dtype: torch.dtype):
+        self.model, self.dtype = model, dtype
+
+    def recipe(self, name: str) -> Recipe:
+        module_name, _, parameter_name = name.rpartition(".")
+        shape = tuple(self.model.get_parameter(name).shape)
+        return Recipe(
+            TensorInfo(shape, self.dtype), lambda: self._make(module_name, parameter_name), (), "new"
+        )
+
+    def _make(self, module_name: str, parameter_name: str) -> torch.Tensor:
+        """Gives one parameter memory and its start, the others of its module staying without, and takes it
+        away again.
+        """
+        module = self.model.get_submodule(module_name)
+        empty = module._parameters
+        made = nn.Parameter(torch.empty(empty[parameter_name].shape, dtype=self.dtype))
+        module._parameters = empty | {parameter_name: made}
+        is_vision = module_name.startswith("model.vision_model.")
+        (self.model.model.vision_model if is_vision else self.model)._init_weights(module)
+        module._parameters = empty
+        return made.detach()
+
+
+# ---- the released PVC -> ours
+
+
+def plan_released(config: PVCConfig, weights: SourceWeights, key_map: dict[str, str] | None = None) -> Plan:
+    """The plan that gives the released PVC's tensors our names, matched by structure.
+
+    Raises:
+        UnmatchedParameters: where a match is ambiguous, or tensors are left over on either side.
+    """
+    dropped = _dropped(weights)
+    shapes = {name: tuple(shape) for name, shape in _target_shapes(meta_model(config), False).items()}
+    source = {name: info.shape for name, info in weights.infos.items() if name not in dropped}
+    recipes = {}
+    for match in match_parameters(source, shapes, key_map):
+        recipe = _joined(match.target, shapes[match.target], (match.source,), weights)
+        recipes[match.target] = Recipe(recipe.info, recipe.make, recipe.sources, match.reason)
+    return Plan(config, {name: recipes[name] for name in shapes}, dropped)
