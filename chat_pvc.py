@@ -20,6 +20,7 @@ from transformers import (
 from .conversation import (
     IMAGE_CONTEXT,
     Clip,
+    Conversation,
     Segment,
     clip_rows,
     dialogue_segments,
@@ -30,6 +31,7 @@ from .conversation import (
     pad,
     released_clips,
 )
+from .dialogue_cache_pvc import DialogueCache
 
 
 class Dialogue(NamedTuple):
@@ -42,6 +44,10 @@ class Dialogue(NamedTuple):
 
 class ChatMixin:
     """Needs `config`, `model.tokens_per_tile`, `system_message` and `generate`."""
+
+    def dialogue_cache(self) -> DialogueCache:
+        """A new `cache` for `chat`, `stream_chat` and `generate`: see `dialogue_cache_pvc.py`."""
+        return DialogueCache()
 
     @torch.no_grad()
     def chat(
@@ -56,6 +62,8 @@ class ChatMixin:
         split_sizes: Sequence[int] | None = None,
         data_flag: Sequence[int] | torch.Tensor | None = None,
         streamer=None,
+        *,
+        cache: DialogueCache | None = None,
         **generate_options,
     ) -> str | tuple[str, list[tuple[str, str]]]:
         """Answers a question about images or a video, as the released `chat` does.
@@ -69,7 +77,8 @@ class ChatMixin:
             return_history: also return the history with this turn added, as a new list.
             num_patches_list, split_sizes, data_flag: what the tiles are; see `conversation.released_clips`.
             streamer: one of transformers' streamers.
-            generate_options: more for `generate`, such as `stopping_criteria`.
+            cache: of `dialogue_cache()`; what earlier calls computed of this dialogue is re-used.
+            generate_options: more for `generate`, such as `stopping_criteria` or `fast_decode`.
 
         Raises:
             ValueError: where placeholders, pictures and these lists contradict each other.
@@ -77,7 +86,13 @@ class ChatMixin:
         num_tiles = self._count_tiles(pixel_values)
         dialogue = self._lay_out(question, history, num_tiles, num_patches_list, split_sizes, data_flag)
         (answer,) = self._answer(
-            tokenizer, [dialogue], pixel_values, generation_config, streamer=streamer, **generate_options
+            tokenizer,
+            [dialogue],
+            pixel_values,
+            generation_config,
+            streamer=streamer,
+            cache=cache,
+            **generate_options,
         )
         return (answer, [*(history or []), (dialogue.question, answer)]) if return_history else answer
 
@@ -109,7 +124,7 @@ class ChatMixin:
         thread = Thread(target=answer, daemon=True)
         thread.start()
         try:
-            yield from _cut_as_chat(streamer, self._template().sep.strip())
+            yield from _cut_as_chat(streamer, self.prompt_template().sep.strip())
         finally:
             left.append(True)
             thread.join()
@@ -209,11 +224,12 @@ class ChatMixin:
         else:
             clips = []
         segments, question = dialogue_segments(
-            self._template(), question, history, frames_of_media=[clip.frames for clip in clips]
+            self.prompt_template(), question, history, frames_of_media=[clip.frames for clip in clips]
         )
         return Dialogue(segments, clips, question)
 
-    def _template(self):
+    def prompt_template(self) -> Conversation:
+        """An empty conversation in the model's template, with its system message."""
         template = get_conv_template(self.config.template)
         template.system_message = self.system_message
         return template
@@ -236,18 +252,17 @@ class ChatMixin:
         # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
         device = "cpu" if self.device.type == "meta" else self.device
         input_ids, attention_mask = (torch.tensor(x, device=device) for x in pad(rows, pad_id))
-        template = self._template()
+        template = self.prompt_template()
         output = self.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values.to(device) if clips else None,
             clip_grid=clip_grid_of(clips),
-            **_settings(generation_config, template.stop_token_ids(tokenizer)),
+            **generate_settings(generation_config, template.stop_token_ids(tokenizer)),
             **generate_options,
         )
         first_of_each = output[:: len(output) // len(rows), input_ids.shape[1] :]
-        texts = tokenizer.batch_decode(first_of_each, skip_special_tokens=True)
-        return [text.split(template.sep.strip())[0].strip() for text in texts]
+        return answers_of(tokenizer, first_of_each, template)
 
     def _tokens_per_tile(self, tokenizer, pixel_values: torch.Tensor) -> int:
         context_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
@@ -257,6 +272,12 @@ class ChatMixin:
                 f"{self.config.image_token_id}: use the model's own tokenizer, or set the configuration's"
             )
         return self.model.tokens_per_tile(*pixel_values.shape[2:])
+
+
+def answers_of(tokenizer, generated: torch.Tensor, template) -> list[str]:
+    """Texts of generated ids `(B, new tokens)`, each up to the template's end of an answer."""
+    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    return [text.split(template.sep.strip())[0].strip() for text in texts]
 
 
 def clip_grid_of(clips: list[Clip]) -> torch.Tensor | None:
@@ -292,7 +313,7 @@ def _cut_as_chat(pieces: Iterable[str], end: str) -> Iterator[str]:
         yield text.strip()[said:]
 
 
-def _settings(generation_config: dict | GenerationConfig | None, stop_token_ids: list[int]) -> dict:
+def generate_settings(generation_config: dict | GenerationConfig | None, stop_token_ids: list[int]) -> dict:
     """Keyword arguments of `generate` from what `chat` was given, which is left unchanged.
 
     The template's stop tokens end the answer unless the caller names others.

@@ -4,6 +4,7 @@
     pvc chat org/model --video clip.mp4               a dialogue
     pvc convert OpenGVLab/InternVL2-2B PVC-2B         an InternVL becomes a PVC
     pvc push PVC-2B org/PVC-2B                        and goes to the Hub
+    pvc bench count --preset 8B                       what it costs
 
 Answers go to stdout, all else that is said to stderr. A dialogue is kept as messages; what they become is
 left to the processor, and the answer to the model's `generate`. torch and transformers are imported where
@@ -190,6 +191,39 @@ def push(
         raise Exit(1) from None
 
 
+@app.command()
+def bench(
+    action: Annotated[Literal["count", "run", "plot"], Argument(help="What to do.", show_default=False)],
+    preset: Annotated[str, Option(help="8B, 2B, vit-l, small (for a CPU) or tiny.")] = "8B",
+    device: Annotated[str | None, Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.")] = None,
+    dtype: Annotated[DTYPES, Option(help="auto: bfloat16, on a CPU float32.")] = "auto",
+    runs: Annotated[int, Option(min=1, help="Runs whose median is taken.")] = 5,
+    out: Annotated[str, Option(metavar="DIR", help="Where files are written.")] = "bench-results",
+):
+    """Count or measure what PVC costs, beside InternVL2 and transformers' own models, with random weights.
+
+    count: FLOPs and bytes, from sizes alone. run: time, rates and peak memory here.
+
+    Both print their tables and write them, with a plot, which plot draws again.
+    """
+    try:
+        with Console(stderr=True).status("Loading") as status:
+            from pvc.benchmarks import report, suite
+
+            command, say = f"pvc {shlex.join(sys.argv[1:])}", status.update
+            text = ""
+            if action == "count":
+                text = suite.write_counts(out, preset, command, say)
+            elif action == "run":
+                text = suite.write_measurements(out, preset, device, dtype, runs, command, say)
+            drawn = report.plot(out)
+        print(text, end="")
+        _say(f"plotted: {', '.join(map(str, drawn))}")
+    except FAILURES as error:
+        _say(f"error: {_first_line(error)}", style="red")
+        raise Exit(1) from None
+
+
 @contextmanager
 def _bytes_bar(what: str, total: int):
     """Shows on stderr how many of `total` bytes are done; gives the function that is told of more."""
@@ -292,7 +326,9 @@ def checked_device(name: str | None) -> str:
 
 @dataclass
 class Dialogue:
-    """A dialogue, kept as messages: `start` (the system's), those said, and media for the next question."""
+    """A dialogue, kept as messages: `start` (the system's), those said, and media for the next question; with
+    the model's `cache` of it, a question costs what is new.
+    """
 
     model: Any
     processor: Any
@@ -302,6 +338,9 @@ class Dialogue:
     generate_options: dict
     attached: list[dict]
     messages: list[dict] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.cache = self.model.dialogue_cache()
 
     def ask(self, question: str):
         """Prints the answer and keeps both; an answer that is interrupted is kept as far as it came."""
@@ -341,7 +380,7 @@ class Dialogue:
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         stop = get_conv_template(self.processor.template).stop_token_ids(self.processor.tokenizer)
         options = self.generate_options | _given(eos_token_id=stop or None)
-        self.model.generate(**inputs.to(device), streamer=streamer, **options)
+        self.model.generate(**inputs.to(device), streamer=streamer, cache=self.cache, **options)
 
     def run(self):
         """Asks for questions and commands until the end of the input."""

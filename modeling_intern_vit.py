@@ -75,7 +75,7 @@ class ClipLayout:
         """
         source, times, tracks, rows_per_clip = [], [], {}, []
         num_rows = 0
-        for first_tile, (frames, tiles, repeats) in _clips(clip_grid, num_tiles):
+        for first_tile, (frames, tiles, repeats) in clips_of_grid(clip_grid, num_tiles):
             moments = frames * repeats
             tile = first_tile + torch.arange(frames * tiles).view(frames, tiles)
             tile = repeat(tile, "f p -> (f r) p", r=repeats)
@@ -100,7 +100,7 @@ class ClipLayout:
         )
 
 
-def _clips(clip_grid: torch.Tensor, num_tiles: int):
+def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int):
     """Yields the first tile and (frames, tiles a frame, repeats) of each clip."""
     if not isinstance(clip_grid, torch.Tensor):
         raise ValueError(f"clip_grid is a {type(clip_grid).__name__}: expected a tensor ({num_tiles}, 3)")
@@ -228,6 +228,39 @@ class InternAttention(nn.Module):
         return None
 
 
+def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+    """One after another; of a single one no copy is made."""
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+class TemporalMemory:
+    """Keys and values that one temporal layer made of the last moments of a clip that comes in pieces.
+
+    A ring of `moments` places, allocated once: `(sequences, moments, C)` each, a sequence being a token place
+    of a tile place. `seen` counts the moments so far.
+    """
+
+    def __init__(self, moments: int):
+        self.moments, self.seen = moments, 0
+        self.keys = self.values = None
+
+    def attend(self, attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """Takes up new moments `(sequences, t, C)`; each attends to itself and the `moments - 1` before it.
+
+        One after another: what a moment sees is then what the ring holds, which needs no mask.
+        """
+        if self.keys is None:
+            self.keys, self.values = (x.new_empty(len(x), self.moments, x.shape[2]) for x in (k, v))
+        out = torch.empty_like(q)
+        for i in range(q.shape[1]):
+            place = self.seen % self.moments
+            self.keys[:, place], self.values[:, place] = k[:, i], v[:, i]
+            self.seen += 1
+            held = min(self.seen, self.moments)
+            out[:, i : i + 1] = attend(q[:, i : i + 1], self.keys[:, :held], self.values[:, :held])
+        return out
+
+
 class TemporalAttention(InternAttention):
     """`T-MHA`: each token attends to the tokens at its place in this and earlier moments of its track."""
 
@@ -236,17 +269,35 @@ class TemporalAttention(InternAttention):
     def __init__(self, config: InternVisionConfig):
         super().__init__(config, qkv_bias=True, qk_normalization=False)
 
-    def forward(self, x: torch.Tensor, tracks: dict[int, torch.Tensor]) -> torch.Tensor:  # (R, N, C)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out = torch.empty_like(q)
-        for rows in tracks.values():
-            sequences = [rearrange(part[rows], "s t n c -> (s n) t c") for part in (q, k, v)]
-            attended = [self.attend(*parts) for parts in zip(*(x.split(MAX_SEQUENCES) for x in sequences))]
-            out = out.index_put((rows,), rearrange(torch.cat(attended), "(s n) t c -> s t n c", s=len(rows)))
-        return self.proj_drop(self.proj(out))
+    def forward(
+        self, x: torch.Tensor, tracks: dict[int, torch.Tensor], past: TemporalMemory | None = None
+    ) -> torch.Tensor:  # (R, N, C)
+        # a Linear does not mind the order of tokens: one gather into sequences, and one copy back
+        places = torch.arange(x.shape[1], device=x.device)
+        sequences = [
+            rearrange(rows[..., None] * len(places) + places, "s t n -> (s n) t") for rows in tracks.values()
+        ]
+        order = torch.cat([tokens.flatten() for tokens in sequences])
+        packed = self.qkv(x.flatten(0, 1)[order]).split([tokens.numel() for tokens in sequences])
+        attend = self.attend_all if past is None else partial(past.attend, self.attend_all)
+        attended = [
+            attend(*part.view(*tokens.shape, -1).chunk(3, dim=-1)).flatten(0, 1)
+            for tokens, part in zip(sequences, packed)
+        ]
+        out = self.proj_drop(self.proj(_joined(attended)))
+        return torch.empty_like(out).index_copy_(0, order, out).view_as(x)
+
+    def attend_all(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+        """`attend` for any number of sequences."""
+        parts = zip(*(x.split(MAX_SEQUENCES) for x in (q, k, v)))
+        return _joined([self.attend(*part) for part in parts])
 
     def mask(self, q: torch.Tensor):
-        """None where the attention function reads `is_causal`, else one causal mask for all sequences."""
+        """None where the attention function reads `is_causal` or there is one moment, which sees all that are
+        given; else one causal mask for all sequences.
+        """
+        if q.shape[1] == 1:
+            return None
         return create_causal_mask(self.config, q[:1], attention_mask=None, past_key_values=None)
 
 
@@ -314,18 +365,26 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         self.temporal_gate = nn.Parameter(torch.empty(width))  # alpha
 
     def forward(
-        self, x: torch.Tensor, clips: ClipLayout, repeat_now: bool = False, max_tiles: int | None = None
+        self,
+        x: torch.Tensor,
+        clips: ClipLayout,
+        repeat_now: bool = False,
+        max_tiles: int | None = None,
+        past: TemporalMemory | None = None,
     ) -> torch.Tensor:  # (R, N, C)
         """`repeat_now`: `x` has a row a tile still, and gets a row a moment once S-MHA is done."""
         x = in_passes(self.spatial_attention, x, size=max_tiles, overwrite=True)
         x = x[clips.source] if repeat_now else x
         places = max_tiles and max(1, max_tiles * x.shape[1] // x.shape[0])
-        temporal_attention = partial(self.temporal_attention, clips=clips)
+        temporal_attention = partial(self.temporal_attention, clips=clips, past=past)
         x = in_passes(temporal_attention, x, size=places, dim=1, overwrite=True)
         return in_passes(self.feed_forward, x, size=max_tiles, overwrite=True)
 
-    def temporal_attention(self, x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:
-        return x + self.temporal_gate * self.temporal_attn(self.temporal_norm(x, clips.times), clips.tracks)
+    def temporal_attention(
+        self, x: torch.Tensor, clips: ClipLayout, past: TemporalMemory | None = None
+    ) -> torch.Tensor:
+        normed = self.temporal_norm(x, clips.times)
+        return x + self.temporal_gate * self.temporal_attn(normed, clips.tracks, past)
 
 
 class InternVisionEmbeddings(nn.Module):
@@ -434,6 +493,7 @@ class InternVisionModel(PreTrainedModel):
         clips: ClipLayout | None = None,
         num_layers: int | None = None,
         max_tiles: int | None = None,
+        past: list[TemporalMemory] | None = None,
         output_hidden_states: bool = False,
         return_dict: bool = True,
     ) -> BaseModelOutputWithPooling | tuple:
@@ -446,6 +506,8 @@ class InternVisionModel(PreTrainedModel):
             num_layers: stop after so many layers; None: run all.
             max_tiles: tiles of one pass; None: all. Not used where gradients or all hidden states are asked
                 for.
+            past: one memory a temporal layer, where `clips` goes on with a clip that comes in pieces (no
+                passes then: pieces are small).
 
         Returns:
             `last_hidden_state (R, N, C)`, class token first; `pooler_output (R, C)`, the class token; with
@@ -461,7 +523,7 @@ class InternVisionModel(PreTrainedModel):
                 clip_grid = torch.ones(len(pixel_values), 3, dtype=torch.long)
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values))
         clips = clips.to(pixel_values.device)
-        max_tiles = None if torch.is_grad_enabled() or output_hidden_states else max_tiles
+        max_tiles = None if torch.is_grad_enabled() or output_hidden_states or past else max_tiles
         layers = list(self.encoder.layers)[:num_layers]
         hidden_states = []
 
@@ -478,9 +540,10 @@ class InternVisionModel(PreTrainedModel):
 
         x = in_passes(encode_tiles, pixel_values, size=max_tiles)
         unrepeated = clips.repeated
-        for layer in layers[self.encoder.first_temporal :]:
+        temporal_layers = layers[self.encoder.first_temporal :]
+        for layer, memory in zip(temporal_layers, past or [None] * len(temporal_layers)):
             record(x)
-            x = layer(x, clips, unrepeated, max_tiles)
+            x = layer(x, clips, unrepeated, max_tiles, memory)
             unrepeated = False
         x = x[clips.source.to(x.device)] if unrepeated else x
         output = BaseModelOutputWithPooling(

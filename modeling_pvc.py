@@ -31,7 +31,17 @@ from transformers.utils import can_return_tuple, is_flash_attn_2_available, logg
 from .chat_pvc import ChatMixin
 from .configuration_pvc import PVCConfig
 from .conversation import get_conv_template
-from .modeling_intern_vit import AdaLN, ClipLayout, InternVisionModel, in_passes, init_constant_start
+from .dialogue_cache_pvc import DialogueCache
+from .fast_decode_pvc import fast_decode_options
+from .live_pvc import LiveVideo
+from .modeling_intern_vit import (
+    AdaLN,
+    ClipLayout,
+    InternVisionModel,
+    TemporalMemory,
+    in_passes,
+    init_constant_start,
+)
 from .modeling_internlm2 import InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
@@ -130,10 +140,20 @@ class PVCModel(PVCPreTrainedModel):
         config = self.config
         self.vision_model.check_pixels(pixel_values)
         if clip_grid is None:
-            clip_grid = torch.tensor([[1, len(pixel_values), config.image_repeats]]).expand(
-                len(pixel_values), 3
-            )
+            clip_grid = self.one_image(pixel_values)
         clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
+        tokens = self.encode(pixel_values, clips)
+        by_clip = tuple(rows.flatten(0, 1) for rows in tokens.split(clips.rows_per_clip))
+        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=by_clip)
+
+    def encode(
+        self, pixel_values: torch.Tensor, clips: ClipLayout, past: list[TemporalMemory] | None = None
+    ) -> torch.Tensor:
+        """Visual tokens `(R, tokens of a row, H)` of tiles `(num_tiles, 3, H, W)` laid out as `clips`.
+
+        `past`: see `InternVisionModel.forward`.
+        """
+        config = self.config
         clips = clips.to(pixel_values.device)
         grid = self.patch_grid(*pixel_values.shape[2:])
         hidden_states = self.vision_model(
@@ -141,15 +161,18 @@ class PVCModel(PVCPreTrainedModel):
             clips=clips,
             num_layers=config.select_layer % (config.vision_config.num_hidden_layers + 1),
             max_tiles=config.max_encoder_tiles,
+            past=past,
         ).last_hidden_state
-        tokens = in_passes(
+        return in_passes(
             partial(self.projector, grid=grid),
             hidden_states,
             clips.times,
             size=None if torch.is_grad_enabled() else config.max_encoder_tiles,
         )
-        by_clip = tuple(rows.flatten(0, 1) for rows in tokens.split(clips.rows_per_clip))
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=by_clip)
+
+    def one_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """The `clip_grid (num_tiles, 3)` that takes all tiles for one image."""
+        return torch.tensor([[1, len(pixel_values), self.config.image_repeats]]).repeat(len(pixel_values), 1)
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a tile of so many pixels, checked to divide into the projector's
@@ -187,6 +210,17 @@ class PVCModel(PVCPreTrainedModel):
                 )
             return self._with_unused_vision(embeddings) if self.training else embeddings
         features = self.get_image_features(pixel_values, clip_grid).last_hidden_state.flatten(0, 1)
+        return self.place(input_ids, embeddings, features)
+
+    def place(
+        self, input_ids: torch.Tensor, embeddings: torch.Tensor, features: torch.Tensor
+    ) -> torch.Tensor:
+        """`embeddings (B, S, H)` of `input_ids (B, S)` with the visual tokens `features (tokens, H)` in their
+        places.
+
+        Raises:
+            ValueError: where there are more or fewer places than visual tokens.
+        """
         places = input_ids == self.config.image_token_id
         if places.sum() != len(features):
             raise ValueError(
@@ -272,6 +306,10 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
                 "copy or download it again"
             ) from error
 
+    def live_video(self, tokenizer, **settings) -> LiveVideo:
+        """A new `LiveVideo(self, tokenizer, **settings)`: frames as they come, questions at any time."""
+        return LiveVideo(self, tokenizer, **settings)
+
     def get_image_features(self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None, **kwargs):
         """See `PVCModel.get_image_features`."""
         return self.model.get_image_features(pixel_values, clip_grid, **kwargs)
@@ -324,10 +362,17 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
         clip_grid: torch.Tensor | None = None,
+        cache: DialogueCache | None = None,
+        fast_decode: bool = False,
         **kwargs,
     ):
         """transformers' `generate`, with the pictures encoded once however many beams or sequences are
         asked for.
+
+        Args:
+            cache: what earlier calls computed of this dialogue, re-used and extended; for one row of
+                `input_ids` and one answer.
+            fast_decode: compile the LLM's steps (see `fast_decode_pvc.py`): pays for itself over many tokens.
 
         Returns:
             prompt and new tokens where `input_ids` are given; new tokens alone where only `inputs_embeds`
@@ -335,37 +380,56 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
 
         Raises:
             ValueError: where `input_ids` have places for visual tokens but there are no pixels, or the
-                reverse.
+                reverse; or where other arguments do not go with `cache` or `fast_decode`.
         """
         input_ids = inputs if input_ids is None else input_ids
+        embeddings = kwargs.get("inputs_embeds")
+        self._check_prompt(input_ids, pixel_values, clip_grid, embeddings)
+        self._check_length(input_ids if embeddings is None else embeddings)
+        options = kwargs | {"generation_config": generation_config}
+        if cache is not None:
+            if input_ids is None or embeddings is not None:
+                raise ValueError("a cache needs input_ids and pixel_values, and no inputs_embeds")
+            return cache.generate_from(
+                self, input_ids, pixel_values, clip_grid, fast_decode=fast_decode, **options
+            )
+        if pixel_values is not None:
+            options["inputs_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
+        if fast_decode:
+            options = fast_decode_options(self, input_ids if embeddings is None else embeddings, options)
+        return super().generate(input_ids=input_ids, **options)
+
+    def _check_prompt(self, input_ids, pixel_values, clip_grid, inputs_embeds):
+        """Raises a ValueError for ids that are none, and where ids, pixels and embeddings contradict each
+        other.
+        """
         image_token_id, vocab_size = self.config.image_token_id, self.config.llm_config.vocab_size
         if input_ids is not None:
             _check_ids(input_ids, vocab_size)
-        if pixel_values is not None:
-            if not 0 <= image_token_id < vocab_size:
-                raise ValueError(
-                    f"config.image_token_id {image_token_id} is not in the vocabulary of {vocab_size}"
-                )
-            if input_ids is None or kwargs.get("inputs_embeds") is not None:
-                raise ValueError(
-                    "pixel_values need input_ids, which say where the visual tokens go, and no inputs_embeds"
-                )
-            self.model.vision_model.check_pixels(pixel_values)
-            if not pixel_values.isfinite().all():
-                raise ValueError(
-                    "pixel_values has values that are not finite: was a picture normalised by a zero?"
-                )
-            kwargs["inputs_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
-        elif input_ids is not None and kwargs.get("inputs_embeds") is None:
-            places = int((input_ids == image_token_id).sum())
-            if places:
+        if pixel_values is None:
+            ids = input_ids if inputs_embeds is None else None
+            if ids is not None and (places := int((ids == image_token_id).sum())):
                 raise ValueError(
                     f"input_ids have {places} places for visual tokens, but pixel_values is None"
                 )
-        if pixel_values is None and clip_grid is not None:
-            raise ValueError("clip_grid says what the tiles of pixel_values are, but pixel_values is None")
-        self._check_length(input_ids if kwargs.get("inputs_embeds") is None else kwargs["inputs_embeds"])
-        return super().generate(input_ids=input_ids, generation_config=generation_config, **kwargs)
+            if clip_grid is not None:
+                raise ValueError(
+                    "clip_grid says what the tiles of pixel_values are, but pixel_values is None"
+                )
+            return
+        if not 0 <= image_token_id < vocab_size:
+            raise ValueError(
+                f"config.image_token_id {image_token_id} is not in the vocabulary of {vocab_size}"
+            )
+        if input_ids is None or inputs_embeds is not None:
+            raise ValueError(
+                "pixel_values need input_ids, which say where the visual tokens go, and no inputs_embeds"
+            )
+        self.model.vision_model.check_pixels(pixel_values)
+        if not torch.stack(pixel_values.aminmax()).isfinite().all():  # no copy of a long video
+            raise ValueError(
+                "pixel_values has values that are not finite: was a picture normalised by a zero?"
+            )
 
     def _check_length(self, prompt: torch.Tensor | None):
         """Raises, or warns where RoPE is scaled, for a prompt `(B, S)` or `(B, S, H)` longer than the LLM

@@ -1,0 +1,240 @@
+"""FLOPs and bytes of each part of a model, counted operation by operation while it runs.
+
+At real sizes it runs on fake tensors, which have shapes and no memory, so that the 8B is counted on any
+machine; on real tensors the count is the same. FLOPs are two for each multiply-add of matrix products,
+convolutions and attention (causal attention: what lies under its mask); the rest counts by its bytes, each
+operation reading its inputs and writing its results once.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
+
+from pvc.benchmarks.contestants import Contestant, NativeQwen25VL, prefill
+from pvc.benchmarks.presets import Preset, Workload
+
+REST = "rest"
+PARTS = {  # pattern of a module's name -> part; what runs in a module within a module is the inner one's
+    r"(model\.)?(vision_model|vision_tower|visual)": "ViT: spatial",
+    r".*\.temporal_attn": "ViT: temporal attention",
+    r".*\.temporal_norm": "ViT: AdaLN",
+    r"(model\.)?(projector|multi_modal_projector|visual\.merger)": "projector: rest",
+    r"(model\.)?projector\.norm": "projector: norm",
+    r"(model\.)?projector\.mlp": "projector: MLP",
+    r"(model\.)?language_model": "LLM",
+    r"lm_head": "head",
+}
+PREFILL = ("LLM", "head")
+# move nothing, though no view to torch
+FREE = {"_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided", "lift_fresh", "device", "detach"}
+GATHERS = {"embedding", "index", "index_select", "gather"}  # read as much as they write
+
+
+@contextmanager
+def follow_parts(model: nn.Module, on_change: Callable[[str], None]) -> Iterator[None]:
+    """Within: calls `on_change(part)` whenever what runs passes from one part of `model` to another."""
+    running = [REST]
+
+    def enter(part: str):
+        running.append(part)
+        on_change(part)
+
+    def leave():
+        running.pop()
+        on_change(running[-1])
+
+    hooks = []
+    for name, module in model.named_modules():
+        for part in [part for pattern, part in PARTS.items() if re.fullmatch(pattern, name)]:
+            hooks.append(module.register_forward_pre_hook(lambda *_, part=part: enter(part)))
+            hooks.append(module.register_forward_hook(lambda *_: leave()))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+@dataclass
+class Cost:
+    """What one part costs: `operations` counts those of so many (FLOPs, bytes)."""
+
+    operations: Counter[tuple[int, int]] = field(default_factory=Counter)
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(self.operations + other.operations)
+
+    @property
+    def flops(self) -> int:
+        return sum(flops * calls for (flops, _), calls in self.operations.items())
+
+    @property
+    def bytes(self) -> int:
+        return sum(moved * calls for (_, moved), calls in self.operations.items())
+
+    def floor_s(self, flops_per_s: float, bytes_per_s: float) -> tuple[float, float]:
+        """Seconds that its operations take at least: those limited by arithmetic, and by memory."""
+        arithmetic = memory = 0.0
+        for (flops, moved), calls in self.operations.items():
+            if flops / flops_per_s > moved / bytes_per_s:
+                arithmetic += calls * flops / flops_per_s
+            else:
+                memory += calls * moved / bytes_per_s
+        return arithmetic, memory
+
+
+Costs = dict[str, Cost]  # by part
+
+
+def group_of(part: str) -> str:
+    return "prefill" if part in PREFILL else part.partition(":")[0]
+
+
+def grouped(values: dict) -> dict:
+    """Numbers or costs by part -> by what a first token is made of: "ViT", "projector", "prefill"."""
+    groups = {}
+    for part, value in values.items():
+        group = group_of(part)
+        groups[group] = groups[group] + value if group in groups else value
+    return groups
+
+
+class _OperationCounter(TorchDispatchMode):
+    def __init__(self):
+        super().__init__()
+        self.part = REST
+        self.costs: Costs = {}
+
+    def enter(self, part: str):
+        self.part = part
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        name = function.overloadpacket.__name__
+        if not function.is_view and name not in FREE:
+            cost = flops_of(function, args, kwargs, out), bytes_of(name, args, kwargs, out)
+            self.costs.setdefault(self.part, Cost()).operations[cost] += 1
+        return out
+
+
+def flops_of(function, args, kwargs, out) -> int:
+    """FLOPs of one call of an ATen operator; 0 for those that torch's own counter leaves out too."""
+    packet = function.overloadpacket
+    if packet.__name__.startswith("_scaled_dot_product") and "backward" not in packet.__name__:
+        names = (argument.name for argument in function._schema.arguments)
+        return attention_flops(**dict(zip(names, args)) | kwargs)
+    if packet in flop_registry:
+        return flop_registry[packet](*args, **kwargs, out_val=out)
+    return 0
+
+
+def attention_flops(query, key, value, is_causal: bool = False, **_) -> int:
+    """Two products, `(B, heads, S, width)` each; causal: S (S + 1) / 2 pairs instead of S times S."""
+    batch, heads, length, width = query.shape
+    pairs = length * key.shape[2] - is_causal * length * (length - 1) // 2
+    return 2 * batch * heads * pairs * (width + value.shape[3])
+
+
+def bytes_of(name: str, args, kwargs, out) -> int:
+    """Bytes that one operator reads and writes: each tensor once, an expanded one as it is stored."""
+    written = sum(map(_size, _tensors(out)))
+    if name in GATHERS:
+        return 2 * written
+    if name == "copy_":
+        return written + _size(args[1])
+    return written + sum(map(_size, {id(x): x for x in _tensors((args, kwargs))}.values()))
+
+
+def _tensors(value) -> Iterator[torch.Tensor]:
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, dict):
+        yield from _tensors(list(value.values()))
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _tensors(item)
+
+
+def _size(x: torch.Tensor) -> int:
+    stored = [size for size, stride in zip(x.shape, x.stride()) if stride]
+    return torch.Size(stored).numel() * x.element_size() if 0 not in x.shape else 0
+
+
+def counted(model: nn.Module, function: Callable[[], object]) -> Costs:
+    """What each part of `model` costs in one call of `function`, which runs without gradients."""
+    counter = _OperationCounter()
+    with torch.no_grad(), follow_parts(model, counter.enter), counter:
+        function()
+    return counter.costs
+
+
+def count_first_token(contestant: Contestant, workload: Workload, model: nn.Module | None = None) -> Costs:
+    """The cost of a workload's first token: of `model`, or at the same size on fake tensors in bfloat16."""
+    if model is not None:
+        return _first_token(
+            contestant, workload, model, contestant.media(workload, model.device, model.dtype)
+        )
+    media = contestant.media(workload, "meta", torch.bfloat16)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        # what is on the CPU is read, and stays real
+        media = {name: torch.empty_like(x, device="cpu") if x.is_meta else x for name, x in media.items()}
+        return _first_token(contestant, workload, contestant.build("cpu", torch.bfloat16), media)
+
+
+def _first_token(contestant: Contestant, workload: Workload, model: nn.Module, media: dict) -> Costs:
+    def run():
+        contestant.encode(model, media)
+        if contestant.preset.has_llm:
+            prefill(model, contestant.num_visual_tokens(workload) + workload.text_tokens)
+
+    return counted(model, run)
+
+
+def is_countable(contestant: Contestant) -> bool:
+    """Whether fake tensors do: Qwen2.5-VL's windows depend on values, so it is counted where it is run."""
+    return not isinstance(contestant, NativeQwen25VL)
+
+
+# ---- memory, by formula
+
+
+@dataclass(frozen=True)
+class MemoryNeeds:
+    """Bytes: of all weights; of those that a step of decoding reads; of the cache, a token; of the hidden
+    states of one tile.
+    """
+
+    weights: int
+    step_weights: int
+    cache_a_token: int
+    hidden_a_tile: int
+
+    def decode_step(self, context: int) -> int:
+        """Bytes that a step of decoding reads after so many tokens: weights and cache, once each."""
+        return self.step_weights + context * self.cache_a_token
+
+
+def memory_needs(model: nn.Module, preset: Preset) -> MemoryNeeds:
+    """Of a contestant's model (real or fake) in its own dtype."""
+    llm, item = model.config.get_text_config(), model.dtype.itemsize
+    sizes = {name: x.numel() * x.element_size() for name, x in model.named_parameters()}
+    embedding = model.get_input_embeddings().weight
+    tied = model.get_output_embeddings().weight is embedding
+    body = sum(size for name, size in sizes.items() if re.match(r"(model\.)?language_model|lm_head", name))
+    head = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
+    vit = preset.vit.get("hidden_size", 1024)
+    return MemoryNeeds(
+        weights=sum(sizes.values()),
+        step_weights=body - (0 if tied else embedding.numel() * embedding.element_size()),
+        cache_a_token=2 * llm.num_hidden_layers * llm.num_key_value_heads * head * item,
+        hidden_a_tile=(preset.patches**2 + 1) * vit * item,
+    )
