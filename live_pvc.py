@@ -2,6 +2,7 @@
 
     live = model.live_video(tokenizer, horizon=64)
     tokens = live.add(pixel_values)              # (frames, tokens of a frame, H), at once
+    live.watch(load_video_ahead("video.mp4"))    # or a file, read while what was read is encoded
     answer = live.ask("What happens?")           # about all that has come; more frames may follow
 
 T-MHA looks back alone, so that a new frame needs of the earlier ones only the keys and values of the temporal
@@ -21,7 +22,7 @@ Encoding is left to the model, the LLM's cache to `PrefixCache`.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -112,6 +113,12 @@ class LiveVideo:
         self.tokens.extend(tokens)
         self.interrupted = False
         return tokens
+
+    def watch(self, pieces: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> torch.Tensor:
+        """Adds pieces of a video, `(pixel_values, num_patches_list)`, as `preprocess.load_video_ahead` gives
+        them while it reads on; returns and raises what `add` does.
+        """
+        return torch.cat([self.add(*piece) for piece in pieces])
 
     def _encode(self, pixel_values: torch.Tensor, tiles: int) -> torch.Tensor:
         """Visual tokens `(frames, tokens of a frame, H)` of a piece, which the temporal layers remember."""

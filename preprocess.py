@@ -16,7 +16,9 @@ import math
 import os
 import re
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
 from itertools import chain
@@ -271,12 +273,52 @@ def load_video(
         ValueError: not a video, or a chosen frame cannot be read.
         ImportError: the backend is not installed.
     """
+    ((tiles, num_patches_list),) = _video_pieces(
+        file, bound, input_size, max_num, num_segments, num_segments, backend
+    )
+    return tiles, num_patches_list
+
+
+def load_video_ahead(
+    file: MediaFile,
+    bound: tuple[float, float] | None = None,
+    input_size: int = 448,
+    max_num: int = 1,
+    num_segments: int = 32,
+    *,
+    frames_at_once: int = 8,
+    backend: str = "pyav",
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """`load_video` in pieces of `frames_at_once` frames, each read in a thread while the one before is used.
+
+    For long videos: reading takes the processor while a GPU encodes. The pieces, one after the other, are
+    what `load_video` returns; arguments and errors are its own, and an error comes with its piece.
+    """
+    if frames_at_once < 1:
+        raise ValueError(f"frames_at_once is {frames_at_once}: expected at least 1")
+    pieces = _video_pieces(file, bound, input_size, max_num, num_segments, frames_at_once, backend)
+    with ThreadPoolExecutor(1) as reader:
+        upcoming = reader.submit(next, pieces, None)
+        while (piece := upcoming.result()) is not None:
+            upcoming = reader.submit(next, pieces, None)
+            yield piece
+
+
+def _video_pieces(
+    file, bound, input_size: int, max_num: int, num_segments: int, frames_at_once: int, backend: str
+) -> Iterator[tuple[torch.Tensor, list[int]]]:
+    """Tiles of `frames_at_once` frames at a time, and the number of tiles of each."""
     video = _open_video(file, backend)
     indices = get_index(bound, video.fps, len(video.times_s) - 1, num_segments=num_segments).tolist()
-    frames = video.read(indices)
-    tiles = {index: picture_tiles(Image.fromarray(frame), input_size, max_num) for index, frame in frames}
-    num_patches_list = [len(tiles[index]) for index in indices]
-    return torch.cat([tiles[index] for index in indices]), num_patches_list
+    frames, tiles, wanted = video.read(indices), {}, Counter(indices)
+    for start in range(0, len(indices), frames_at_once):
+        piece = indices[start : start + frames_at_once]
+        while not all(index in tiles for index in piece):
+            index, frame = next(frames)
+            tiles[index] = picture_tiles(Image.fromarray(frame), input_size, max_num)
+        yield torch.cat([tiles[index] for index in piece]), [len(tiles[index]) for index in piece]
+        wanted.subtract(piece)
+        tiles = {index: x for index, x in tiles.items() if wanted[index]}
 
 
 class VideoFrames(NamedTuple):

@@ -11,6 +11,7 @@ from watching import interrupted, watched
 
 from pvc import CHECKPOINT
 from pvc.live_pvc import LiveVideo
+from pvc.preprocess import load_video, load_video_ahead
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
 WINDOW, TEMPORAL_LAYERS = 3, 2
@@ -61,6 +62,13 @@ def test_frames_that_come_in_pieces_have_the_tokens_of_the_whole_clip(tiles, rep
     pixels = frames(7, tiles)
     tokens = in_pieces(LiveVideo(model, None, horizon=7), pixels, PIECES[pieces], tiles)
     assert_same(tokens, whole(model, pixels, 7, tiles))
+
+
+def test_a_file_that_is_read_while_it_is_encoded_has_the_tokens_of_the_whole_clip(model):
+    settings = {"input_size": 56, "num_segments": 6}
+    file = CHECKPOINT / "assets" / "video.mp4"
+    tokens = LiveVideo(model, None, horizon=6).watch(load_video_ahead(file, **settings, frames_at_once=4))
+    assert_same(tokens, whole(model, load_video(file, **settings)[0], 6))
 
 
 OTHER_MODELS = {

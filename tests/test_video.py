@@ -7,6 +7,7 @@ import io
 import struct
 import sys
 import wave
+from threading import Event
 from types import SimpleNamespace
 
 import av
@@ -27,7 +28,7 @@ from test_preprocess import (
 )
 
 from pvc import preprocess
-from pvc.preprocess import get_index, load_image, load_video, picture_tiles, read_frames
+from pvc.preprocess import get_index, load_image, load_video, load_video_ahead, picture_tiles, read_frames
 
 UNEVEN_MS = [0, 100, 200, 1500, 1600, 3100, 3200, 3300]  # when the frames of an uneven video are shown
 
@@ -231,6 +232,40 @@ def test_load_video_and_read_frames_see_the_same_frames(video):
 
 
 # pictures that make a video
+
+
+@pytest.mark.parametrize("frames_at_once", [1, 3, 100])
+@pytest.mark.parametrize("num_segments", [7, 90])  # 90: more than there are frames, some come twice
+def test_pieces_read_ahead_are_together_what_load_video_reads(num_segments, frames_at_once, video):
+    settings = {"input_size": 28, "max_num": 2, "num_segments": num_segments}
+    pieces = list(load_video_ahead(video, **settings, frames_at_once=frames_at_once))
+    tiles, num_patches_list = load_video(video, **settings)
+    assert torch.equal(torch.cat([x for x, _ in pieces]), tiles)
+    assert [n for _, counts in pieces for n in counts] == num_patches_list
+    assert all(len(counts) == frames_at_once for _, counts in pieces[:-1])
+
+
+def test_the_next_piece_is_read_while_the_last_is_used(video, monkeypatch):
+    read, enough = [], Event()
+
+    def picture_tiles(picture, *settings):
+        read.append(picture)
+        enough.set() if len(read) == 4 else None
+        return torch.zeros(1, 3, 28, 28)
+
+    monkeypatch.setattr(preprocess, "picture_tiles", picture_tiles)
+    pieces = load_video_ahead(video, num_segments=6, frames_at_once=2)
+    next(pieces)
+    assert enough.wait(10)  # of the second piece both frames, though nobody asked for them
+    pieces.close()
+    assert len(read) == 4
+
+
+def test_an_error_of_reading_ahead_is_load_videos(tmp_path, video):
+    with pytest.raises(ValueError, match="frames_at_once is 0"):
+        next(load_video_ahead(video, frames_at_once=0))
+    with pytest.raises(FileNotFoundError):
+        next(load_video_ahead(tmp_path / "none.mp4"))
 
 
 def test_a_list_takes_pictures_arrays_and_paths(tmp_path):
