@@ -4,11 +4,13 @@
     pvc chat org/model --video clip.mp4               a dialogue
     pvc convert OpenGVLab/InternVL2-2B PVC-2B         an InternVL becomes a PVC
     pvc push PVC-2B org/PVC-2B                        and goes to the Hub
+    pvc train check meta.json                         what is in training data, and what is broken
+    pvc train tune-lora --model M --data meta.json --output run
     pvc bench count --preset 8B                       what it costs
 
 Answers go to stdout, all else that is said to stderr. A dialogue is kept as messages; what they become is
-left to the processor, and the answer to the model's `generate`. torch and transformers are imported where
-they are used, so that `--help` and `--version` come at once.
+left to the processor, and the answer to the model's `generate`; training is `training/train.py`'s. torch and
+transformers are imported where they are used, so that `--help` and `--version` come at once.
 """
 
 import os
@@ -23,6 +25,7 @@ from typing import Annotated, Any, Literal
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from typer import Argument, Exit, Option, Typer
+from typer.core import TyperGroup
 
 from pvc import CHECKPOINT
 from pvc.conversion.matching import UnmatchedParameters
@@ -426,6 +429,79 @@ class Dialogue:
 def _print_answer(text: str):
     """Prints at once, with U+FFFD for control characters, which would command the terminal."""
     print(CONTROL_CHARACTERS.sub("\ufffd", text), end="", flush=True)
+
+
+# ---- training
+
+
+class _RunByDefault(TyperGroup):
+    """`pvc train RECIPE …` is `pvc train run RECIPE …`."""
+
+    def parse_args(self, ctx, args: list[str]) -> list[str]:
+        is_said = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if is_said else ["run", *args])
+
+
+training = Typer(cls=_RunByDefault, no_args_is_help=True)
+app.add_typer(training, name="train", help="Train a model, or check training data.")
+
+SETTINGS = Option("--set", metavar="NAME=VALUE", help="Change a value of the recipe; repeatable.")
+TRUST = Option("--trust-remote-code", help="Of a Hub id: do not ask.")
+
+
+@training.command(name="run")
+def run_training(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="YAML file, or a name such as tune-lora.")],
+    model: Annotated[str, Option(metavar="MODEL", help="Folder or Hub id to start from.")],
+    data: Annotated[str, Option(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
+    output: Annotated[str, Option(metavar="FOLDER", help="For checkpoints and the trained model.")],
+    settings: Annotated[list[str], SETTINGS] = (),
+    resume: Annotated[bool, Option("--resume", help="Go on after the last checkpoint, if any.")] = False,
+    trust: Annotated[bool, TRUST] = False,
+):
+    """Train MODEL by RECIPE. Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …"""
+    with _failures_in_a_line():
+        from pvc.training.train import Recipe, parse_changes, read_recipe, train
+
+        planned = Recipe.from_values(read_recipe(recipe, parse_changes(settings)))
+        with Console(stderr=True).status("Loading") as status:
+            folder = find_model(model, trust, status)
+        trainer = train(planned, model=folder, data=data, output=output, resume=resume)
+    trainer.accelerator.end_training()
+
+
+@training.command(name="check")
+def check_data(
+    data: Annotated[str, Argument(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
+    model: Annotated[str, Option(help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
+    recipe: Annotated[str | None, Option(metavar="RECIPE", help="Its settings are used.")] = None,
+    settings: Annotated[list[str], SETTINGS] = (),
+    decode: Annotated[bool, Option("--decode", help="Decode pictures and videos too.")] = False,
+    workers: Annotated[int, Option(min=0, help="Processes that read.")] = 0,
+    trust: Annotated[bool, TRUST] = False,
+):
+    """Read DATA once, as training would: what is in them, and which samples are broken (then it exits 1)."""
+    with _failures_in_a_line():
+        from pvc.training.check import check
+        from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
+
+        changes = parse_changes(settings)
+        options = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes).data
+        with Console(stderr=True).status("Loading") as status:
+            processor = load_processor(find_model(model or str(CHECKPOINT), trust, status))
+        report = check(data, processor, options, decode=decode, num_workers=workers)
+    print(report)
+    if report.broken:
+        raise Exit(1)
+
+
+@contextmanager
+def _failures_in_a_line():
+    try:
+        yield
+    except (OSError, ValueError, ImportError) as error:  # others come from a step: with their traceback
+        _say(f"error: {_first_line(error)}", style="red")
+        raise Exit(1) from None
 
 
 if __name__ == "__main__":

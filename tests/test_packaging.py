@@ -320,8 +320,11 @@ def test_wheel_holds_the_package_and_the_checkpoint_but_no_tests(wheel, clone):
     assets = {
         file.relative_to(clone) for kind in ("png", "mp4", "svg") for file in clone.glob(f"assets/*.{kind}")
     }
+    recipes = {
+        file.relative_to(clone) for kind in ("yaml", "json") for file in clone.glob(f"training/**/*.{kind}")
+    }
     assert names == {
-        f"pvc/{file}" for file in (*modules, *assets, *CHECKPOINT_FILES, "processor_config.json")
+        f"pvc/{file}" for file in (*modules, *assets, *recipes, *CHECKPOINT_FILES, "processor_config.json")
     }
 
 

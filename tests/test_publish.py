@@ -20,7 +20,7 @@ from builders import tiny_config, tiny_model
 from hub_stand_in import StandIn, environment
 from huggingface_hub import ModelCard, close_session, constants
 from safetensors.torch import save_file
-from test_packaging import NEVER_NEEDED, run_python
+from test_packaging import MODEL_FILES, NEVER_NEEDED, run_python
 from typer.testing import CliRunner
 
 from pvc import CHECKPOINT, cli, publish
@@ -35,9 +35,7 @@ SHARD_SIZE = "200KB"
 FILES = {  # of a pushed checkpoint, but for the weights
     *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "README.md"),
     *("tokenizer.model", "tokenizer_config.json", "added_tokens.json"),
-    *("chat_pvc.py", "configuration_pvc.py", "conversation.py", "modeling_intern_vit.py"),
-    *("modeling_internlm2.py", "modeling_pvc.py", "preprocess.py", "processing_pvc.py"),
-    "tokenization_internlm2.py",
+    *(*MODEL_FILES, "preprocess.py", "processing_pvc.py"),
 }
 
 

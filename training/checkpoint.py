@@ -1,0 +1,127 @@
+"""Checkpoints of a run: whole folders, each of which `AutoModel`, `pvc chat` and the Hub take as it is.
+
+A folder has the weights, configuration, processor, code and a README. Weights come as a state dict, wherever
+they were (sharded, wrapped, beside LoRA's matrices), and are written through a model of the same class
+without any storage, since saving a wrapped model would copy the wrapper's code, not ours.
+
+What a run needs to go on (optimizer, schedule, random numbers) is written beside them by transformers'
+Trainer, and the place in the data by `trainer.py`.
+"""
+
+import copy
+import json
+import re
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+
+from pvc.processing_pvc import PVCProcessor
+
+ADAPTER = "adapter"  # the folder in a checkpoint that holds LoRA's matrices alone
+PEFT_PREFIX = "base_model.model."
+LAST_WRITTEN = "trainer_state.json"
+
+README = """\
+---
+library_name: transformers
+pipeline_tag: image-text-to-text
+tags:
+- pvc
+- custom_code
+---
+# {name}
+
+A PVC model (Progressive Visual Token Compression), trained with `pvc train`{steps}.
+
+```python
+from transformers import AutoModel, AutoProcessor
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
+processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
+messages = [{{"role": "user", "content": [{{"type": "image", "image": "picture.png"}},
+                                        {{"type": "text", "text": "What is this?"}}]}}]
+inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
+answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shape[1]:]
+print(processor.tokenizer.batch_decode(answer, skip_special_tokens=True)[0])
+```
+"""
+
+
+def save_folder(
+    folder: str | Path,
+    model_class: type[PreTrainedModel],
+    config: PreTrainedConfig,
+    generation_config: GenerationConfig,
+    state_dict: dict[str, torch.Tensor],
+    processor: PVCProcessor,
+    *,
+    dtype: torch.dtype | None = None,
+    steps: int = 0,
+):
+    """Writes a whole model; a README that is there already is left as it is.
+
+    Args:
+        state_dict: every parameter, by the names of `model_class`.
+        dtype: of the weights as written; None: as they are.
+        steps: for the README.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if dtype is not None:
+        state_dict = {
+            name: weight.to(dtype) if weight.is_floating_point() else weight
+            for name, weight in state_dict.items()
+        }
+    config = copy.deepcopy(config)
+    for part in (config, *(getattr(config, name) for name in config.sub_configs)):
+        part.dtype = _widest(state_dict)
+    with torch.device("meta"):
+        shell = model_class(config).to(config.dtype)
+    shell.generation_config = copy.deepcopy(generation_config)
+    shell.save_pretrained(folder, state_dict=state_dict)
+    processor.save_pretrained(folder)
+    if not (folder / "README.md").exists():
+        text = README.format(name=folder.resolve().name, steps=f" for {steps:,} steps" if steps else "")
+        (folder / "README.md").write_text(text, encoding="utf-8")
+
+
+def _widest(state_dict: dict[str, torch.Tensor]) -> torch.dtype:
+    """The dtype in which no weight loses a digit: what the configuration will say."""
+    return max({x.dtype for x in state_dict.values() if x.is_floating_point()}, key=lambda x: x.itemsize)
+
+
+def merged(state_dict: dict[str, torch.Tensor], scaling: float) -> dict[str, torch.Tensor]:
+    """The weights of a model with LoRA as those of one without: `W + scaling * B A`, by the plain names.
+
+    The model itself keeps its weights: merging in place and back would leave rounding in them.
+    """
+    plain = {}
+    for name, weight in state_dict.items():
+        if ".lora_" in name:
+            continue
+        layer, is_adapted, _ = name.partition(".base_layer.weight")
+        if is_adapted:
+            down, up = (state_dict[f"{layer}.lora_{x}.default.weight"].float() for x in "AB")
+            weight = (weight.float() + scaling * (up @ down)).to(weight.dtype)
+        plain[name.removeprefix(PEFT_PREFIX).replace(".base_layer.", ".")] = weight
+    return plain
+
+
+def last_checkpoint(run: str | Path) -> Path | None:
+    """The folder of the newest checkpoint of a run that was written to its end; None where there is none."""
+    numbered = [(re.fullmatch(r"checkpoint-(\d+)", path.name), path) for path in Path(run).glob("*/")]
+    folders = sorted((int(match[1]), path) for match, path in numbered if match)
+    return next((path for _, path in reversed(folders) if _is_whole(path)), None)
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        json.loads((folder / LAST_WRITTEN).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # the process was killed before, or while, it was written
+        return False
+    return True
+
+
+def trained_steps(checkpoint: Path) -> int:
+    return json.loads((checkpoint / LAST_WRITTEN).read_text(encoding="utf-8"))["global_step"]

@@ -1,0 +1,237 @@
+"""Training data as the Trainer takes it: an endless, exact and resumable sequence of packed rows.
+
+    loader = PackLoader(PackedDataset("meta.json", processor, DataOptions(seed=1)), num_workers=4)
+    for inputs in loader: ...                           # one row of at most 8,192 tokens each
+    loader.state_dict()                                 # goes on exactly after the rows that were handed out
+
+Row `k` of the sequence comes from stream `k % streams`, a stream being each `streams`-th sample of the
+mixture with a packing of its own. So row `k` depends on the data and the options alone: not on the number of
+workers or ranks, which only share the rows out in turn. A worker that needs some rows of a
+stream plans all of them, which costs reading text and headers, and decodes its own. None plans in vain where
+`streams` is a multiple of workers times ranks.
+
+A step takes one row: what a batch of rows would pad, a row of more tokens fills, and attention kernels that
+know packed samples know them in a single row. More samples a step come by `max_tokens` and gradient
+accumulation. There is thus nothing to collate.
+
+torch's own DataLoader does the work. torchdata's StatefulDataLoader would keep a state for each worker, bound
+to their number; Hugging Face datasets wants one schema for all lines and a copy of them on the disk.
+"""
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import count
+from os import PathLike
+from typing import NamedTuple
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from transformers.utils import logging
+
+from pvc.processing_pvc import PVCProcessor
+from pvc.training.encoding import Encoded, Encoder
+from pvc.training.mixing import AUGMENT, FRAMES, Mixture, draws
+from pvc.training.packing import Plan, Stream, StreamState, join
+from pvc.training.samples import BrokenSample, read_meta
+
+logger = logging.get_logger(__name__)
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """What is made of a meta JSON; where the paper says a number (section 3, table 5), it is the default.
+
+    Attributes:
+        max_tokens: of a row.
+        image_to_video: see `mixing.Mixture`.
+        min_frames, max_frames, frame_tiles: see `encoding.Encoder`.
+        seed: of the order, the frames and the augmentation.
+        skip_broken: how many samples may be broken before it is an error, on each rank.
+        streams, pool: of packing; see above and `packing.Stream`.
+    """
+
+    max_tokens: int = 8192
+    image_to_video: float | None = None
+    min_frames: int = 16
+    max_frames: int = 96
+    frame_tiles: int = 1
+    seed: int = 0
+    skip_broken: int = 0
+    streams: int = 64
+    pool: int = 32
+
+    def __post_init__(self):
+        for name, least in (("seed", 0), ("skip_broken", 0), ("streams", 1), ("pool", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
+
+    def encoder(self, processor: PVCProcessor) -> Encoder:
+        names = ("max_tokens", "min_frames", "max_frames", "frame_tiles")
+        return Encoder(processor, **{name: getattr(self, name) for name in names})
+
+
+class Pack(NamedTuple):
+    """A row, its number in the whole sequence, what was broken on the way, and its stream's state after
+    it.
+    """
+
+    inputs: dict[str, torch.Tensor | bool]
+    number: int
+    broken: list[tuple[str, str]]
+    after: StreamState
+
+
+class PackedDataset(IterableDataset):
+    """The rows of one rank, without end; `PackLoader` hands them out.
+
+    Args:
+        meta: path of a meta JSON; see `samples.read_meta` for it and for what is raised.
+        rank, world_size: this process, and how many there are.
+    """
+
+    def __init__(
+        self,
+        meta: str | PathLike,
+        processor: PVCProcessor,
+        options: DataOptions | None = None,
+        *,
+        rank: int = 0,
+        world_size: int = 1,
+    ):
+        if not 0 <= rank < world_size:
+            raise ValueError(f"rank={rank}, world_size={world_size}: expected 0 <= rank < world_size")
+        self.options = options or DataOptions()
+        self.mixture = Mixture(read_meta(meta), self.options.seed, self.options.image_to_video)
+        self.encoder = self.options.encoder(processor)
+        self.rank, self.world_size = rank, world_size
+        self.first_pack = 0  # of the whole sequence; where all ranks begin
+        self.states: dict[int, StreamState] = {}  # of streams, to plan on from
+
+    def __iter__(self) -> Iterator[Pack]:
+        worker = get_worker_info()
+        workers, id = (worker.num_workers, worker.id) if worker else (1, 0)
+        first = self.first_pack + self.rank + id * self.world_size
+        streams = {}
+        for number in count(first, workers * self.world_size):
+            name = number % self.options.streams
+            if name not in streams:
+                streams[name] = self._stream(name)
+            stream = streams[name]
+            while stream.packs < number // self.options.streams:
+                stream.plan()  # others hand these out
+            yield self._load(number, stream.plan())
+
+    def _stream(self, name: int) -> Stream:
+        options = self.options
+        return Stream(
+            self._encode,
+            first=name,
+            step=options.streams,
+            pool=options.pool,
+            max_tokens=options.max_tokens,
+            most_broken=options.skip_broken,
+            state=self.states.get(name),
+        )
+
+    def _encode(self, place: int) -> Encoded:
+        data_set, index = self.mixture[place]
+        rng = draws(self.options.seed, FRAMES, place)
+        return self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
+
+    def _load(self, number: int, plan: Plan) -> Pack:
+        samples, broken = [], list(plan.broken)
+        for place, encoded in plan.samples:
+            augment = self.mixture[place][0].augment
+            rng = draws(self.options.seed, AUGMENT, place) if augment else None
+            try:
+                samples.append((encoded, self.encoder.load(encoded, rng)))
+            except BrokenSample as error:
+                broken.append(error)
+        return Pack(join(samples), number, [(error.where, error.why) for error in broken], plan.after)
+
+
+class PackLoader(DataLoader):
+    """Hands out the rows of a `PackedDataset` as the inputs of the model, decoded in `num_workers` processes.
+
+    Iterating goes on after the last row that was handed out. `broken` has the samples that were skipped so
+    far, file and line -> reason.
+
+    Raises:
+        BrokenSample: while iterating, for the first broken sample beyond `skip_broken`.
+    """
+
+    def __init__(
+        self,
+        dataset: PackedDataset,
+        *,
+        num_workers: int = 0,
+        prefetch_factor: int | None = None,
+        pin_memory: bool = False,
+    ):
+        self.next_pack = 0
+        self.states: dict[int, StreamState] = {}
+        self.broken: dict[str, str] = {}
+        super().__init__(
+            dataset,
+            batch_size=None,
+            num_workers=num_workers,
+            prefetch_factor=prefetch_factor,
+            pin_memory=pin_memory,
+            collate_fn=_as_it_is,
+        )
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor | bool]]:
+        self.dataset.first_pack, self.dataset.states = self.next_pack, dict(self.states)
+        for pack in super().__iter__():
+            self._skip(pack.broken)
+            self.states[pack.number % self.dataset.options.streams] = pack.after
+            self.next_pack = pack.number - self.dataset.rank + self.dataset.world_size
+            yield pack.inputs
+
+    def _skip(self, broken: list[tuple[str, str]]):
+        most = self.dataset.options.skip_broken
+        for where, why in broken:
+            if where in self.broken:
+                continue
+            if len(self.broken) >= most:
+                advice = f"; {most} were skipped before it" if most else "; skip_broken lets some pass"
+                raise BrokenSample(where, why + advice)
+            self.broken[where] = why
+            logger.warning(f"skipped {where}: {why} ({len(self.broken)} of at most {most})")
+
+    def state_dict(self) -> dict:
+        """Where the sequence stands, in numbers and texts that JSON takes.
+
+        Each rank has its own. With another's, or on another number of ranks, a rank goes on just as exactly,
+        but first plans the streams that are not in it from their start.
+        """
+        return {
+            "settings": self._settings(),
+            "next_pack": self.next_pack,
+            "streams": {str(name): asdict(state) for name, state in self.states.items()},
+            "broken": dict(self.broken),
+        }
+
+    def load_state_dict(self, state: dict):
+        """Goes on where `state_dict` was called; with `streams` left empty, by planning all from the start.
+
+        Raises:
+            ValueError: where the data or the options are others than then.
+        """
+        now = self._settings()
+        differing = {name for name in now if state["settings"].get(name) != now[name]}
+        if differing:
+            changes = (f"{name} {state['settings'].get(name)} -> {now[name]}" for name in sorted(differing))
+            raise ValueError(f"the data cannot go on where they stopped: {', '.join(changes)}")
+        self.next_pack = state["next_pack"]
+        self.states = {int(name): StreamState(**stream) for name, stream in state["streams"].items()}
+        self.broken = dict(state["broken"])
+
+    def _settings(self) -> dict:
+        settings = asdict(self.dataset.options) | {"samples": len(self.dataset.mixture)}
+        del settings["skip_broken"]  # may change
+        return settings
+
+
+def _as_it_is(pack: Pack) -> Pack:
+    return pack

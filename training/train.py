@@ -1,0 +1,365 @@
+"""From a recipe, a model and data to a trained model: what `pvc train` does.
+
+A recipe is a YAML file of names and values: those of `Recipe`, those of `DataOptions`, and any of
+transformers' TrainingArguments; `extends` names another that it starts from. The recipes of the paper (table
+5) lie in `recipes/`. Several processes come by torchrun, and `parallel` says how they share the work.
+
+The step itself is `trainer.py`'s, the rows are `data.py`'s.
+"""
+
+import difflib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from os import PathLike
+from pathlib import Path
+
+import torch
+import yaml
+from torch import nn
+from torch.distributed.fsdp import MixedPrecisionPolicy
+from transformers import AutoTokenizer, TrainerCallback, set_seed
+
+from pvc.configuration_pvc import PVCConfig
+from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.processing_pvc import PVCProcessor
+from pvc.training.checkpoint import last_checkpoint, trained_steps
+from pvc.training.data import DataOptions, PackedDataset
+from pvc.training.trainer import PVCTrainer, PVCTrainingArguments, is_new, new_parameters_of
+
+HERE = Path(__file__).parent
+RECIPES, DEEPSPEED, FSDP2 = HERE / "recipes", HERE / "deepspeed", HERE / "fsdp2.json"
+PARALLEL = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+PARTS = {"vision": ("vision_model",), "projector": ("projector",), "llm": ("language_model", "lm_head")}
+NEW = "new"  # what config.new_parameters names, wherever it is
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # today, and in transformers 5.12
+FOLLOWING = {  # arguments of the Trainer that a recipe does not set, and what they follow from
+    "output_dir": "output",
+    "per_device_train_batch_size": "rows_per_step",
+    "gradient_accumulation_steps": "rows_per_step",
+    "num_train_epochs": "max_steps",
+    "ignore_data_skip": "resume",
+}
+
+
+# ---------------------------------------------------------------------------------------------------- recipes
+
+
+@dataclass(frozen=True)
+class LoraOptions:
+    """Matrices of rank `r` beside every Linear of `parts` ("vision", "llm") that is not itself trained."""
+
+    parts: list[str] = field(default_factory=lambda: ["llm"])
+    r: int = 16
+    alpha: float = 32
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        if not self.parts or not set(self.parts) <= {"vision", "llm"}:
+            raise ValueError(f"lora.parts is {self.parts}: expected vision, llm, or both")
+        if self.r < 1:
+            raise ValueError(f"lora.r is {self.r}: expected at least 1")
+
+
+@dataclass
+class Recipe:
+    """How to train.
+
+    Attributes:
+        train: what is trained, of "vision", "projector", "llm" and "new" (see `config.new_parameters`).
+        lora: beside it; None: none.
+        rows_per_step: packed rows of one step of the optimizer, over all processes and accumulated batches.
+        parallel: how several processes share the work: "ddp", "fsdp2", "zero1", "zero2" or "zero3".
+        gradient_checkpointing: compute activations anew in the backward pass instead of keeping them.
+        data: see `DataOptions`.
+        arguments: further TrainingArguments.
+    """
+
+    train: list[str] = field(default_factory=lambda: list(PARTS))
+    lora: LoraOptions | None = None
+    rows_per_step: int = 1
+    parallel: str = "ddp"
+    gradient_checkpointing: bool = False
+    data: DataOptions = field(default_factory=DataOptions)
+    arguments: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        known = (*PARTS, NEW)
+        if not set(self.train) <= set(known) or not (self.train or self.lora):
+            raise ValueError(f"train is {self.train}: expected some of {', '.join(known)}")
+        if self.parallel not in PARALLEL:
+            raise ValueError(f"parallel is {self.parallel!r}: expected one of {', '.join(PARALLEL)}")
+        if self.lora and self.parallel in ("fsdp2", "zero3"):
+            raise ValueError(
+                f"lora with parallel {self.parallel!r}: what it saves could not be merged; expected ddp, "
+                "zero1 or zero2"
+            )
+        if self.rows_per_step < 1:
+            raise ValueError(f"rows_per_step is {self.rows_per_step}: expected at least 1")
+
+    @classmethod
+    def from_values(cls, values: Mapping) -> "Recipe":
+        """A recipe from names and values as they stand in its file.
+
+        Raises:
+            ValueError: for a name that nothing has, or a value that cannot be.
+        """
+        own, data, arguments = (_names(kind) for kind in (cls, DataOptions, PVCTrainingArguments))
+        own -= {"data", "arguments"}
+        for name in FOLLOWING.keys() & values.keys():
+            raise ValueError(f"a recipe does not set {name}: it follows from {FOLLOWING[name]}")
+        _check_names("a recipe", values, own | data | arguments)
+        values = {name: number_or(value) for name, value in values.items()}
+        ours = {name: value for name, value in values.items() if name in own}
+        if ours.get("lora") is not None:
+            _check_names("lora", ours["lora"], _names(LoraOptions))
+            ours["lora"] = LoraOptions(**ours["lora"])
+        options = {name: value for name, value in values.items() if name in data}
+        for name, value in options.items():
+            if not isinstance(value, (int, float, type(None))):
+                raise ValueError(f"{name} is {value!r}: expected a number")
+        further = {name: value for name, value in values.items() if name in arguments - own}
+        return cls(**ours, data=DataOptions(**options), arguments=further)
+
+
+def _names(kind: type) -> set[str]:
+    return {x.name for x in fields(kind) if x.init}
+
+
+def _check_names(what: str, values, known: set[str]):
+    if not isinstance(values, Mapping):
+        raise ValueError(f"{what} is {values!r}: expected names and values")
+    for name in values:
+        if name not in known:
+            near = difflib.get_close_matches(str(name), known, n=1)
+            raise ValueError(f"{what} has no {name!r}" + (f"; did you mean {near[0]}?" if near else ""))
+
+
+def read_recipe(recipe: str | PathLike, changes: Mapping[str, object] | None = None) -> dict:
+    """The values of a recipe, a file or the name of one in `recipes/`, with `changes` over them.
+
+    Raises:
+        ValueError: where it is no such file, or two of them extend each other.
+        FileNotFoundError: where there is none.
+    """
+    values, seen = {}, []
+    while recipe is not None:
+        path = _recipe_path(recipe, seen[-1].parent if seen else Path())
+        if path in seen:
+            raise ValueError(f"{path} extends itself: {' -> '.join(str(x) for x in [*seen, path])}")
+        seen.append(path)
+        read = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if not isinstance(read, dict):
+            raise ValueError(f"{path} is no recipe: expected YAML of names and values")
+        recipe = read.pop("extends", None)
+        values = read | values
+    return values | dict(changes or {})
+
+
+def _recipe_path(recipe: str | PathLike, folder: Path) -> Path:
+    packaged = RECIPES / f"{recipe}.yaml"
+    paths = [folder / recipe, packaged] if Path(recipe).suffix else [packaged, folder / recipe]
+    for path in paths:
+        if path.is_file():
+            return path
+    names = ", ".join(sorted(path.stem for path in RECIPES.glob("*.yaml")))
+    raise FileNotFoundError(f"no such recipe: {recipe} (expected a YAML file, or one of {names})")
+
+
+def number_or(value):
+    """The value, as a number where it is the text of one: YAML takes 2e-5, without a dot, for a text."""
+    try:
+        number = float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+    return int(number) if isinstance(value, str) and number.is_integer() else number
+
+
+def parse_changes(settings: list[str]) -> dict:
+    """`name=value` texts, the values as YAML."""
+    changes = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not name or not equals:
+            raise ValueError(f"--set {setting!r}: expected name=value")
+        try:
+            changes[name.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise ValueError(f"--set {setting!r}: the value is no YAML") from error
+    return changes
+
+
+def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
+    """The Trainer's arguments for this process. Made before the model: ZeRO-3 shards it while it loads.
+
+    Raises:
+        ValueError: where the processes cannot share the rows of a step evenly, or `max_steps` is missing.
+    """
+    processes = int(os.environ.get("WORLD_SIZE", 1))
+    if recipe.rows_per_step % processes:
+        raise ValueError(
+            f"rows_per_step is {recipe.rows_per_step}: expected a multiple of the {processes} processes"
+        )
+    if recipe.arguments.get("max_steps", -1) < 1:
+        raise ValueError("max_steps is missing: say how many steps to take (`pvc train check` counts rows)")
+    checkpointing = next(x.name for x in fields(PVCTrainingArguments) if x.name in CHECKPOINTING)
+    defaults = {
+        "ddp_find_unused_parameters": False,
+        "use_cpu": not torch.accelerator.is_available(),  # or processes on CPUs would not find together
+        f"{checkpointing}_kwargs": {"use_reentrant": False},
+    }
+    fixed = {
+        "output_dir": str(output),
+        "per_device_train_batch_size": 1,
+        "gradient_accumulation_steps": recipe.rows_per_step // processes,
+        "ignore_data_skip": True,  # the loader itself goes on where it stopped
+        checkpointing: recipe.gradient_checkpointing and recipe.parallel != "fsdp2",
+    }
+    arguments = PVCTrainingArguments(**defaults | recipe.arguments | fixed | _sharding(recipe))
+    if arguments.world_size != processes or arguments.n_gpu > 1:
+        raise ValueError(
+            f"{processes} processes were started, the Trainer has {arguments.world_size} with up to "
+            f"{arguments.n_gpu} GPUs each: start one for each GPU, with torchrun --nproc-per-node"
+        )
+    if recipe.parallel == "fsdp2" and arguments.bf16:
+        # accelerate's own would also add gradients up, and hand out the loss, in bfloat16
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        arguments.fsdp_plugin_args["mixed_precision_policy"] = policy
+    if arguments.deepspeed:
+        import deepspeed
+
+        deepspeed.init_distributed()  # on CPUs the Trainer does not, and ZeRO-3 asks while the model loads
+    return arguments
+
+
+def _sharding(recipe: Recipe) -> dict:
+    if recipe.parallel == "ddp":
+        return {}
+    if recipe.parallel == "fsdp2":
+        settings = json.loads(FSDP2.read_text(encoding="utf-8"))
+        # it recomputes what it shards, by itself: the layers' own way would gather them once more
+        return {
+            "fsdp": True,
+            "fsdp_config": settings | {"activation_checkpointing": recipe.gradient_checkpointing},
+        }
+    return {"deepspeed": str(DEEPSPEED / f"{recipe.parallel}.json")}
+
+
+# ------------------------------------------------------------------------------------------------------ model
+
+
+def load_processor(model: str | PathLike) -> PVCProcessor:
+    """The processor in the folder of a model, with this package's classes."""
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
+    return PVCProcessor.from_pretrained(model, tokenizer=tokenizer, trust_remote_code=True)
+
+
+def choose_trained(model: PVCForConditionalGeneration, train: list[str]):
+    """Lets gradients reach the parts in `train` and no other parameter.
+
+    Raises:
+        ValueError: for "new" where `config.new_parameters` is empty.
+    """
+    new = new_parameters_of(model.config)
+    if NEW in train and not new:
+        raise ValueError(f"train is {train}, but config.new_parameters is empty: nothing is new")
+    modules = {name for part in train if part != NEW for name in PARTS[part]}
+    for name, parameter in model.named_parameters():
+        part = name.removeprefix("model.").partition(".")[0]
+        parameter.requires_grad_(part in modules or (NEW in train and is_new(name, new)))
+
+
+def with_lora(model: PVCForConditionalGeneration, options: LoraOptions) -> nn.Module:
+    """The model with LoRA's matrices; what was to be trained already stays so.
+
+    Raises:
+        ValueError: where nothing is left to adapt.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    trained = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    bodies = tuple(f"model.{PARTS[part][0]}." for part in options.parts)
+    targets = [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.startswith(bodies) and not module.weight.requires_grad
+    ]
+    if not targets:
+        raise ValueError(f"lora.parts is {options.parts}, but all of it is trained itself: see `train`")
+    config = LoraConfig(
+        r=options.r, lora_alpha=options.alpha, lora_dropout=options.dropout, target_modules=targets
+    )
+    adapted = get_peft_model(model, config)
+    for name in trained:  # PEFT has frozen them
+        model.get_parameter(name).requires_grad_(True)
+    return adapted
+
+
+# -------------------------------------------------------------------------------------------------------- run
+
+
+def train(
+    recipe: Recipe,
+    *,
+    model: str | PathLike,
+    data: str | PathLike,
+    output: str | PathLike,
+    resume: bool = False,
+    callbacks: list[TrainerCallback] | None = None,
+) -> PVCTrainer:
+    """Trains the model of a folder or Hub id on the data of a meta JSON, and saves it in `output`.
+
+    Checkpoints come to `output/checkpoint-N`; in the end the model itself stands in `output`, in the dtype
+    that it came in.
+
+    Args:
+        model: its tokenizer's code is run, if it has any.
+        resume: go on after the last whole checkpoint in `output`, if there is one.
+        callbacks: for the Trainer.
+
+    Raises:
+        ValueError: where the recipe does not fit the model or the processes, or `output` has another run.
+        BrokenSample: for more broken samples than the recipe lets pass.
+    """
+    output = Path(output)
+    checkpoint = _checkpoint_to_resume(output, str(model), resume)
+    arguments = training_arguments(recipe, output)
+    set_seed(arguments.seed)  # LoRA's matrices are drawn below
+    processor = load_processor(model)
+    rank = {"rank": arguments.process_index, "world_size": arguments.world_size}
+    dataset = PackedDataset(data, processor, recipe.data, **rank)
+    dtype = PVCConfig.from_pretrained(model).dtype
+    is_cast = arguments.deepspeed and arguments.bf16  # by DeepSpeed, which keeps float32 weights of its own
+    net = PVCForConditionalGeneration.from_pretrained(
+        model, dtype=torch.bfloat16 if is_cast else torch.float32
+    )
+    choose_trained(net, recipe.train)
+    net = with_lora(net, recipe.lora) if recipe.lora else net
+    trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
+    if arguments.should_save:
+        (output / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
+    if checkpoint and trained_steps(checkpoint) >= arguments.max_steps:
+        raise ValueError(
+            f"{checkpoint} has had its {arguments.max_steps} steps: it is a whole model, or raise max_steps"
+        )
+    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+    trainer.save_model()
+    trainer.save_state()
+    trainer.accelerator.wait_for_everyone()  # none ends the process group while the first still writes
+    return trainer
+
+
+def _checkpoint_to_resume(output: Path, model: str, resume: bool) -> Path | None:
+    if output.exists() and os.path.isdir(model) and os.path.samefile(output, model):
+        raise ValueError(f"output is {output}, the folder of the model itself: choose another")
+    checkpoint = last_checkpoint(output)
+    if checkpoint and not resume:
+        raise ValueError(f"{output} has {checkpoint.name} of a run: go on with --resume, or choose another")
+    return checkpoint if resume else None
+
+
+def _as_yaml(recipe: Recipe) -> str:
+    values = asdict(recipe)
+    values |= values.pop("data") | values.pop("arguments")
+    return yaml.safe_dump(values, sort_keys=False)

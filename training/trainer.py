@@ -1,0 +1,289 @@
+"""`PVCTrainer`: transformers' Trainer on packed rows, with a learning rate of its own for new parameters.
+
+It adds five things, and leaves the loop, mixed precision, DDP, FSDP2, DeepSpeed, schedules and logging to
+transformers and accelerate:
+
+- parameter groups: new or from a checkpoint, with weight decay or without;
+- rows from a `PackLoader`, which shares them out among processes by itself, and its place in each checkpoint;
+- logits of the places alone that have a label, which are few among a row's 8,192;
+- checkpoints that are whole folders (`checkpoint.py`), merged where LoRA is trained;
+- tokens and frames a second.
+
+The loss of a step is the mean over the labels of all its rows, on whichever process and in whichever
+accumulated batch they are: how a step is split changes nothing.
+"""
+
+import json
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from accelerate.utils import gather_object
+from safetensors import safe_open
+from torch import nn
+from transformers import PreTrainedConfig, Trainer, TrainingArguments
+
+from pvc.processing_pvc import PVCProcessor
+from pvc.training.checkpoint import ADAPTER, PEFT_PREFIX, merged, save_folder
+from pvc.training.data import PackedDataset, PackLoader
+from pvc.training.encoding import IGNORED
+
+DATA_STATE = "data_state.json"
+COUNTED = ("tokens", "frames", "samples")
+
+
+@dataclass
+class PVCTrainingArguments(TrainingArguments):
+    """transformers' `TrainingArguments`, and what PVC's recipe asks for beyond them."""
+
+    new_parameter_lr_multiplier: float = field(
+        default=1.0, metadata={"help": "Learning rate of new parameters over that of all others."}
+    )
+
+
+# ------------------------------------------------------------------------------------------- parameter groups
+
+
+def is_new(name: str, new_parameters: Iterable[str]) -> bool:
+    """Whether a parameter's dotted name has one of `new_parameters` in it, as whole components."""
+    return any(f".{part}." in f".{name}." for part in new_parameters)
+
+
+def new_parameters_of(config: PreTrainedConfig) -> list[str]:
+    """What the configuration says no checkpoint had: parts of dotted names."""
+    return list(getattr(config, "new_parameters", None) or [])
+
+
+def parameter_groups(
+    model: nn.Module,
+    new_parameters: Iterable[str],
+    *,
+    learning_rate: float,
+    new_parameter_lr_multiplier: float = 1.0,
+    weight_decay: float = 0.0,
+) -> list[dict]:
+    """The optimizer's groups of what `requires_grad`: up to four, those from a checkpoint first.
+
+    Weights of two or more dimensions decay. Vectors do not: biases, norms, LayerScale and the gates, which
+    decay would hold at their start. The paper tells the number (0.01, or 0.05 for the 8B), not what decays.
+
+    Raises:
+        ValueError: where a part of `new_parameters` names nothing, or there is a multiplier and nothing new.
+    """
+    names = [name for name, _ in model.named_parameters()]
+    if unknown := [part for part in new_parameters if not any(is_new(name, [part]) for name in names)]:
+        raise ValueError(f"config.new_parameters has {unknown}, which are in no parameter's name")
+    if new_parameter_lr_multiplier != 1 and not new_parameters:
+        raise ValueError(
+            f"new_parameter_lr_multiplier is {new_parameter_lr_multiplier}, but config.new_parameters is "
+            "empty: list the new parts there, as the conversion does, or set the multiplier to 1"
+        )
+    groups: dict[tuple[bool, bool], list] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty shape
+            groups.setdefault((is_new(name, new_parameters), len(shape) > 1), []).append(parameter)
+    return [
+        {
+            "params": parameters,
+            "lr": learning_rate * (new_parameter_lr_multiplier if new else 1),
+            "weight_decay": weight_decay if decays else 0.0,
+        }
+        for (new, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+    ]
+
+
+# ------------------------------------------------------------------------------------------------------- rows
+
+
+def with_needed_logits(row: dict) -> dict:
+    """The row with its labels where they are predicted, and the model told to make logits there alone."""
+    targets = row["labels"][:, 1:]
+    places = (targets[0] != IGNORED).nonzero()[:, 0]
+    targets = targets[:, places]
+    return row | {"labels": targets, "shift_labels": targets, "logits_to_keep": places}
+
+
+def counts(row: dict) -> torch.Tensor:
+    """Tokens, frames (a picture is one) and samples of a row."""
+    grid = row.get("clip_grid")
+    frames = 0 if grid is None else round((1 / grid[:, 1]).sum().item())
+    return torch.tensor([row["input_ids"].numel(), frames, int((row["position_ids"] == 0).sum())])
+
+
+# ---------------------------------------------------------------------------------------------------- trainer
+
+
+class PVCTrainer(Trainer):
+    """Trains a `PVCForConditionalGeneration`, or a PEFT model around one, on a `PackedDataset`.
+
+    Args:
+        args: with `max_steps`, `per_device_train_batch_size` 1 and `ignore_data_skip` true.
+        processor: saved with each checkpoint.
+        save_dtype: of the weights in `output_dir` itself; those of its checkpoints stay as they are trained.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        args: PVCTrainingArguments,
+        train_dataset: PackedDataset,
+        processor: PVCProcessor,
+        *,
+        save_dtype: torch.dtype | None = None,
+        **kwargs,
+    ):
+        if args.per_device_train_batch_size != 1 or not args.ignore_data_skip:
+            raise ValueError(
+                f"per_device_train_batch_size={args.per_device_train_batch_size}, ignore_data_skip="
+                f"{args.ignore_data_skip}: expected 1 and true (a batch is a packed row, and the loader "
+                "itself goes on where it stopped); more rows a step come by gradient_accumulation_steps"
+            )
+        self.processor, self.save_dtype = processor, save_dtype
+        self.peft_config = model.peft_config["default"] if hasattr(model, "peft_config") else None
+        self.plain_model = model.get_base_model() if self.peft_config else model
+        self.model_class = type(self.plain_model)  # before it is wrapped
+        self.loader: PackLoader | None = None
+        self.seen = torch.zeros(len(COUNTED), dtype=torch.long)  # by all processes, from the start of the run
+        self._seen_here = torch.zeros_like(self.seen)  # since the last exchange
+        self._last_log: tuple[float, torch.Tensor] | None = None
+        super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+        # set by the Trainer, and would be saved; each row says it for itself
+        vars(self.plain_model.config).pop("use_cache", None)
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
+            model = self.model if model is None else model
+            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            groups = parameter_groups(
+                model,
+                new_parameters_of(self.plain_model.config),
+                learning_rate=self.args.learning_rate,
+                new_parameter_lr_multiplier=self.args.new_parameter_lr_multiplier,
+                weight_decay=self.args.weight_decay,
+            )
+            self.optimizer = optimizer(groups, **settings)
+        return self.optimizer
+
+    def get_train_dataloader(self) -> PackLoader:
+        self.loader = PackLoader(
+            self.train_dataset,
+            num_workers=self.args.dataloader_num_workers,
+            prefetch_factor=self.args.dataloader_prefetch_factor,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+        return self.loader
+
+    def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
+        if self._last_log is None:
+            self._last_log = (time.monotonic(), self.seen.clone())
+        self._seen_here += counts(inputs)
+        labels = num_items_in_batch.clamp(min=1)  # none where all samples of a step were broken
+        return super().training_step(model, with_needed_logits(inputs), labels)
+
+    # --------------------------------------------------------------------------------------------------- logs
+
+    def log(self, logs: dict[str, float], start_time: float | None = None):
+        if "loss" in logs:
+            logs |= self._speed() | self._new_rate(logs)
+            self.state.epoch = self.seen[COUNTED.index("samples")].item() / len(self.train_dataset.mixture)
+        for misleading in ("total_flos", "train_samples_per_second"):  # without the ViT; of rows
+            logs.pop(misleading, None)
+        super().log(logs, start_time)
+
+    def _speed(self) -> dict[str, float]:
+        """Tokens and frames a second of all processes, since the last log."""
+        self._exchange_counts()
+        then, seen_then = self._last_log
+        self._last_log = (time.monotonic(), self.seen.clone())
+        rates = (self.seen - seen_then) / (self._last_log[0] - then)
+        return {f"{name}_per_second": round(rate.item(), 1) for name, rate in zip(COUNTED[:2], rates)}
+
+    def _new_rate(self, logs: dict[str, float]) -> dict[str, float]:
+        """The rate of new parameters, where it is another than the one that the Trainer logs."""
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+        if rates[0] == rates[-1] or "learning_rate" not in logs:
+            return {}
+        return {"learning_rate_new": logs["learning_rate"] * rates[-1] / rates[0]}
+
+    def _exchange_counts(self):
+        here = self._seen_here[None].to(self.args.device)
+        self.seen += self.accelerator.gather(here).sum(0).cpu()
+        self._seen_here.zero_()
+
+    # -------------------------------------------------------------------------------------------- checkpoints
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir or self.args.output_dir)
+        state_dict = self.model.state_dict() if state_dict is None else state_dict
+        if self.peft_config:
+            self.model.save_pretrained(folder / ADAPTER, state_dict=state_dict, save_embedding_layers=False)
+            state_dict = merged(state_dict, self.peft_config.lora_alpha / self.peft_config.r)
+        is_result = folder == Path(self.args.output_dir)
+        save_folder(
+            folder,
+            self.model_class,
+            self.plain_model.config,
+            self.plain_model.generation_config,
+            state_dict,
+            self.processor,
+            dtype=self.save_dtype if is_result else None,
+            steps=self.state.global_step,
+        )
+
+    def _save_rng_state(self, output_dir: str):
+        """Random numbers, and the place in the data, of all processes; the Trainer's state comes after.
+
+        Whoever finds that last file finds a whole checkpoint: no process is still writing.
+        """
+        super()._save_rng_state(output_dir)
+        self._exchange_counts()
+        states = gather_object([self.loader.state_dict()])
+        if self.args.should_save:
+            state = {"seen": self.seen.tolist(), "ranks": states}
+            (Path(output_dir) / DATA_STATE).write_text(json.dumps(state), encoding="utf-8")
+        self.accelerator.wait_for_everyone()
+
+    def _load_rng_state(self, checkpoint: str | None):
+        """The Trainer calls it when all else is restored, before it asks the loader for rows."""
+        super()._load_rng_state(checkpoint)
+        if checkpoint is None:
+            return
+        state = json.loads((Path(checkpoint) / DATA_STATE).read_text(encoding="utf-8"))
+        self.seen = torch.tensor(state["seen"])
+        self.loader.load_state_dict(state_of_rank(state["ranks"], self.args.process_index))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
+        if self.peft_config is None:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        folder = Path(resume_from_checkpoint)
+        set_peft_model_state_dict(self.model, load_peft_weights(str(folder / ADAPTER), device="cpu"))
+        trained = {
+            name.removeprefix(PEFT_PREFIX): parameter
+            for name, parameter in self.model.named_parameters()
+            if parameter.requires_grad and ".lora_" not in name
+        }
+        for file in sorted(folder.glob("*.safetensors")):
+            with safe_open(file, "pt") as weights, torch.no_grad():
+                for name in trained.keys() & set(weights.keys()):
+                    trained[name].copy_(weights.get_tensor(name))
+        return None
+
+
+def state_of_rank(states: list[dict], rank: int) -> dict:
+    """The loader's state for a process, which knows where every stream stands, whoever read it.
+
+    `states` are those of all processes of the run that was stopped, however many it had.
+    """
+    streams = {}
+    for state in states:
+        for name, stream in state["streams"].items():
+            if name not in streams or stream["packs"] > streams[name]["packs"]:
+                streams[name] = stream
+    return states[rank % len(states)] | {"streams": streams}

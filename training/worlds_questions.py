@@ -1,0 +1,322 @@
+"""The tasks of the small worlds: how each is asked, in training and held out, and how it is answered.
+
+The only place where the forms of questions stand. `{it}` and `{other}` are shapes ("red circle"), `{an_it}`
+one with its article, `{things}` several ("red shapes"), `{word}` and `{other_word}` labels of bars. A
+phrasing that is held out is made of words that occur in training: a model that knows nothing but these worlds
+can understand it, if it has learnt what words mean and not whole sentences. What is asked about is left to
+`worlds_pictures.py` and `worlds_videos.py`.
+"""
+
+from typing import NamedTuple
+
+from pvc.training.worlds_drawing import COLOURS, KINDS
+
+WORD = "[a-z]{3,8}"
+COLOUR = "|".join(COLOURS)
+KIND = "|".join(KINDS)
+LOOK = f"({COLOUR}) ({KIND})"
+YES_NO = "yes|no"
+NTH = "first|second|third"
+
+
+class Task(NamedTuple):
+    """How a task is asked and answered: `answers` is a regular expression of the whole answer."""
+
+    group: str
+    media: str  # "image", "images" or "video"
+    answers: str
+    training: tuple[str, ...]
+    held_out: tuple[str, ...]
+
+
+TASKS = {
+    "word": Task(
+        group="reading",
+        media="image",
+        answers=WORD,
+        training=(
+            "What word is written in the picture?",
+            "Read the word in the picture.",
+            "Which word do you see?",
+            "What does the picture say?",
+            "What is the word?",
+        ),
+        held_out=("Which word is written in the picture?", "Read the word."),
+    ),
+    "number": Task(
+        group="reading",
+        media="image",
+        answers="[0-9]{1,4}",
+        training=(
+            "What number is written in the picture?",
+            "Read the number in the picture.",
+            "Which number do you see?",
+            "What number does the picture show?",
+            "What is the number?",
+        ),
+        held_out=("Which number is written in the picture?", "Read the number."),
+    ),
+    "word_at": Task(
+        group="reading",
+        media="image",
+        answers=WORD,
+        training=(
+            "What word is written {at}?",
+            "Read the word {at}.",
+            "Which word do you see {at}?",
+            "What does the picture say {at}?",
+        ),
+        held_out=("Which word is written {at}?", "What is the word {at}?"),
+    ),
+    "colour": Task(
+        group="shapes",
+        media="image",
+        answers=COLOUR,
+        training=(
+            "What colour is the {kind}?",
+            "Which colour is the {kind}?",
+            "What is the colour of the {kind}?",
+            "Which colour does the {kind} have?",
+            "Name the colour of the {kind}.",
+        ),
+        held_out=("What colour does the {kind} have?", "Which is the colour of the {kind}?"),
+    ),
+    "shape": Task(
+        group="shapes",
+        media="image",
+        answers=KIND,
+        training=(
+            "What shape is {colour}?",
+            "Which shape is {colour}?",
+            "What is the {colour} shape?",
+            "Name the {colour} shape.",
+        ),
+        held_out=("Which is the {colour} shape?", "What is the shape that is {colour}?"),
+    ),
+    "count": Task(
+        group="shapes",
+        media="image",
+        answers="[0-5]",
+        training=(
+            "How many {things} are there?",
+            "How many {things} are in the picture?",
+            "How many {things} do you see?",
+            "Count the {things}.",
+            "What is the number of {things}?",
+        ),
+        held_out=("How many {things} does the picture show?", "Count the {things} in the picture."),
+    ),
+    "exists": Task(
+        group="shapes",
+        media="image",
+        answers=YES_NO,
+        training=(
+            "Is there {an_it}?",
+            "Is there {an_it} in the picture?",
+            "Do you see {an_it}?",
+            "Does the picture have {an_it}?",
+        ),
+        held_out=("Does the picture show {an_it}?", "Is {an_it} in the picture?"),
+    ),
+    "relation": Task(
+        group="shapes",
+        media="image",
+        answers="left|right|above|below",
+        training=(
+            "Is the {it} left, right, above or below, seen from the {other}?",
+            "On which side of the {other} is the {it}?",
+            "Seen from the {other}, where is the {it}?",
+            "Where do you see the {it}, seen from the {other}?",
+        ),
+        held_out=(
+            "Where is the {it}, seen from the {other}?",
+            "On which side of the {other} do you see the {it}?",
+        ),
+    ),
+    "place": Task(
+        group="shapes",
+        media="image",
+        answers="(top|bottom) (left|right)|middle",
+        training=(
+            "Where is the {it}?",
+            "Where in the picture is the {it}?",
+            "In which part of the picture is the {it}?",
+            "Name the place of the {it}.",
+        ),
+        held_out=("Where is the {it} in the picture?", "In which place is the {it}?"),
+    ),
+    "chart_highest": Task(
+        group="charts",
+        media="image",
+        answers=WORD,
+        training=(
+            "Which bar is the highest?",
+            "What is the name of the highest bar?",
+            "Which bar has the most?",
+            "Name the highest bar.",
+        ),
+        held_out=("Which is the highest bar?", "What bar is the highest?"),
+    ),
+    "chart_value": Task(
+        group="charts",
+        media="image",
+        answers="[0-9]{1,2}",
+        training=(
+            "What is the value of {word}?",
+            "What value does {word} have?",
+            "How much is {word}?",
+            "Read the value of {word}.",
+        ),
+        held_out=("Which value does {word} have?", "What is the value of the bar {word}?"),
+    ),
+    "chart_compare": Task(
+        group="charts",
+        media="image",
+        answers=YES_NO,
+        training=(
+            "Is {word} higher than {other_word}?",
+            "Is the bar {word} higher than the bar {other_word}?",
+            "Is the value of {word} higher than that of {other_word}?",
+            "Does {word} have more than {other_word}?",
+        ),
+        held_out=(
+            "Is the bar of {word} higher than that of {other_word}?",
+            "Does {word} have the higher value than {other_word}?",
+        ),
+    ),
+    "motion": Task(
+        group="motion",
+        media="video",
+        answers="left|right|up|down",
+        training=(
+            "In which direction does the {it} move?",
+            "Which way does the {it} move?",
+            "Where does the {it} move to?",
+            "What is the direction of the {it}?",
+            "Does the {it} move left, right, up or down?",
+        ),
+        held_out=("In which way does the {it} move?", "What direction does the {it} move to?"),
+    ),
+    "moving_shape": Task(
+        group="motion",
+        media="video",
+        answers=LOOK,
+        training=(
+            "Which shape moves?",
+            "What moves in the video?",
+            "Which shape does not stay in its place?",
+            "Name the shape that moves.",
+        ),
+        held_out=("What is the shape that moves?", "Which shape moves in the video?"),
+    ),
+    "order_nth": Task(
+        group="order",
+        media="video",
+        answers=LOOK,
+        training=(
+            "Which shape appears {nth}?",
+            "What appears {nth} in the video?",
+            "Which shape do you see {nth}?",
+            "Name the shape that appears {nth}.",
+        ),
+        held_out=("What is the shape that appears {nth}?", "Which is the {nth} shape in the video?"),
+    ),
+    "order_before": Task(
+        group="order",
+        media="video",
+        answers=YES_NO,
+        training=(
+            "Does the {it} appear before the {other}?",
+            "Is the {it} there before the {other}?",
+            "Do you see the {it} before the {other}?",
+            "Does the {it} come before the {other}?",
+        ),
+        held_out=(
+            "Is the {it} seen before the {other}?",
+            "In the video, does the {it} appear before the {other}?",
+        ),
+    ),
+    "colour_change": Task(
+        group="order",
+        media="video",
+        answers=COLOUR,
+        training=(
+            "Which colour comes right {when} {colour}?",
+            "What colour is the {kind} right {when} it is {colour}?",
+            "Which colour does the {kind} have right {when} {colour}?",
+            "Name the colour that comes right {when} {colour}.",
+        ),
+        held_out=(
+            "What is the colour right {when} {colour}?",
+            "Which colour is the {kind} right {when} {colour}?",
+        ),
+    ),
+    "count_blinks": Task(
+        group="counting",
+        media="video",
+        answers="[1-4]",
+        training=(
+            "How many times does the {it} appear?",
+            "How many times do you see the {it}?",
+            "Count how many times the {it} appears.",
+            "How many times does the {it} come?",
+        ),
+        held_out=("Count the times the {it} appears.", "How many times does the {it} appear in the video?"),
+    ),
+    "count_appear": Task(
+        group="counting",
+        media="video",
+        answers="[0-4]",
+        training=(
+            "How many {things} appear?",
+            "How many {things} appear in the video?",
+            "How many {things} come in all?",
+            "Count the {things} that appear.",
+        ),
+        held_out=("How many {things} does the video show?", "Count the {things} in the video."),
+    ),
+    "same": Task(
+        group="several pictures",
+        media="images",
+        answers=YES_NO,
+        training=(
+            "Are the two pictures the same?",
+            "Do the two pictures show the same?",
+            "Is the second picture the same as the first?",
+            "Do you see the same in the two pictures?",
+        ),
+        held_out=("Is the first picture the same as the second?", "Are the pictures the same?"),
+    ),
+    "more": Task(
+        group="several pictures",
+        media="images",
+        answers=NTH,
+        training=(
+            "Which picture has the most {things}?",
+            "In which picture are the most {things}?",
+            "Which of the pictures has the most {things}?",
+            "In which picture do you see the most {things}?",
+        ),
+        held_out=(
+            "Which picture shows the most {things}?",
+            "In which of the pictures are the most {things}?",
+        ),
+    ),
+    "which_picture": Task(
+        group="several pictures",
+        media="images",
+        answers=NTH,
+        training=(
+            "Which picture shows {an_it}?",
+            "In which picture is the {it}?",
+            "In which picture do you see {an_it}?",
+            "Which of the pictures has {an_it}?",
+        ),
+        held_out=("Which picture has {an_it}?", "In which of the pictures is the {it}?"),
+    ),
+}
+
+
+def phrasings(task: str, *, held_out: bool) -> tuple[str, ...]:
+    """The ways of asking a task, each a format string."""
+    return TASKS[task].held_out if held_out else TASKS[task].training
