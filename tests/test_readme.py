@@ -23,6 +23,16 @@ SUBSTITUTIONS = {
     "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
     "OpenGVLab/InternVL2-2B PVC-InternVL2-2B": '"$INTERNVL" "$CONVERTED" --temporal-layers 2',
     "push PVC-InternVL2-2B": 'push "$CONVERTED"',
+    "--model PVC-InternVL2-2B": '--model "$CONVERTED"',
+    "pretrain-2b": "tiny --set max_steps=2 --set new_parameter_lr_multiplier=10",
+    "tune-2b": "tiny --set max_steps=2",
+    "worlds/meta.json": '"$WORK"/worlds/meta.json',
+    "worlds worlds --samples 20000": 'worlds "$WORK"/worlds --samples 44',
+    "stage-one": '"$WORK"/stage-one',
+    " PVC-2B": ' "$WORK"/PVC-2B',
+    "python -m": f"{sys.executable} -m",
+    "pvc train": f"{sys.executable} -m pvc.cli train",
+    "pip install '.[train]'": ":",
     "pvc convert": f"{sys.executable} -m pvc.cli convert",
     "pvc push": f"{sys.executable} -m pvc.cli push",
     "pvc chat": f"{sys.executable} -m pvc.cli chat --max-new-tokens 4",
@@ -61,19 +71,24 @@ def test_python_blocks_run_in_order(tmp_path):
     assert "<class 'str'> torch.Size([" in run([sys.executable, "-c", code], tmp_path)
 
 
-@pytest.mark.parametrize("block", readme_blocks("bash"))
+@pytest.mark.parametrize(
+    "block",
+    [pytest.param(x, marks=[pytest.mark.slow] if "pvc train" in x else []) for x in readme_blocks("bash")],
+)
 def test_bash_block_runs(block, tmp_path):
     remote_code_source(tmp_path / "InternVL2-2B", "internlm2")
     folders = {"INTERNVL": str(tmp_path / "InternVL2-2B"), "CONVERTED": str(tmp_path / "PVC-InternVL2-2B")}
+    folders["WORK"] = str(tmp_path)
     with StandIn() as hub:
         more = folders | environment(hub, tmp_path / "home")
         printed = run(["bash", "-euc", stand_in(block, SUBSTITUTIONS)], tmp_path, **more)
     expected = {
         "make demo": "Answer:",
-        "pip install": "Would install pvc",
-        "pvc chat": "random",
-        "pvc convert": "largest difference 0",
-        "pvc push": "/your-name/PVC-InternVL2-2B/commit/",
+        "pip install .\n": "Would install pvc",
+        "pvc chat --image": "random",
+        "--verify": "largest difference 0",
+        "pvc train": "train_loss",
+        "pvc push": "/your-name/PVC-",
     }
     assert all(words in printed for command, words in expected.items() if command in block)
 
