@@ -205,4 +205,6 @@ def _native_fields(values: dict, template: str, tiles: dict) -> tuple[dict, dict
         "min_dynamic_patch": tiles.get("min_patches", 1),
         "max_dynamic_patch": tiles.get("max_patches", 12),
     }
-    return vision, source.text_config.to_dict(), fields
+    llm = source.text_config.to_dict()
+    llm["tie_word_embeddings"] = bool(llm.get("tie_word_embeddings") or source.tie_word_embeddings)
+    return vision, llm, fields

@@ -257,8 +257,8 @@ def main_dtype(weights: SourceWeights) -> torch.dtype:
 
 
 def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -> bool:
-    """Whether embeddings and head are one tensor: where there is no head, or the configuration ties it and
-    it is the same. Sets it in the configuration, and drops the second copy.
+    """Whether embeddings and head are one tensor: where the configuration ties them, and there is no head or
+    an equal one, whose copy is dropped. Sets it in the configuration.
     """
     llm = config.llm_config
     embeddings = next(
@@ -271,7 +271,12 @@ def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -
     )
     head = sources.get("lm_head.weight")
     if head is None:
-        tied = True
+        tied = llm.tie_word_embeddings
+        if not tied:
+            raise CheckpointError(
+                f"{weights.folder} has nothing for lm_head.weight, and its configuration does not tie it to "
+                "the embeddings (tie_word_embeddings): is a file missing?"
+            )
     elif llm.tie_word_embeddings and embeddings:
         tied = torch.equal(weights.get(head[0]), weights.get(embeddings))
         if tied:

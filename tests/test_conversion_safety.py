@@ -108,6 +108,11 @@ def missing_tensor(folder):
     return "nothing for", "layers.3.attn.qkv.bias", "(96,)"
 
 
+def missing_head(folder):
+    change_weights(folder, lambda weights: weights.pop("language_model.output.weight"))
+    return "nothing for lm_head.weight", "tie_word_embeddings"
+
+
 def missing_projector(folder):
     change_weights(folder, lambda weights: weights.pop("mlp1.0.weight"))
     return ("nothing for the projector's norm.weight",)
@@ -217,10 +222,11 @@ def small_vocabulary(folder):
 
 BAD_SOURCES = [
     cut_shard, garbled_shard, missing_shard, extra_shard, no_index, index_that_is_no_json,
-    index_of_another_shard, index_without_a_tensor, missing_tensor, missing_projector, unknown_tensor,
-    wrong_shape, wrong_projector_shape, quantised_tensors, quantised_configuration, pickles, no_weights,
-    no_config, config_that_is_no_json, another_model, a_pvc, another_llm, no_template, unknown_template,
-    incomplete_vision_config, no_tokenizer, damaged_tokenizer, small_vocabulary,
+    index_of_another_shard, index_without_a_tensor, missing_tensor, missing_head, missing_projector,
+    unknown_tensor, wrong_shape, wrong_projector_shape, quantised_tensors, quantised_configuration,
+    pickles, no_weights, no_config, config_that_is_no_json, another_model, a_pvc, another_llm,
+    no_template, unknown_template, incomplete_vision_config, no_tokenizer, damaged_tokenizer,
+    small_vocabulary,
 ]  # fmt: skip
 BAD_OPTIONS = {
     "ratio": ({"downsample_ratio": 1.0}, ["1.0", "0.5", "random"]),
