@@ -63,8 +63,9 @@ def test_same_question_again_computes_one_place_of_its_prompt(model, tokenizer, 
 
 
 def test_generated_ids_that_come_back_as_history_are_not_computed_again(cache):
-    model, ids = tiny_model(), torch.randint(3, 100, (1, 20))
-    said = model.generate(ids, max_new_tokens=6, do_sample=False, eos_token_id=None, cache=cache)
+    model, ids = tiny_model(), torch.arange(3, 23)[None]
+    greedy = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE_TOKEN_ID]}
+    said = model.generate(ids, max_new_tokens=6, **greedy, cache=cache)
     with watched(model) as seen:
         ids = torch.cat([said, said[:, :5]], dim=1)
         model.generate(ids, max_new_tokens=1, cache=cache)
