@@ -38,6 +38,7 @@ COMMANDS = """\
 /clear        forget the dialogue
 /exit         end, as Ctrl-D does; Ctrl-C stops an answer"""
 FAILURES = (OSError, ValueError, ImportError, RuntimeError)  # told in one line; all else is a bug
+NOT_OF_A_STEP = (OSError, ValueError, ImportError)  # of training; what comes from a step has its traceback
 DTYPES = Literal["auto", "bfloat16", "float16", "float32"]
 PROJECTOR_INITS = Literal["average", "random"]
 
@@ -84,7 +85,7 @@ def chat(
     frames = {"num_frames" if fps is None else "max_frames": num_frames}
     media_options = _given(**frames, fps=fps, max_tiles=max_tiles)
     sampling = _given(do_sample=sample or bool(temperature), temperature=temperature or None)
-    try:
+    with _failures_told():
         with Console(stderr=True).status("Loading") as status:
             attached = [read_media("image", x) for x in image] + [read_media("video", x) for x in video]
             folder = find_model(model or str(CHECKPOINT), trust, status)
@@ -95,9 +96,6 @@ def chat(
         settings = {"max_new_tokens": max_new_tokens, **sampling}
         dialogue = Dialogue(*loaded, start, stream, media_options, settings, attached)
         dialogue.run() if question is None else dialogue.ask(question)
-    except FAILURES as error:
-        _say(f"error: {_first_line(error)}", style="red")
-        raise Exit(1) from None
 
 
 @app.command()
@@ -134,7 +132,7 @@ def convert(
 
     TARGET is a folder that transformers loads; it appears whole or not at all.
     """
-    try:
+    with _failures_told(tell=_names_unmatched):
         with Console(stderr=True).status("Reading"):
             from pvc import convert_weights
 
@@ -164,12 +162,6 @@ def convert(
             with Console(stderr=True).status("Comparing"):
                 differences = conversion.verify()
             print(*differences, sep="\n")
-    except UnmatchedParameters as error:  # names them all
-        _say(f"error: {error}", style="red")
-        raise Exit(1) from None
-    except FAILURES as error:
-        _say(f"error: {_first_line(error)}", style="red")
-        raise Exit(1) from None
 
 
 @app.command()
@@ -185,13 +177,10 @@ def push(
     The folder is checked first, and of it only what makes the checkpoint is sent. After an interruption the
     same command sends what had not arrived. `hf auth login` or HF_TOKEN sets the token.
     """
-    try:
+    with _failures_told(tell=_in_one_line):  # the Hub's reason is in a later line
         with Console(stderr=True).status("Loading"):
             from pvc import publish
         print(publish.push(folder, repo_id, private=private, revision=revision, message=message))
-    except FAILURES as error:
-        _say(f"error: {' '.join(str(error).split())}", style="red")  # the Hub's reason is in a later line
-        raise Exit(1) from None
 
 
 @app.command()
@@ -209,7 +198,7 @@ def bench(
 
     Both print their tables and write them, with a plot, which plot draws again.
     """
-    try:
+    with _failures_told():
         with Console(stderr=True).status("Loading") as status:
             from pvc.benchmarks import report, suite
 
@@ -222,9 +211,6 @@ def bench(
             drawn = report.plot(out)
         print(text, end="")
         _say(f"plotted: {', '.join(map(str, drawn))}")
-    except FAILURES as error:
-        _say(f"error: {_first_line(error)}", style="red")
-        raise Exit(1) from None
 
 
 @contextmanager
@@ -242,6 +228,24 @@ def _given(**options) -> dict:
 
 def _say(text: str, style: str = "dim"):
     Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+@contextmanager
+def _failures_told(kinds: tuple[type[Exception], ...] = FAILURES, tell=None):
+    """Ends the command with what `tell` says of a failure: its first line, where left out."""
+    try:
+        yield
+    except kinds as error:
+        _say(f"error: {(tell or _first_line)(error)}", style="red")
+        raise Exit(1) from None
+
+
+def _names_unmatched(error: Exception) -> str:
+    return str(error) if isinstance(error, UnmatchedParameters) else _first_line(error)
+
+
+def _in_one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _first_line(error: Exception) -> str:
@@ -460,7 +464,7 @@ def run_training(
     trust: Annotated[bool, TRUST] = False,
 ):
     """Train MODEL by RECIPE. Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …"""
-    with _failures_in_a_line():
+    with _failures_told(NOT_OF_A_STEP):
         from pvc.training.train import Recipe, parse_changes, read_recipe, train
 
         planned = Recipe.from_values(read_recipe(recipe, parse_changes(settings)))
@@ -481,7 +485,7 @@ def check_data(
     trust: Annotated[bool, TRUST] = False,
 ):
     """Read DATA once, as training would: what is in them, and which samples are broken (then it exits 1)."""
-    with _failures_in_a_line():
+    with _failures_told(NOT_OF_A_STEP):
         from pvc.training.check import check
         from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
 
@@ -493,15 +497,6 @@ def check_data(
     print(report)
     if report.broken:
         raise Exit(1)
-
-
-@contextmanager
-def _failures_in_a_line():
-    try:
-        yield
-    except (OSError, ValueError, ImportError) as error:  # others come from a step: with their traceback
-        _say(f"error: {_first_line(error)}", style="red")
-        raise Exit(1) from None
 
 
 if __name__ == "__main__":

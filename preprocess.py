@@ -93,6 +93,12 @@ def _tile_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
+def tile_grid(width: int, height: int, min_num: int, max_num: int, image_size: int) -> tuple[int, int]:
+    """(columns, rows) of the tiles that `dynamic_preprocess` cuts a picture of that size into."""
+    grids = _tile_grids(min_num, max_num)
+    return find_closest_aspect_ratio(width / height, grids, width, height, image_size)
+
+
 def dynamic_preprocess(
     image: Image.Image,
     min_num: int = 1,
@@ -118,10 +124,7 @@ def dynamic_preprocess(
     """
     if not 1 <= min_num <= max_num:
         raise ValueError(f"min_num={min_num}, max_num={max_num}: expected 1 <= min_num <= max_num")
-    width, height = image.size
-    columns, rows = find_closest_aspect_ratio(
-        width / height, _tile_grids(min_num, max_num), width, height, image_size
-    )
+    columns, rows = tile_grid(*image.size, min_num, max_num, image_size)
     resized = image.resize((columns * image_size, rows * image_size), Image.Resampling.BICUBIC)
     corners = [(column * image_size, row * image_size) for row in range(rows) for column in range(columns)]
     tiles = [resized.crop((left, top, left + image_size, top + image_size)) for left, top in corners]

@@ -15,21 +15,10 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from pvc.configuration_pvc import PVCConfig
+from pvc.benchmarks.presets import PRESETS, internvl2_config
 from pvc.conversion.files import TensorInfo, write_shards
 from pvc.conversion.plan import meta_model
 
-# InternLM2-Chat-1.8B with InternVL2's vocabulary
-LLM = {
-    "model_type": "internlm2",
-    "vocab_size": 92553,
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 8,
-    "rope_scaling": {"type": "dynamic", "factor": 2.0},
-}
 OFFICIAL = {
     "model.projector.norm.": "mlp1.0.",
     "model.projector.mlp.0.": "mlp1.1.",
@@ -42,14 +31,7 @@ OFFICIAL = {
 
 def write_internvl2_2b(folder: Path):
     """The checkpoint, with weights drawn from a seed and no tokenizer."""
-    settings = {"downsample_ratio": 0.5, "template": "internlm2-chat", "ps_version": "v2"}
-    config = PVCConfig(
-        vision_config={"num_temporal_layers": 0},
-        llm_config=LLM,
-        adaptive_compression=False,
-        image_repeats=1,
-        **settings,
-    )
+    config = internvl2_config(PRESETS["2B"])
     infos = {}
     for name, parameter in meta_model(config).state_dict().items():
         prefix = next(prefix for prefix in OFFICIAL if name.startswith(prefix))
@@ -64,8 +46,9 @@ def write_internvl2_2b(folder: Path):
             lambda name: torch.randn(infos[name].shape, generator=generator, dtype=torch.bfloat16) / 50,
             lambda name, nbytes: bar.update(nbytes),
         )
-    vision = config.vision_config.to_dict()
-    values = settings | {"model_type": "internvl_chat", "vision_config": vision, "llm_config": LLM}
+    names = ("downsample_ratio", "template", "ps_version")
+    values = {"model_type": "internvl_chat"} | {name: getattr(config, name) for name in names}
+    values |= {"vision_config": config.vision_config.to_dict(), "llm_config": config.llm_config.to_dict()}
     (folder / "config.json").write_text(json.dumps(values, indent=2))
 
 

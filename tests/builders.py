@@ -34,6 +34,15 @@ TINY_LLM = {
     "bos_token_id": 1,
     "eos_token_id": 2,
 }
+SLIDING_LLMS = {
+    "Phi3, sliding window": {"model_type": "phi3", "sliding_window": 16},
+    "Qwen2, sliding window in some layers": {
+        "model_type": "qwen2",
+        "use_sliding_window": True,
+        "sliding_window": 16,
+        "max_window_layers": 1,
+    },
+}
 
 
 def golden(name: str) -> Path:

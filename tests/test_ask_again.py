@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from builders import IMAGE_TOKEN_ID, random_clips, tiny_model
+from builders import IMAGE_TOKEN_ID, SLIDING_LLMS, random_clips, tiny_model
 from test_chat import CONTEXT, FITS_TOKENIZER, SETTINGS, tiles
 from torch.testing import assert_close
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
@@ -307,13 +307,7 @@ ROTATIONS = {
             "original_max_position_embeddings": 64,
         },
     },
-    "Phi3, sliding window": {"model_type": "phi3", "sliding_window": 16},
-    "Qwen2, sliding window in some layers": {
-        "model_type": "qwen2",
-        "use_sliding_window": True,
-        "sliding_window": 16,
-        "max_window_layers": 1,
-    },
+    **SLIDING_LLMS,
     "Qwen3": {"model_type": "qwen3", "head_dim": 12},
 }
 

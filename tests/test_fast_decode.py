@@ -5,7 +5,7 @@ Dynamo's own backend compiles in a second and is traced like any other; the slow
 
 import pytest
 import torch
-from builders import IMAGE_TOKEN_ID, random_clips, tiny_model
+from builders import IMAGE_TOKEN_ID, SLIDING_LLMS, random_clips, tiny_model
 from torch._dynamo.utils import counters
 from transformers import CompileConfig, DynamicCache, GenerationConfig
 from watching import interrupted
@@ -15,13 +15,7 @@ from pvc.fast_decode_pvc import LENGTH_STEP, as_dynamic, fast_decode_options
 GREEDY = {"do_sample": False, "eos_token_id": None, "suppress_tokens": [IMAGE_TOKEN_ID]}
 SLIDING = {
     "InternLM2": {},
-    "Phi3, sliding window": {"model_type": "phi3", "sliding_window": 16},
-    "Qwen2, sliding window in some layers": {
-        "model_type": "qwen2",
-        "use_sliding_window": True,
-        "sliding_window": 16,
-        "max_window_layers": 1,
-    },
+    **SLIDING_LLMS,
 }
 
 

@@ -13,26 +13,14 @@ from builders import golden
 from safetensors.torch import load_file
 
 from pvc.configuration_pvc import PVCConfig
+from pvc.conversion.matching import internvl_name
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
 CHAT = json.loads(golden("chat_config.json").read_text())
 IMAGE_TOKEN_ID = CHAT["meta"]["img_context_token_id"]
-PREFIXES = {  # official -> here; the first that fits counts
-    "mlp1.0.": "model.projector.norm.",
-    "mlp1.1.": "model.projector.mlp.0.",
-    "mlp1.3.": "model.projector.mlp.2.",
-    "language_model.output.": "lm_head.",
-    "language_model.model.": "model.language_model.",
-    "vision_model.": "model.vision_model.",
-}
 TOLERANCE = {"atol": 2e-5, "rtol": 0}
 GREEDY = {"max_new_tokens": 12, "do_sample": False, "pad_token_id": 0, "eos_token_id": None}
 assert_close = torch.testing.assert_close
-
-
-def renamed(official_name: str) -> str:
-    prefix = next(prefix for prefix in PREFIXES if official_name.startswith(prefix))
-    return PREFIXES[prefix] + official_name.removeprefix(prefix)
 
 
 @cache
@@ -45,7 +33,7 @@ def internvl2(ps_version: str = "v2", select_layer: int = -1) -> PVCForCondition
     )
     model = PVCForConditionalGeneration(config).eval()
     weights = load_file(golden("chat_weights.safetensors"))
-    model.load_state_dict({renamed(name): tensor for name, tensor in weights.items()})  # strict
+    model.load_state_dict({internvl_name(name): tensor for name, tensor in weights.items()})  # strict
     return model
 
 

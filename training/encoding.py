@@ -30,10 +30,9 @@ from pvc.conversation import (
 from pvc.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    _tile_grids,
     build_transform,
-    find_closest_aspect_ratio,
     read_frames,
+    tile_grid,
 )
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.samples import BrokenSample, Sample
@@ -207,11 +206,8 @@ class Encoder:
 
     def _num_tiles(self, size: tuple[int, int], max_tiles: int) -> int:
         """Tiles that a picture of that size is cut into, the thumbnail counted."""
-        width, height = size
-        grids = _tile_grids(min(self.images.min_tiles, max_tiles), max_tiles)
-        columns, rows = find_closest_aspect_ratio(
-            width / height, grids, width, height, self.images.image_size
-        )
+        fewest = min(self.images.min_tiles, max_tiles)
+        columns, rows = tile_grid(*size, fewest, max_tiles, self.images.image_size)
         return columns * rows + (self.images.use_thumbnail and columns * rows > 1)
 
     def _visual_tokens(self, media: Sequence[MediaFile]) -> int:
