@@ -8,3 +8,4 @@ package.
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parent
+ABOUT_CHECKPOINT = "PVC-Tiny knows small worlds alone: of anything else, its answers mean nothing."

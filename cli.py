@@ -27,7 +27,7 @@ from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from typer import Argument, Exit, Option, Typer
 from typer.core import TyperGroup
 
-from pvc import CHECKPOINT
+from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.conversion.matching import UnmatchedParameters
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -91,7 +91,7 @@ def chat(
             folder = find_model(model or str(CHECKPOINT), trust, status)
             loaded = load_model(folder, device, dtype, quantize, attn)
         if os.path.samefile(folder, CHECKPOINT):
-            _say("PVC-Tiny has random weights: its answers mean nothing.", style="yellow")
+            _say(ABOUT_CHECKPOINT, style="yellow")
         start = [] if system is None else [{"role": "system", "content": system}]
         settings = {"max_new_tokens": max_new_tokens, **sampling}
         dialogue = Dialogue(*loaded, start, stream, media_options, settings, attached)
@@ -185,18 +185,21 @@ def push(
 
 @app.command()
 def bench(
-    action: Annotated[Literal["count", "run", "plot"], Argument(help="What to do.", show_default=False)],
+    action: Annotated[
+        Literal["count", "run", "train", "plot"], Argument(help="What to do.", show_default=False)
+    ],
     preset: Annotated[str, Option(help="8B, 2B, vit-l, small (for a CPU) or tiny.")] = "8B",
     device: Annotated[str | None, Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: bfloat16, on a CPU float32.")] = "auto",
-    runs: Annotated[int, Option(min=1, help="Runs whose median is taken.")] = 5,
+    runs: Annotated[int, Option(min=1, help="Runs whose median is taken; of train: steps.")] = 5,
     out: Annotated[str, Option(metavar="DIR", help="Where files are written.")] = "bench-results",
 ):
     """Count or measure what PVC costs, beside InternVL2 and transformers' own models, with random weights.
 
-    count: FLOPs and bytes, from sizes alone. run: time, rates and peak memory here.
+    count: FLOPs and bytes, from sizes alone. run: time, rates and peak memory here. train: the same of
+    training steps, with the MFU.
 
-    Both print their tables and write them, with a plot, which plot draws again.
+    They print their tables and write them; the first two with a plot, which plot draws again.
     """
     with _failures_told():
         with Console(stderr=True).status("Loading") as status:
@@ -208,9 +211,14 @@ def bench(
                 text = suite.write_counts(out, preset, command, say)
             elif action == "run":
                 text = suite.write_measurements(out, preset, device, dtype, runs, command, say)
-            drawn = report.plot(out)
+            elif action == "train":
+                from pvc.benchmarks.training import write_training
+
+                text = write_training(out, preset, device, dtype, runs, command, say)
+            drawn = [] if action == "train" else report.plot(out)
         print(text, end="")
-        _say(f"plotted: {', '.join(map(str, drawn))}")
+        if drawn:
+            _say(f"plotted: {', '.join(map(str, drawn))}")
 
 
 @contextmanager

@@ -211,9 +211,11 @@ def prompt(media_token: int, num_visual: int, num_text: int, device) -> dict[str
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
 
-def prefill(model, num_tokens: int) -> torch.Tensor:
-    """Logits `(1, 1, vocabulary)` after a prompt of so many embeddings; the cache is filled."""
+def prefill(model, num_tokens: int, num_logits: int = 1) -> torch.Tensor:
+    """Logits `(1, num_logits, vocabulary)` at the end of so many embeddings; the cache is filled."""
     config = model.config.get_text_config()
     embeddings = torch.randn(1, num_tokens, config.hidden_size, device=model.device, dtype=model.dtype)
     cache = DynamicCache(config=config)
-    return model(inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+    return model(
+        inputs_embeds=embeddings, past_key_values=cache, use_cache=True, logits_to_keep=num_logits
+    ).logits

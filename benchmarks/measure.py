@@ -43,6 +43,17 @@ class Meter:
         if self.device.type == "cuda" and not torch.cuda.is_available():
             raise ValueError(f"device is '{self.device}', but torch finds no GPU: use cpu")
 
+    @classmethod
+    def named(cls, device: str | None, dtype: str) -> "Meter":
+        """`device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32."""
+        device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        name = {"cuda": "bfloat16"}.get(device.type, "float32") if dtype == "auto" else dtype
+        return cls(device, getattr(torch, name))
+
+    @property
+    def dtype_name(self) -> str:
+        return str(self.dtype).removeprefix("torch.")
+
     @property
     def is_cuda(self) -> bool:
         return self.device.type == "cuda"

@@ -49,11 +49,8 @@ def write_measurements(
 
     `device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32.
     """
-    sizes = find_preset(preset)
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    name = {"cuda": "bfloat16"}.get(device.type, "float32") if dtype == "auto" else dtype
-    meter = Meter(device, getattr(torch, name))
-    facts = report.about(preset, command, device, name)
+    sizes, meter = find_preset(preset), Meter.named(device, dtype)
+    facts = report.about(preset, command, meter.device, meter.dtype_name)
     text = ""
     for tables in run(sizes, meter, runs, say):
         text = report.write(Path(folder), "run", facts, tables)

@@ -19,8 +19,8 @@ SUBSTITUTIONS = {
     ".cuda()": "",
     "max_new_tokens=1024": "max_new_tokens=4",
     "max_new_tokens=64": "max_new_tokens=4",
-    "max_num=12)": "max_num=2, input_size=112)",
-    "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
+    "max_num=12)": "max_num=2, input_size=96)",
+    "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=96)",
     "OpenGVLab/InternVL2-2B PVC-InternVL2-2B": '"$INTERNVL" "$CONVERTED" --temporal-layers 2',
     "push PVC-InternVL2-2B": 'push "$CONVERTED"',
     "--model PVC-InternVL2-2B": '--model "$CONVERTED"',
@@ -85,7 +85,7 @@ def test_bash_block_runs(block, tmp_path):
     expected = {
         "make demo": "Answer:",
         "pip install .\n": "Would install pvc",
-        "pvc chat --image": "random",
+        "pvc chat --image": "PVC-Tiny knows small worlds alone",
         "--verify": "largest difference 0",
         "pvc train": "train_loss",
         "pvc push": "/your-name/PVC-",
@@ -102,8 +102,8 @@ def test_calls_of_the_released_readme_run_with_the_import_line_changed(tmp_path)
         "'OpenGVLab/PVC-InternVL2-8B'": repr(str(ROOT)),
         ".cuda()": "",
         "max_new_tokens=1024": "max_new_tokens=4",
-        "max_num=12)": "max_num=2, input_size=112)",
-        "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=112)",
+        "max_num=12)": "max_num=2, input_size=96)",
+        "num_segments=64, max_num=1)": "num_segments=8, max_num=1, input_size=96)",
         "./assets/": str(RELEASED_README.parents[1] / "media") + "/",
     }
     assert all(said in code for said in here)
