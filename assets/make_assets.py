@@ -1,68 +1,61 @@
-"""Draws the two pictures and the video that demo and tests ask about. Run: python assets/make_assets.py
+"""Draws the two pictures and the video that demo and tests ask about: `python -m pvc.assets.make_assets`.
 
-Each shows a few plain facts (which shape has which colour, a word, which way something moves), so that an
-answer can be told right from wrong. Nothing in them is random. Reading them is the work of preprocess.py.
+They are small worlds, of the kind that PVC-Tiny knows, and so are of its size: a picture is two tiles of 96
+pixels, a frame one. Each shows a few plain facts (which shape has which colour, a word, which way something
+moves), so that an answer can be told right from wrong. Nothing in them is random. Reading them is the work of
+preprocess.py.
 """
 
 from pathlib import Path
 
 import av
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
+
+from pvc.training.worlds_drawing import Look, Scene, Shape, Text, draw, text_extent
 
 FOLDER = Path(__file__).resolve().parent
 BACKGROUND = (245, 245, 240)
-RED, GREEN, BLUE, YELLOW = (214, 40, 40), (46, 160, 67), (40, 90, 214), (240, 190, 30)
 
-PICTURE_SIZE = (640, 448)  # width, height
-VIDEO_SIDE = 224
+PICTURE_SIZE = (192, 96)  # width, height
+LETTER_HEIGHT = 14
+VIDEO_SIDE = 96
 VIDEO_FRAMES = 24
 VIDEO_FPS = 8
-DISC_RADIUS = 32
+DISC_RADIUS = 14
 
 
 def draw_picture1() -> Image.Image:
-    """A red circle on the left, a blue square on the right, the word HELLO below them."""
-    picture = Image.new("RGB", PICTURE_SIZE, BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    draw.ellipse((80, 60, 280, 260), fill=RED)
-    draw.rectangle((360, 60, 560, 260), fill=BLUE)
-    _draw_word(draw, "HELLO")
-    return picture
+    """A red circle on the left, a blue square on the right, the word hello below them."""
+    return _draw_picture(Look("red", "circle"), Look("blue", "square"), "hello")
 
 
 def draw_picture2() -> Image.Image:
-    """A green triangle on the left, a red square on the right, the word WORLD below them."""
-    picture = Image.new("RGB", PICTURE_SIZE, BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    draw.polygon([(180, 60), (80, 260), (280, 260)], fill=GREEN)
-    draw.rectangle((360, 60, 560, 260), fill=RED)
-    _draw_word(draw, "WORLD")
-    return picture
+    """A green triangle on the left, a red square on the right, the word world below them."""
+    return _draw_picture(Look("green", "triangle"), Look("red", "square"), "world")
 
 
-def _draw_word(draw: ImageDraw.ImageDraw, word: str) -> None:
-    font = ImageFont.load_default(size=96)
-    draw.text((PICTURE_SIZE[0] // 2, 350), word, fill="black", font=font, anchor="mm")
+def _draw_picture(left: Look, right: Look, word: str) -> Image.Image:
+    width, height = PICTURE_SIZE
+    shapes = (Shape(left, width // 4, 34, 17), Shape(right, width * 3 // 4, 34, 17))
+    begin, _, end, _ = text_extent(word, LETTER_HEIGHT)
+    text = Text(word, round((width - begin - end) / 2), height - 14, LETTER_HEIGHT)
+    return draw(Scene(PICTURE_SIZE, BACKGROUND, shapes, (text,)))
 
 
 def draw_video() -> list[Image.Image]:
-    """A blue disc that moves from the left edge to the right edge, over a yellow floor."""
+    """A blue disc that moves from the left edge to the right edge."""
     return [_draw_frame(i) for i in range(VIDEO_FRAMES)]
 
 
 def disc_centre(frame: int) -> tuple[int, int]:
     """Where the disc's centre is in a frame, as (x, y)."""
-    way = VIDEO_SIDE - 2 * DISC_RADIUS
-    return DISC_RADIUS + round(way * frame / (VIDEO_FRAMES - 1)), 110
+    way = VIDEO_SIDE - 2 * DISC_RADIUS - 2
+    return DISC_RADIUS + 1 + round(way * frame / (VIDEO_FRAMES - 1)), 48
 
 
 def _draw_frame(frame: int) -> Image.Image:
-    picture = Image.new("RGB", (VIDEO_SIDE, VIDEO_SIDE), BACKGROUND)
-    draw = ImageDraw.Draw(picture)
-    draw.rectangle((0, 160, VIDEO_SIDE, VIDEO_SIDE), fill=YELLOW)
-    x, y = disc_centre(frame)
-    draw.ellipse((x - DISC_RADIUS, y - DISC_RADIUS, x + DISC_RADIUS, y + DISC_RADIUS), fill=BLUE)
-    return picture
+    disc = Shape(Look("blue", "circle"), *disc_centre(frame), DISC_RADIUS)
+    return draw(Scene((VIDEO_SIDE, VIDEO_SIDE), BACKGROUND, (disc,)))
 
 
 def write_video(path: Path, pictures: list[Image.Image]) -> None:

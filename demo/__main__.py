@@ -5,7 +5,7 @@ import argparse
 import torch
 from transformers import AutoModel, AutoTokenizer
 
-from pvc import CHECKPOINT
+from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.preprocess import load_image, load_video
 
 ASSETS = CHECKPOINT / "assets"
@@ -25,25 +25,29 @@ def main():
     size, max_num = model.config.force_image_size, model.config.max_dynamic_patch
     generation_config = {"max_new_tokens": 24, "do_sample": False}
 
-    def ask(question, pixel_values, **media):
+    def ask(question, right, pixel_values, **media):
         answer = model.chat(tokenizer, pixel_values, question, generation_config, **media)
-        print(f"  Question: {question}\n  Answer: {answer}\n")
+        mark = "right" if answer == right else f"wrong: {right}"
+        print(f"  Question: {question}\n  Answer: {answer} ({mark})\n")
 
     if path == str(CHECKPOINT):
-        print("PVC-Tiny has random weights: its answers show that everything runs, and mean nothing.\n")
+        print(f"{ABOUT_CHECKPOINT}\n")
 
     print(f"One picture ({PICTURES[0].name})")
     first = load_image(PICTURES[0], input_size=size, max_num=max_num)
-    ask("What is in the picture?", first)
+    ask("What word is written in the picture?", "hello", first)
+    ask("What colour is the square?", "blue", first)
 
     print(f"Two pictures ({PICTURES[0].name}, {PICTURES[1].name})")
     second = load_image(PICTURES[1], input_size=size, max_num=max_num)
-    question = "Image-1: <image>\nImage-2: <image>\nWhat differs?"
-    ask(question, torch.cat([first, second]), data_flag=[2], num_patches_list=[len(first), len(second)])
+    both = {"data_flag": [2], "num_patches_list": [len(first), len(second)]}
+    question = "Image-1: <image>\nImage-2: <image>\nWhich picture shows a green triangle?"
+    ask(question, "second", torch.cat([first, second]), **both)
 
-    frames, num_patches_list = load_video(VIDEO, input_size=size, num_segments=16)
+    frames, num_patches_list = load_video(VIDEO, input_size=size, num_segments=8)
     print(f"A video ({VIDEO.name}, {len(num_patches_list)} frames)")
-    ask("Which way does the shape move?", frames, data_flag=[3], num_patches_list=num_patches_list)
+    question = "In which direction does the blue circle move?"
+    ask(question, "right", frames, data_flag=[3], num_patches_list=num_patches_list)
 
 
 if __name__ == "__main__":

@@ -625,12 +625,7 @@ def test_assets_are_what_the_script_draws():
     for name, drawn in (("picture1", make_assets.draw_picture1()), ("picture2", make_assets.draw_picture2())):
         with Image.open(ASSETS / f"{name}.png") as picture:
             assert picture.mode == "RGB" and picture.size == make_assets.PICTURE_SIZE
-            shapes = (
-                0,
-                0,
-                picture.width,
-                270,
-            )  # the word below depends on the version of the font's renderer
+            shapes = (0, 0, picture.width, 60)  # the word below depends on the version of the renderer
             assert picture.crop(shapes).tobytes() == drawn.crop(shapes).tobytes()
     files = [ASSETS / name for name in ("picture1.png", "picture2.png", "video.mp4")]
     assert sum(file.stat().st_size for file in files) < 200_000
@@ -638,7 +633,7 @@ def test_assets_are_what_the_script_draws():
 
 def test_the_pictures_of_the_assets_load_as_tiles():
     for name in ("picture1.png", "picture2.png"):
-        assert load_image(ASSETS / name, input_size=112, max_num=6).shape == (7, 3, 112, 112)
+        assert load_image(ASSETS / name, input_size=96, max_num=6).shape == (3, 3, 96, 96)
 
 
 def test_the_disc_of_the_video_moves_to_the_right():
@@ -651,4 +646,4 @@ def test_the_disc_of_the_video_moves_to_the_right():
         y, x = np.nonzero(blue - red > 80)
         assert np.allclose((x.mean(), y.mean()), make_assets.disc_centre(frame), atol=1)
         centres.append(x.mean())
-    assert centres == sorted(centres) and centres[-1] - centres[0] > 100
+    assert centres == sorted(centres) and centres[-1] - centres[0] > 60

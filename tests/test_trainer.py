@@ -337,6 +337,15 @@ def test_what_saves_memory_or_time_leaves_the_losses(setting, model, data, tmp_p
     assert trainer.loader.num_workers == setting.get("dataloader_num_workers", 0)
 
 
+def test_named_attention_is_that_of_vit_and_llm_and_gives_the_same_losses(model, data, tmp_path):
+    plain = losses(run(model, data, tmp_path / "plain", max_steps=2))
+    trainer = run(model, data, tmp_path / "other", max_steps=2, attn_implementation="eager")
+    body = trainer.model.model
+    parts = (body.vision_model, body.language_model)
+    assert {part.config._attn_implementation for part in parts} == {"eager"}
+    assert losses(trainer) == pytest.approx(plain, abs=2e-4)
+
+
 def test_bfloat16_trains(model, data, tmp_path):
     trainer = run(model, data, tmp_path, bf16=True, max_steps=3)
     assert all(math.isfinite(loss) for loss in losses(trainer))

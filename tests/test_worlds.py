@@ -16,19 +16,21 @@ import pytest
 from PIL import Image, ImageChops, ImageFont
 from torch.utils.data import DataLoader
 
-from pvc.preprocess import read_frames
+from pvc.preprocess import get_index, read_frames
 from pvc.training import worlds, worlds_drawing
 from pvc.training.worlds import WORLDS, SmallWorlds, mean_by_group
 from pvc.training.worlds_chance import Chance, is_held_out
 from pvc.training.worlds_drawing import COLOURS, KINDS, draw
+from pvc.training.worlds_further import TASKS_OF, further
 from pvc.training.worlds_questions import TASKS
 
 SEEDS = 60  # worlds of each task
-TILE = 112
+TILE = 96
 VIDEOS = [task for task in TASKS if TASKS[task].media == "video"]
 # The share of the commonest answer may be that of chance, and what 500 draws add to it.
 MOST_BLIND = {
-    **dict.fromkeys(("word", "word_at", "chart_highest"), 0.02),
+    **dict.fromkeys(("word", "word_at", "chart_highest", "read_chart"), 0.02),
+    **dict.fromkeys(("read_all", "name_all", "tell_order"), 0.06),
     **dict.fromkeys(("number", "chart_value"), 0.08),
     **dict.fromkeys(("moving_shape", "order_nth"), 0.09),
     **dict.fromkeys(("colour", "colour_change", "count"), 0.24),
@@ -124,7 +126,7 @@ def way_of(scenes, name: str) -> np.ndarray:
 
 def motion(scenes, slots):
     right, down = way_of(scenes, slots["it"])
-    assert min(abs(right), abs(down)) < 1e-6 and max(abs(right), abs(down)) >= 24
+    assert min(abs(right), abs(down)) < 1e-6 and max(abs(right), abs(down)) >= 18
     if abs(right) > abs(down):
         return "right" if right > 0 else "left"
     return "down" if down > 0 else "up"
@@ -170,7 +172,34 @@ def before(scenes, slots):
     return yes_if(shown.index(slots["it"]) < shown.index(slots["other"]))
 
 
+def rows_of_texts(scenes, slots):
+    """All texts of a picture as one reads them: by rows, whose baselines are further apart than letters."""
+    rows = []
+    for text in sorted(scenes[0].texts, key=lambda text: text.box[3]):
+        is_same_row = rows and text.box[1] < rows[-1][-1].box[3] and text.box[3] > rows[-1][-1].box[1]
+        rows = [*rows[:-1], [*rows[-1], text]] if is_same_row else [*rows, [text]]
+    return " ".join(text.text for row in rows for text in sorted(row, key=lambda text: text.x))
+
+
+def names_from_left(scenes, slots):
+    shapes = sorted(scenes[0].shapes, key=lambda shape: sum(shape.box[::2]))
+    return ", ".join(str(shape.look) for shape in shapes)
+
+
+def labels_and_values(scenes, slots):
+    bars = sorted(scenes[0].bars, key=lambda bar: bar.box)
+    return ", ".join(" ".join(above_and_below(scenes[0], bar)[::-1]) for bar in bars)
+
+
+def names_in_order(scenes, slots):
+    return ", ".join(str(shapes[0].look) for shapes, _ in groupby(scene.shapes for scene in scenes) if shapes)
+
+
 TRUTH = {
+    "read_all": rows_of_texts,
+    "name_all": names_from_left,
+    "read_chart": labels_and_values,
+    "tell_order": names_in_order,
     "word": seen_word,
     "number": seen_word,
     "word_at": word_at,
@@ -270,12 +299,12 @@ def test_what_is_counted_comes_before_and_after_what_is_not():
 
 
 @pytest.mark.parametrize("task", VIDEOS)
-def test_16_evenly_spread_frames_are_enough(task):
-    """PVC-Tiny's processor takes 16, of whatever a video has."""
+def test_8_evenly_spread_frames_are_enough(task):
+    """PVC-Tiny's processor takes 8, of whatever a video has."""
     for world in made(task):
-        frames = len(world.scenes)
-        assert 8 <= frames <= 32
-        seen = [world.scenes[int((i + 0.5) * frames / 16)] for i in range(16)]
+        assert 8 <= len(world.scenes) <= 32
+        indices = get_index(None, 1, len(world.scenes) - 1, num_segments=8)
+        seen = [world.scenes[i] for i in indices]
         assert TRUTH[task](seen, world.slots) == world.answer
 
 
@@ -461,6 +490,32 @@ def test_answers_are_independent_of_the_number_of_frames():
             lengths.setdefault(world.answer, []).append(len(world.scenes))
         means = [np.mean(frames) for frames in lengths.values()]
         assert max(means) - min(means) < 3
+
+
+# ------------------------------------------------------------------------------------------------- dialogues
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS_OF[task]])
+def test_further_answers_follow_from_the_scenes_too(task):
+    asked = set()
+    for seed, world in enumerate(made(task, 100)):
+        for name, slots, answer in further(Chance(f"{seed}", held_out=False), task, world.scenes, 6):
+            assert TRUTH[name](world.scenes, slots) == answer, (name, slots, world)
+            assert re.fullmatch(TASKS[name].answers, answer)
+            for form in TASKS[name].training + TASKS[name].held_out:
+                form.format(**slots)
+            asked.add(name)
+    assert asked == set(TASKS_OF[task])
+
+
+def test_a_dialogue_begins_with_the_question_that_is_asked_alone():
+    alone, dialogues = SmallWorlds(200), SmallWorlds(200, turns=4)
+    for index in range(200):
+        one, more = alone.sample(index), dialogues.sample(index)
+        assert one == more._replace(more_turns=()) and len(more.turns) <= 4
+        said = [message["value"] for message in dialogues[index]["conversations"]]
+        assert said == [text for turn in more.turns for text in turn]
+    assert {len(dialogues.sample(index).turns) for index in range(200)} == {1, 2, 3, 4}
 
 
 # ---------------------------------------------------------------------------------------------- the data set

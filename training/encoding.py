@@ -36,6 +36,7 @@ from pvc.preprocess import (
 )
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.samples import BrokenSample, Sample
+from pvc.training.worlds_drawing import Scene, draw
 
 IGNORED = -100  # the label of a token that is no part of an answer
 FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are a picture
@@ -44,11 +45,11 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 
 
 class MediaFile(NamedTuple):
-    """A picture or video to be loaded. `max_tiles`: of the picture or of each frame, the thumbnail not
-    counted.
+    """A picture or video to be loaded, or drawn. `max_tiles`: of the picture or of each frame, the thumbnail
+    not counted.
     """
 
-    path: str
+    path: str | Scene | list[Scene]
     clip: Clip
     max_tiles: int
 
@@ -152,11 +153,12 @@ class Encoder:
         return torch.cat(tiles) if tiles else None
 
     def _load(self, file: MediaFile, sample: Sample):
+        source = drawn(file.path)
         if sample.video is None:
-            return self.images.image(file.path, file.max_tiles)
+            return self.images.image(source, file.max_tiles)
         start_s, end_s = sample.clip_s or (None, None)
         return self.images.video(
-            file.path, max_tiles=file.max_tiles, num_frames=file.clip.frames, start_s=start_s, end_s=end_s
+            source, max_tiles=file.max_tiles, num_frames=file.clip.frames, start_s=start_s, end_s=end_s
         )
 
     # ------------------------------------------------------------------------------------- tiles and frames
@@ -200,6 +202,8 @@ class Encoder:
         return showing(frames), smaller
 
     def _frame_size(self, sample: Sample) -> tuple[int, int]:
+        if not isinstance(sample.video, str):
+            return sample.video[0].size
         file = MediaFile(sample.video, Clip(1, 1, 1), 1)
         start_s, end_s = sample.clip_s or (None, None)
         return read_frames(file.path, num_frames=1, start_s=start_s, end_s=end_s).frames[0].size
@@ -270,8 +274,17 @@ def _place_behind(id: int, ids: list[int]) -> int:
 # --------------------------------------------------------------------------------------------------- pictures
 
 
-def picture_size(path: str) -> tuple[int, int]:
+def drawn(source: str | Scene | list[Scene]):
+    """A file as it is; of scenes, their pictures."""
+    if isinstance(source, Scene):
+        return draw(source)
+    return source if isinstance(source, str) else [draw(scene) for scene in source]
+
+
+def picture_size(path: str | Scene) -> tuple[int, int]:
     """Width and height of a picture once it is upright, from its header."""
+    if isinstance(path, Scene):
+        return path.size
     with Image.open(path) as picture:
         if picture.format == "TIFF":  # PIL turns these itself: while opening or loading, by its version
             return ImageOps.exif_transpose(picture).size
@@ -294,5 +307,5 @@ def as_jpeg(tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return torch.stack(degraded)
 
 
-def _naming(path: str, error: Exception) -> str:
-    return str(error) if path in str(error) else f"{path}: {error}"
+def _naming(path: str | Scene | list[Scene], error: Exception) -> str:
+    return f"{path}: {error}" if isinstance(path, str) and path not in str(error) else str(error)

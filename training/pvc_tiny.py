@@ -1,91 +1,185 @@
-"""Makes PVC-Tiny, the checkpoint in the repository's root: `python -m pvc.training.pvc_tiny FOLDER`.
+"""Makes PVC-Tiny, the checkpoint in the repository's root, as the paper makes PVC: from an InternVL.
 
-The classes of PVC at a size that a laptop runs and a repository holds: 112-pixel tiles, 16 visual tokens a
-tile. Writes configuration, generation settings and weights; the tokenizer's files come from
-`tiny_tokenizer.py`. The weights are random, from a seed: no training here.
+    python -m pvc.training.tiny_tokenizer START          the tokenizer's files
+    python -m pvc.training.pvc_tiny start START          InternVL-Tiny beside them, random
+    python -m pvc.training.seeing START                  its ViT learns to see
+    $TRAIN tiny-internvl --model START --output LOOKS    its LLM to look
+    $TRAIN tiny-read --model LOOKS --output READS        and to read
+    python -m pvc.training.pvc_tiny internvl READS INTERNVL     the same in InternVL2's layout
+    pvc convert INTERNVL PVC --temporal-layers 2         becomes a PVC
+    $TRAIN tiny-pretrain --model PVC --output ONE        sees videos, and answers
+    $TRAIN tiny-tune --model ONE --output TINY           talks about them
+    python -m pvc.training.pvc_tiny install TINY ROOT    the result, in bfloat16
+
+TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
+the recipe: small worlds, drawn as they are asked for.
+
+The classes of PVC at a size that a CPU trains and a repository holds: tiles of 96 pixels, 9 visual tokens a
+tile.
 """
 
 import argparse
+import json
 import shutil
 import tempfile
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig
 
 from pvc.configuration_pvc import PVCConfig
+from pvc.conversion.configs import INTERNVL, INTERNVL_DEFAULTS
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
-FILES = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "processor_config.json",
-    "chat_template.jinja",
-)
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FILES = (CONFIG, "generation_config.json", WEIGHTS, "processor_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
+INTERNVL_NAMES = {  # ours -> those of InternVL2's code
+    "model.vision_model.": "vision_model.",
+    "model.projector.norm.": "mlp1.0.",
+    "model.projector.mlp.0.": "mlp1.1.",
+    "model.projector.mlp.2.": "mlp1.3.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.output.",
+}
+TABLES = ("tok_embeddings.weight", "position_embedding", "class_embedding")
+TABLE_STD = 0.5
+BRANCH_ENDS = ("attn.proj.weight", "fc2.weight", "attention.wo.weight", "feed_forward.w2.weight")
+NUM_FRAMES = 8  # of a video, unless it is said: the small worlds' states are that long
 
 
-def pvc_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
-    """The configuration of PVC-Tiny for the vocabulary of `tokenizer`.
+def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
+    """An InternVL2 as a configuration of this code, for the vocabulary of `tokenizer`.
 
-    The ViT is narrow (64) because the projector's AdaLN grows with its width squared: `5 * (16 * 64)^2`,
-    half of all parameters, as many as ViT and LLM together.
+    The ViT is narrow (64) because the AdaLN of PVC's projector grows with its width squared: `5 * (16 *
+    64)^2`, more parameters than ViT and LLM together.
     """
-    image_size = 112
+    image_size = 96
     return PVCConfig(
         vision_config={
             "image_size": image_size,
-            "patch_size": 7,
+            "patch_size": 8,
             "hidden_size": 64,
-            "num_attention_heads": 4,
+            "num_attention_heads": 2,
             "intermediate_size": 256,
-            "num_hidden_layers": 12,
-            "num_temporal_layers": 4,
+            "num_hidden_layers": 6,
+            "num_temporal_layers": 0,
         },
         llm_config={
             "model_type": "internlm2",
             "vocab_size": -(-len(tokenizer) // 64) * 64,
-            "hidden_size": 256,
-            "intermediate_size": 704,
-            "num_hidden_layers": 6,
-            "num_attention_heads": 8,
-            "num_key_value_heads": 4,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 3,
             "max_position_embeddings": 4096,
             "rope_scaling": {"type": "dynamic", "factor": 2.0},
             "pad_token_id": tokenizer.pad_token_id,
         },
+        downsample_ratio=0.5,
+        adaptive_compression=False,
+        image_repeats=1,
         force_image_size=image_size,
         max_dynamic_patch=6,
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
     )
 
 
-def make(folder: Path, seed: int = 0):
-    """Writes PVC-Tiny with random weights in bfloat16 into `folder`, where the tokenizer's files already
-    lie.
+def start(folder: Path, seed: int = 0):
+    """Writes InternVL-Tiny with random weights, and the code, into `folder`, where the tokenizer's files
+    already lie.
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
-    model = PVCForConditionalGeneration(pvc_tiny_config(tokenizer)).to(torch.bfloat16)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
+    model = PVCForConditionalGeneration(internvl_tiny_config(tokenizer))
+    spread(model)
     model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.pad_token_id,
     )
-    processor = PVCProcessor(PVCImageProcessor.from_model_config(model.config), tokenizer, num_frames=16)
+    model.save_pretrained(folder)
+    images = PVCImageProcessor.from_model_config(model.config)
+    PVCProcessor(images, tokenizer, num_frames=NUM_FRAMES).save_pretrained(folder)
+
+
+@torch.no_grad()
+def spread(model: PVCForConditionalGeneration):
+    """Draws all weights anew, by width: 0.02, the usual spread, is for widths of thousands, and so narrow a
+    model learns nothing for long from there. The layers that end a branch start smaller, by their number.
+    """
+    depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            is_table = name.endswith(TABLES)
+            std = TABLE_STD if is_table else parameter[0].numel() ** -0.5
+            ends_branch = name.endswith(BRANCH_ENDS)
+            parameter.normal_(std=std / (2 * depth) ** 0.5 if ends_branch else std)
+
+
+def as_internvl(folder: Path, target: Path):
+    """Writes InternVL-Tiny in `folder` as a new folder `target` in the layout of InternVL2's code.
+
+    Raises:
+        ValueError: where the model has something that InternVL2 has not.
+    """
+    config = PVCConfig.from_pretrained(folder)
+    if config.vision_config.num_temporal_layers or config.adaptive_compression:
+        raise ValueError(f"{folder} is a PVC: expected num_temporal_layers 0 and adaptive_compression false")
+    target.mkdir(parents=True)
+    vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
+    values = {name: getattr(config, name) for name in (*INTERNVL_DEFAULTS, "template", "force_image_size")}
+    values |= {"model_type": INTERNVL, "vision_config": vision, "llm_config": llm}
+    (target / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    weights = {_internvl_name(name): value for name, value in load_file(folder / WEIGHTS).items()}
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        shutil.copyfile(folder / name, target / name)
+
+
+def _internvl_name(name: str) -> str:
+    prefix = next(prefix for prefix in INTERNVL_NAMES if name.startswith(prefix))
+    return INTERNVL_NAMES[prefix] + name.removeprefix(prefix)
+
+
+def install(folder: Path, root: Path):
+    """Copies the model in `folder`, in bfloat16, into `root`, where the code and the tokenizer lie."""
+    model = PVCForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model.config.new_parameters = []
+    processor = PVCProcessor.from_pretrained(
+        folder,
+        tokenizer=InternLM2Tokenizer.from_pretrained(folder),
+        num_frames=NUM_FRAMES,
+        trust_remote_code=True,
+    )
     with tempfile.TemporaryDirectory() as saved:
-        # not straight into the folder: saving copies the code files, which in a clone would be onto
-        # themselves
+        # not straight into the root: saving copies the code files, which there would be onto themselves
         model.save_pretrained(saved)
         processor.save_pretrained(saved)
         for name in FILES:
-            shutil.copyfile(Path(saved) / name, folder / name)
+            shutil.copyfile(Path(saved) / name, root / name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for function, names in (
+        (start, ["folder"]),
+        (as_internvl, ["folder", "target"]),
+        (install, ["folder", "root"]),
+    ):
+        command = commands.add_parser(function.__name__.removeprefix("as_"), help=function.__doc__)
+        command.set_defaults(function=function)
+        for name in names:
+            command.add_argument(name, type=Path)
+    arguments = vars(parser.parse_args())
+    arguments.pop("command")
+    arguments.pop("function")(**arguments)
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--seed", type=int, default=0)
-    arguments = parser.parse_args()
-    make(arguments.folder, arguments.seed)
+    main()

@@ -4,7 +4,8 @@ The meta JSON is `{name: {"annotation": file, "root": folder, "repeat_time": 1, 
 "max_dynamic_patch": 12, "length": 100}}`; a line of an annotation is `{"image": path or paths, or "video":
 path, or neither, "conversations": [{"from": "human" | "gpt" | "system", "value": text}]}`. A data set is
 opened by one pass over its bytes, which finds the lines and what kind each is; a line is read when it is
-asked for.
+asked for. In place of an annotation, `"small_worlds": {"tasks": [names], "seed": 0}` has `length` samples
+drawn by `worlds.py` as they are asked for; a task that is named twice comes twice as often.
 
 What a sample becomes for the model is left to `encoding.py`, the order of samples to `mixing.py`.
 """
@@ -24,6 +25,9 @@ from transformers.utils import logging
 
 from pvc.conversation import IMAGE_PLACEHOLDER
 from pvc.processing_pvc import VIDEO_TOKEN
+from pvc.training.worlds import SmallWorlds
+from pvc.training.worlds_drawing import Scene
+from pvc.training.worlds_questions import TASKS
 
 logger = logging.get_logger(__name__)
 
@@ -48,7 +52,7 @@ class BrokenSample(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One dialogue and the files of its media.
+    """One dialogue and its media, files or scenes to be drawn.
 
     `turns` are (question, answer) pairs, `system` None for the template's own; either `images` or `video` may
     be there. Placeholders in the questions fit the media: one `<image>` each, or one `<video>`.
@@ -57,8 +61,8 @@ class Sample:
     where: str
     turns: tuple[tuple[str, str], ...]
     system: str | None = None
-    images: tuple[str, ...] = ()
-    video: str | None = None
+    images: tuple[str | Scene, ...] = ()
+    video: str | list[Scene] | None = None
     clip_s: tuple[float, float] | None = None
 
 
@@ -118,6 +122,27 @@ class DataSet:
             raise BrokenSample(self.where(index), error) from error
 
 
+class WorldsDataSet(DataSet):
+    """Small worlds in place of the lines of an annotation."""
+
+    def __init__(self, name: str, worlds: SmallWorlds, *fields):
+        super().__init__(name, f"small worlds, seed {worlds.seed}", (), *fields)
+        self.worlds = worlds
+
+    @cached_property
+    def lines(self) -> Lines:
+        media = [VIDEO if TASKS[task].media == "video" else IMAGE for task in self.worlds.tasks]
+        kinds = np.resize(np.array([KINDS.index(kind) for kind in media], np.int8), len(self.worlds))
+        numbers = np.arange(len(self.worlds), dtype=np.int32)
+        return Lines(numbers.astype(np.int64), numbers, kinds)
+
+    def read(self, index: int) -> Sample:
+        sample = self.worlds.sample(index)
+        is_video = TASKS[sample.task].media == "video"
+        media = {"video": sample.scenes} if is_video else {"images": tuple(sample.scenes)}
+        return Sample(self.where(index), sample.turns, **media)
+
+
 def _kind(line: bytes) -> int:
     kind = VIDEO if HAS_VIDEO.search(line) else IMAGE if HAS_IMAGE.search(line) else TEXT
     return KINDS.index(kind)
@@ -166,6 +191,14 @@ def _data_set(path: Path, name: str, fields) -> DataSet:
     def is_text(value):
         return isinstance(value, str)
 
+    common = (
+        float(field("repeat_time", 1, is_repeat, "a number, 0 or more")),
+        field("data_augment", False, lambda value: isinstance(value, bool), "true or false"),
+        field("max_dynamic_patch", None, is_count, "a whole number, at least 1"),
+        field("length", None, lambda value: value is None or type(value) is int, "a whole number"),
+    )
+    if "small_worlds" in fields:
+        return WorldsDataSet(name, _small_worlds(path, name, fields), *common)
     annotation = field(
         "annotation", None, lambda value: bool(value) and is_text(value), "a file of JSON lines"
     )
@@ -174,10 +207,7 @@ def _data_set(path: Path, name: str, fields) -> DataSet:
         name,
         next(filter(os.path.exists, (annotation, str(path.parent / annotation))), annotation),
         tuple(dict.fromkeys((root, str(path.parent / root)))),
-        float(field("repeat_time", 1, is_repeat, "a number, 0 or more")),
-        field("data_augment", False, lambda value: isinstance(value, bool), "true or false"),
-        field("max_dynamic_patch", None, is_count, "a whole number, at least 1"),
-        field("length", None, lambda value: value is None or type(value) is int, "a whole number"),
+        *common,
     )
     known = {"annotation", "root", "repeat_time", "data_augment", "max_dynamic_patch", "length"}
     if unknown := sorted(fields.keys() - known):
@@ -185,6 +215,20 @@ def _data_set(path: Path, name: str, fields) -> DataSet:
     if not os.path.exists(data_set.annotation):
         raise FileNotFoundError(f"{path}: {name!r} has annotation {annotation!r}: no such file")
     return data_set
+
+
+def _small_worlds(path: Path, name: str, fields: dict) -> SmallWorlds:
+    settings, length = fields["small_worlds"], fields.get("length")
+    if not isinstance(settings, dict) or "annotation" in fields:
+        raise ValueError(
+            f"{path}: {name!r} has small_worlds {settings!r}: expected an object, and no annotation beside it"
+        )
+    try:
+        return SmallWorlds(length, **settings)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"{path}: {name!r} has small_worlds {settings!r} of length {length!r}: {error}"
+        ) from error
 
 
 # ------------------------------------------------------------------------------------------------- one sample

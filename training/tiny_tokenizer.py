@@ -1,14 +1,17 @@
 """Makes the tokenizer files of PVC-Tiny: `python -m pvc.training.tiny_tokenizer FOLDER`.
 
 A SentencePiece BPE model of InternLM2's kind, trained on sentences which this file writes itself, from a
-fixed seed: about pictures and videos, with random words and numbers to be read, and the system messages of
-the prompt templates. Two runs give the same bytes. Layout of the ids:
+fixed seed: about pictures and videos, with random words and numbers to be read, the questions of the small
+worlds, and the system messages of the prompt templates. Two runs give the same bytes. Layout of the ids:
 
     0 … 2     <unk>, <s>, </s>
     3 … 258   <0x00> … <0xFF>
     259 …     trained pieces, by merge, then single characters
     2023 …    [UNUSED_TOKEN_131] … [UNUSED_TOKEN_146], the last six under InternLM2's chat tokens
     2039 …    InternVL's media tokens, behind the SentencePiece model; 2048 ids in all
+
+Pieces that are no whole words of those sentences are unused: a word without meaning comes letter by letter,
+as it is read from a picture.
 """
 
 import argparse
@@ -24,6 +27,7 @@ from random import Random
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from pvc.conversation import get_conv_template
+from pvc.training.worlds_questions import TASKS
 
 TRAINED_PIECES = 2023
 SPARE_PIECES = [f"[UNUSED_TOKEN_{n}]" for n in range(131, 147)]
@@ -103,7 +107,12 @@ You can read the text, count the objects and say what they are. user system assi
 """
 SENTENCES = 6000
 READ_ALOUD = 3000  # lines of words and numbers without meaning
+QUESTIONS = 60  # times that each form of a question is asked
 SYSTEM_MESSAGES = 60  # times that each is repeated
+TEMPLATE_NAMES = ("internlm2-chat", "internvl2_5")
+ANSWERS = ("colour", "shape", "side", "relation", "direction", "order")  # kinds of words that begin answers
+ROLES = {"system", "user", "assistant"}
+SPACE = "\u2581"  # as SentencePiece writes it
 
 
 def corpus() -> Iterator[str]:
@@ -114,9 +123,33 @@ def corpus() -> Iterator[str]:
         yield re.sub(r"{(\w+)}", lambda slot: _word(slot[1], random), templates[i % len(templates)])
     for _ in range(READ_ALOUD):
         yield f"{_word('word', random)} {_word('digits', random)}"
-    for name in ("internlm2-chat", "internvl2_5"):
+    for form in question_forms() * QUESTIONS:
+        yield re.sub(r"{(\w+)}", lambda slot: _word("shape", random), form)
+    yield from sorted(answer_starts() | ROLES) * QUESTIONS
+    for name in TEMPLATE_NAMES:
         yield from [get_conv_template(name).system_message] * SYSTEM_MESSAGES
     yield " ".join(string.digits + string.ascii_letters + string.punctuation)
+
+
+def question_forms() -> list[str]:
+    """How the small worlds are asked about, with slots."""
+    return [form for task in TASKS.values() for form in task.training + task.held_out]
+
+
+def answer_starts() -> set[str]:
+    """The words that an answer of the small worlds may begin with, but for words without meaning."""
+    return {word for kind in ANSWERS for word in WORDS[kind].split()} | {"yes", "no"}
+
+
+def whole_words() -> set[str]:
+    """All words with a meaning: a piece is one of them after a space, or at the start of an answer."""
+    system_messages = [get_conv_template(name).system_message for name in TEMPLATE_NAMES]
+    texts = [*WORDS.values(), *TEMPLATES.splitlines(), *question_forms(), *system_messages]
+    without_slots = re.sub(r"{\w+}s?", " ", " ".join(texts))
+    plurals = " ".join(f"{word}s" for kind in ("shape", "thing") for word in WORDS[kind].split())
+    words = set(re.findall(r"[A-Za-z]+", f"{without_slots} {plurals}"))
+    starts = {word for word in words if word[0].isupper()} | answer_starts() | ROLES
+    return {f"{SPACE}{word}" for word in words} | starts
 
 
 def _word(kind: str, random: Random) -> str:
@@ -148,8 +181,26 @@ def train_model() -> bytes:
     # The trainer puts pieces of its user at the front, InternLM2 has them at the end. Messages of protobuf
     # may be joined as bytes: repeated fields, the pieces, are then appended. Reading and writing the sum
     # brings its fields into order.
-    joined = model.getvalue() + b"".join(map(_user_defined_piece, SPARE_PIECES))
+    joined = _only_whole_words(model.getvalue()) + b"".join(map(_user_defined_piece, SPARE_PIECES))
     return SentencePieceProcessor(model_proto=joined).serialized_model_proto()
+
+
+def _only_whole_words(model: bytes) -> bytes:
+    """The serialised model with each piece of several letters that is no whole word marked as unused.
+
+    What merges into such a piece is split again, into pieces that are used: into letters.
+    """
+    words, changed, place = whole_words(), b"", 0
+    while model[place] == 0x0A:  # pieces stand at the front: 0x0a, length, 0x0a, length of the text, text, …
+        end = place + 2 + model[place + 1]
+        fields = model[place + 2 : end]
+        text = fields[2 : 2 + fields[1]].decode()
+        letters = text.replace(SPACE, "")
+        if len(text) > 1 and letters.isascii() and letters.isalpha() and text not in words:
+            fields += b"\x18\x05"  # type: UNUSED; of two values, the last one counts
+        changed += b"\x0a" + bytes([len(fields)]) + fields
+        place = end
+    return changed + model[place:]
 
 
 def _user_defined_piece(name: str) -> bytes:

@@ -72,6 +72,8 @@ class Recipe:
         rows_per_step: packed rows of one step of the optimizer, over all processes and accumulated batches.
         parallel: how several processes share the work: "ddp", "fsdp2", "zero1", "zero2" or "zero3".
         gradient_checkpointing: compute activations anew in the backward pass instead of keeping them.
+        attn_implementation: as `from_pretrained` takes it, "flash_attention_2" or "eager" say; None: its own
+            choice.
         data: see `DataOptions`.
         arguments: further TrainingArguments.
     """
@@ -81,6 +83,7 @@ class Recipe:
     rows_per_step: int = 1
     parallel: str = "ddp"
     gradient_checkpointing: bool = False
+    attn_implementation: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
     arguments: dict = field(default_factory=dict)
 
@@ -332,7 +335,9 @@ def train(
     dtype = PVCConfig.from_pretrained(model).dtype
     is_cast = arguments.deepspeed and arguments.bf16  # by DeepSpeed, which keeps float32 weights of its own
     net = PVCForConditionalGeneration.from_pretrained(
-        model, dtype=torch.bfloat16 if is_cast else torch.float32
+        model,
+        dtype=torch.bfloat16 if is_cast else torch.float32,
+        attn_implementation=recipe.attn_implementation,
     )
     choose_trained(net, recipe.train)
     net = with_lora(net, recipe.lora) if recipe.lora else net

@@ -24,6 +24,7 @@ from pvc.training import worlds_pictures as pictures
 from pvc.training import worlds_videos as videos
 from pvc.training.worlds_chance import Chance
 from pvc.training.worlds_drawing import Scene, draw
+from pvc.training.worlds_further import further
 from pvc.training.worlds_questions import TASKS, phrasings
 
 WORLDS = {task: getattr(videos if TASKS[task].media == "video" else pictures, task) for task in TASKS}
@@ -37,21 +38,35 @@ class Sample(NamedTuple):
     scenes: list[Scene]
     question: str
     answer: str
+    more_turns: tuple[tuple[str, str], ...] = ()  # further questions about them, and the answers
+
+    @property
+    def prompt(self) -> str:
+        """The question behind the places of its media."""
+        if TASKS[self.task].media == "images":
+            places = "".join(f"Image-{i + 1}: <image>\n" for i in range(len(self.scenes)))
+        else:
+            places = f"<{TASKS[self.task].media}>\n"
+        return places + self.question
+
+    @property
+    def turns(self) -> tuple[tuple[str, str], ...]:
+        """Questions, the first with the places of the media, and their answers."""
+        return ((self.prompt, self.answer), *self.more_turns)
 
     def record(self) -> dict:
         """The sample as a line of InternVL's JSONL, with PIL pictures where that has paths."""
         media, drawn = TASKS[self.task].media, [draw(scene) for scene in self.scenes]
         if media == "video":
-            shown, before = {"video": drawn}, "<video>\n"
+            shown = {"video": drawn}
         elif media == "images":
             widths, heights = (list(sides) for sides in zip(*(scene.size for scene in self.scenes)))
             shown = {"image": drawn, "width_list": widths, "height_list": heights}
-            before = "".join(f"Image-{i + 1}: <image>\n" for i in range(len(drawn)))
         else:
             width, height = self.scenes[0].size
-            shown, before = {"image": drawn[0], "width": width, "height": height}, "<image>\n"
-        turns = (("human", before + self.question), ("gpt", self.answer))
-        conversations = [{"from": role, "value": value} for role, value in turns]
+            shown = {"image": drawn[0], "width": width, "height": height}
+        said = [text for turn in self.turns for text in turn]
+        conversations = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]
         return {"task": self.task, **shown, "conversations": conversations}
 
 
@@ -63,21 +78,29 @@ class SmallWorlds(Dataset):
         seed: any number; together with the split it determines the samples.
         held_out: for evaluation: phrasings, words and random streams that are not in training.
         tasks: names from `TASKS`, all by default; one that is named twice comes twice as often.
+        turns: most questions about a world, of the task's own kind or others; `evaluate` asks the first.
 
     Items are dicts like the lines of InternVL's JSONL, with a PIL picture or a list of them under "image" or
     "video", the task under "task" and the index under "id".
     """
 
     def __init__(
-        self, length: int, *, seed: int = 0, held_out: bool = False, tasks: Sequence[str] = tuple(TASKS)
+        self,
+        length: int,
+        *,
+        seed: int = 0,
+        held_out: bool = False,
+        tasks: Sequence[str] = tuple(TASKS),
+        turns: int = 1,
     ):
-        if length < 1 or not tasks:
-            raise ValueError(f"length={length}, tasks={tasks}: expected at least one of each")
+        if length < 1 or turns < 1 or not tasks:
+            raise ValueError(f"length={length}, turns={turns}, tasks={tasks}: expected at least one of each")
         if unknown := [task for task in tasks if task not in TASKS]:
             raise ValueError(
                 f"tasks has {', '.join(map(repr, unknown))}: expected some of {', '.join(TASKS)}"
             )
         self.length, self.seed, self.held_out, self.tasks = length, seed, held_out, tuple(tasks)
+        self.turns = turns
 
     def __len__(self) -> int:
         return self.length
@@ -97,8 +120,14 @@ class SmallWorlds(Dataset):
         task = self.tasks[index % len(self.tasks)]
         chance = Chance(f"{self.seed}/{index}/{task}", held_out=self.held_out)
         world = WORLDS[task](chance)
-        question = chance.choice(phrasings(task, held_out=self.held_out)).format(**world.slots)
-        return Sample(task, world.scenes, question, world.answer)
+
+        def asked(task: str, slots: dict[str, str]) -> str:
+            return chance.choice(phrasings(task, held_out=self.held_out)).format(**slots)
+
+        question = asked(task, world.slots)
+        more = further(chance, task, world.scenes, self.turns - 1)
+        more_turns = tuple((asked(name, slots), answer) for name, slots, answer in more)
+        return Sample(task, world.scenes, question, world.answer, more_turns)
 
     def evaluate(self, answers: Sequence[str]) -> dict[str, float]:
         """The share of right answers by task: those equal to the sample's, but for white space around them.

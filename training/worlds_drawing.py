@@ -5,6 +5,7 @@ and `draw` adds nothing. A video is a list of scenes of one size. Which scenes t
 `worlds_pictures.py` and `worlds_videos.py`.
 """
 
+from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from math import cos, pi, sin
@@ -124,13 +125,18 @@ def draw(scene: Scene) -> Image.Image:
     canvas = ImageDraw.Draw(picture)
     for bar in scene.bars:
         canvas.rectangle(bar.box, fill=COLOURS[bar.colour])
-    for shape in scene.shapes:
-        for x in _with_copies(round(shape.x), shape.radius, scene.size[0]):
-            for y in _with_copies(round(shape.y), shape.radius, scene.size[1]):
-                _draw_shape(canvas, shape._replace(x=x, y=y))
+    draw_shapes(canvas, scene, lambda look: COLOURS[look.colour])
     for text in scene.texts:
         canvas.text((text.x, text.baseline), text.text, fill=INK, font=_font(text.letter_height), anchor="ls")
     return picture
+
+
+def draw_shapes(canvas: ImageDraw.ImageDraw, scene: Scene, fill: Callable[[Look], object]) -> None:
+    """The shapes of a scene alone, each filled with what `fill` says for its look."""
+    for shape in scene.shapes:
+        for x in _with_copies(round(shape.x), shape.radius, scene.size[0]):
+            for y in _with_copies(round(shape.y), shape.radius, scene.size[1]):
+                _draw_shape(canvas, shape._replace(x=x, y=y), fill(shape.look))
 
 
 def _with_copies(centre: int, radius: int, side: int) -> list[int]:
@@ -143,16 +149,15 @@ def _with_copies(centre: int, radius: int, side: int) -> list[int]:
     return copies
 
 
-def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape) -> None:
-    colour, kind = COLOURS[shape.look.colour], shape.look.kind
-    x, y, radius = shape.x, shape.y, shape.radius
+def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, fill) -> None:
+    kind, x, y, radius = shape.look.kind, shape.x, shape.y, shape.radius
     if kind == "circle":
-        canvas.ellipse(shape.box, fill=colour)
+        canvas.ellipse(shape.box, fill=fill)
     elif kind == "square":
-        canvas.rectangle(shape.box, fill=colour)
+        canvas.rectangle(shape.box, fill=fill)
     elif kind == "triangle":
-        canvas.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=colour)
+        canvas.polygon([(x, y - radius), (x - radius, y + radius), (x + radius, y + radius)], fill=fill)
     else:
         radii = (radius, 0.4 * radius) * 5  # tips and notches of a star, from the top, clockwise
         tips = [(x + r * sin(i * pi / 5), y - r * cos(i * pi / 5)) for i, r in enumerate(radii)]
-        canvas.polygon(tips, fill=colour)
+        canvas.polygon(tips, fill=fill)

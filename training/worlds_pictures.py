@@ -8,11 +8,21 @@ answers are few, the answer is drawn first and the scenes to fit it, so that all
 from typing import NamedTuple
 
 from pvc.training.worlds_chance import LOOKS, MARGIN, Chance
-from pvc.training.worlds_drawing import COLOURS, KINDS, Bar, Look, Scene, Shape, Text, text_extent
+from pvc.training.worlds_drawing import (
+    COLOURS,
+    KINDS,
+    LETTER_HEIGHTS,
+    Bar,
+    Look,
+    Scene,
+    Shape,
+    Text,
+    text_extent,
+)
 
-TILE = 112
+TILE = 96
 ONE_TILE = (TILE, TILE)
-SIZES = [ONE_TILE] * 6 + [(2 * TILE, TILE), (TILE, 2 * TILE), (2 * TILE, 2 * TILE), (3 * TILE, 2 * TILE)]
+SIZES = [ONE_TILE] * 20 + [(2 * TILE, TILE), (TILE, 2 * TILE), (2 * TILE, 2 * TILE), (3 * TILE, 2 * TILE)]
 MAX_SHAPES = 5
 NTH = ("first", "second", "third")
 
@@ -82,6 +92,46 @@ def word_at(chance: Chance) -> World:
     asked = chance.randrange(len(places))
     scene = Scene(size, chance.background(), texts=tuple(texts))
     return World([scene], {"at": places[asked]}, texts[asked].text)
+
+
+ROW_HEIGHT = 24  # pixels: enough for the smallest letters
+
+
+def read_all(chance: Chance) -> World:
+    """Rows of one or two words or numbers each, which stand on one line."""
+    size = chance.choice(SIZES)
+    rows = chance.randint(1, min(4, size[1] // ROW_HEIGHT))
+    texts = []
+    for row in range(rows):
+        columns = chance.randint(1, 2)
+        width, height = size[0] // columns, size[1] // rows
+        placed = [
+            chance.text(_short_text(chance, width - 2 * MARGIN), (width, height)) for _ in range(columns)
+        ]
+        letters = min(text.letter_height for text in placed)
+        while (room := height - 2 * MARGIN - _line_height(letters)) < 0:
+            letters -= 1
+        line = row * height + MARGIN - int(text_extent("h", letters)[1]) + chance.randint(0, room)
+        texts += [
+            text._replace(x=text.x + column * width, baseline=line, letter_height=letters)
+            for column, text in enumerate(placed)
+        ]
+    scene = Scene(size, chance.background(), texts=tuple(texts))
+    return World([scene], {}, " ".join(text.text for text in texts))
+
+
+def _line_height(letter_height: int) -> int:
+    _, above, _, below = text_extent("hp", letter_height)
+    return int(below - above)
+
+
+def _short_text(chance: Chance, width: float) -> str:
+    """A word, or now and then a number, that fits into `width` in the smallest letters."""
+    while True:
+        text = chance.word() if chance.random() < 0.8 else chance.number()
+        left, _, right, _ = text_extent(text, LETTER_HEIGHTS[0])
+        if right - left <= width:
+            return text
 
 
 # --------------------------------------------------------------------------------------------------- shapes
@@ -167,6 +217,18 @@ def place(chance: Chance) -> World:
     return World([Scene(size, chance.background(), tuple(shapes))], {"it": str(it)}, answer)
 
 
+MIN_STEP = 6  # pixels from each shape to the next, where they are named from left to right
+
+
+def name_all(chance: Chance) -> World:
+    looks = chance.looks(chance.randint(1, MAX_SHAPES))
+    while True:
+        scene = _scene(chance, looks)
+        shapes = sorted(scene.shapes, key=lambda shape: shape.x)
+        if all(right.x - left.x >= MIN_STEP for left, right in zip(shapes, shapes[1:])):
+            return World([scene], {}, ", ".join(str(shape.look) for shape in shapes))
+
+
 # --------------------------------------------------------------------------------------------------- charts
 
 MIN_DIFFERENCE = 4  # between the values of two bars, of 100: 3 pixels in the smallest chart
@@ -187,6 +249,11 @@ def chart_compare(chance: Chance) -> World:
     scene, answer = _chart(chance), chance.choice(("yes", "no"))
     one, other = sorted(chance.sample(scene.bars, 2), key=lambda bar: bar.value, reverse=answer == "yes")
     return World([scene], {"word": one.label, "other_word": other.label}, answer)
+
+
+def read_chart(chance: Chance) -> World:
+    scene = _chart(chance)
+    return World([scene], {}, ", ".join(f"{bar.label} {bar.value}" for bar in scene.bars))
 
 
 def _chart(chance: Chance) -> Scene:
@@ -246,14 +313,18 @@ def _centred(text: str, middle: float, baseline: int, letter_height: int) -> Tex
 # ----------------------------------------------------------------------------------------- several pictures
 
 
-def _small_scene(chance: Chance, looks: list[Look]) -> Scene:
-    return Scene(ONE_TILE, chance.background(), tuple(chance.shapes(looks, ONE_TILE)))
+SIZES_OF_SEVERAL = [ONE_TILE] * 5 + [(2 * TILE, TILE)]  # all pictures of a world have one
+
+
+def _small_scene(chance: Chance, looks: list[Look], size: tuple[int, int]) -> Scene:
+    return Scene(size, chance.background(), tuple(chance.shapes(looks, size)))
 
 
 def same(chance: Chance) -> World:
     """Two pictures that are equal, or differ in the colour, kind or place of a shape, or lack one."""
-    scene, answer = _small_scene(chance, chance.looks(chance.randint(1, 4))), chance.choice(("yes", "no"))
-    other = scene if answer == "yes" else scene._replace(shapes=_changed(chance, scene.shapes))
+    size, looks = chance.choice(SIZES_OF_SEVERAL), chance.looks(chance.randint(1, 4))
+    scene, answer = _small_scene(chance, looks, size), chance.choice(("yes", "no"))
+    other = scene if answer == "yes" else scene._replace(shapes=_changed(chance, scene.shapes, size))
     scenes = [scene, other]
     chance.shuffle(scenes)
     return World(scenes, {}, answer)
@@ -262,7 +333,7 @@ def same(chance: Chance) -> World:
 MIN_MOVE = 16  # pixels between the places of a shape in two pictures that are not the same
 
 
-def _changed(chance: Chance, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
+def _changed(chance: Chance, shapes: tuple[Shape, ...], size: tuple[int, int]) -> tuple[Shape, ...]:
     """The shapes with one thing about one of them changed."""
     i = chance.randrange(len(shapes))
     shape, rest = shapes[i], (*shapes[:i], *shapes[i + 1 :])
@@ -270,11 +341,9 @@ def _changed(chance: Chance, shapes: tuple[Shape, ...]) -> tuple[Shape, ...]:
     if what == "absence":
         return rest
     if what == "place":
-        moved = chance.shape(
-            shape.look, ONE_TILE, crowd=1, radius=shape.radius, avoid=[one.box for one in rest]
-        )
+        moved = chance.shape(shape.look, size, crowd=1, radius=shape.radius, avoid=[one.box for one in rest])
         if moved is None or max(abs(moved.x - shape.x), abs(moved.y - shape.y)) < MIN_MOVE:
-            return _changed(chance, shapes)  # there may be no room: another change
+            return _changed(chance, shapes, size)  # there may be no room: another change
         return (*rest, moved)
     names = {"colour": list(COLOURS), "kind": KINDS}[what]
     name = chance.choice([name for name in names if name != getattr(shape.look, what)])
@@ -289,7 +358,8 @@ def more(chance: Chance) -> World:
     answer = chance.randrange(pictures)
     counts = [most if i == answer else chance.randrange(most) for i in range(pictures)]
     crowds = [with_others(chance, chance.looks(count, looks), others) for count in counts]
-    return World([_small_scene(chance, crowd) for crowd in crowds], {"things": things}, NTH[answer])
+    size = chance.choice(SIZES_OF_SEVERAL)
+    return World([_small_scene(chance, crowd, size) for crowd in crowds], {"things": things}, NTH[answer])
 
 
 def which_picture(chance: Chance) -> World:
@@ -298,5 +368,6 @@ def which_picture(chance: Chance) -> World:
     answer = chance.randrange(pictures)
     others = [look for look in LOOKS if look != asked]
     crowds = [with_others(chance, [asked] * (i == answer), others, most=3) for i in range(pictures)]
-    scenes = [_small_scene(chance, crowd) for crowd in crowds]
+    size = chance.choice(SIZES_OF_SEVERAL)
+    scenes = [_small_scene(chance, crowd, size) for crowd in crowds]
     return World(scenes, {"it": str(asked), "an_it": an(asked)}, NTH[answer])

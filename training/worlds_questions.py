@@ -68,6 +68,51 @@ TASKS = {
         ),
         held_out=("Which word is written {at}?", "What is the word {at}?"),
     ),
+    "read_all": Task(
+        group="telling all",
+        media="image",
+        answers=f"({WORD}|[0-9]{{1,4}})( ({WORD}|[0-9]{{1,4}}))*",
+        training=(
+            "Read all that is written.",
+            "Read all of the picture.",
+            "What is written in the picture?",
+            "What are the words and numbers in the picture?",
+        ),
+        held_out=("What is written?", "Read all the words and numbers in the picture."),
+    ),
+    "name_all": Task(
+        group="telling all",
+        media="image",
+        answers=f"{LOOK}(, {LOOK})*",
+        training=(
+            "Name all shapes from left to right.",
+            "Which shapes are in the picture, from left to right?",
+            "What are the shapes from left to right?",
+        ),
+        held_out=("Name the shapes in the picture from left to right.", "What is seen from left to right?"),
+    ),
+    "read_chart": Task(
+        group="telling all",
+        media="image",
+        answers="[a-z]{3,4} [0-9]{1,2}(, [a-z]{3,4} [0-9]{1,2})*",
+        training=(
+            "Name all bars and their values.",
+            "What are the bars and their values?",
+            "Read all bars from left to right.",
+        ),
+        held_out=("Read the bars and their values.", "Which bars and values are in the picture?"),
+    ),
+    "tell_order": Task(
+        group="telling all",
+        media="video",
+        answers=f"{LOOK}(, {LOOK})*",
+        training=(
+            "Name all shapes in the order in which they appear.",
+            "What appears, from first to last?",
+            "Which shapes appear in the video, from first to last?",
+        ),
+        held_out=("Name the shapes from first to last.", "Which shapes appear, in which order?"),
+    ),
     "colour": Task(
         group="shapes",
         media="image",

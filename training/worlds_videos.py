@@ -7,17 +7,18 @@ of one tile. No frame answers a question without the others:
   nothing about its direction. Played backwards, it moves the other way.
 - What appears is gone before the next appears. Played backwards, the last comes first.
 
-A state lasts at least two frames where there are 16 or more: 16 evenly spread frames miss none.
+8 frames, chosen as `load_video` does, miss no state.
 """
 
+from pvc.preprocess import get_index
 from pvc.training.worlds_chance import LOOKS, Chance
 from pvc.training.worlds_drawing import COLOURS, KINDS, Look, Scene, Shape
 from pvc.training.worlds_pictures import ONE_TILE, TILE, World, any_things, with_others
 
 FRAMES = (8, 32)  # fewest and most
-LONG = 16  # frames from which on a state lasts two at least
+ENOUGH = 8  # frames that show all there is to see
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
-WAY = (24, 88)  # pixels moved from the first to the last frame
+WAY = (24, 80)  # pixels moved from the first to the last frame
 RADIUS = (8, 16)
 MAX_EVENTS = 4  # with the gaps between them seven states, which fit into eight frames
 
@@ -33,12 +34,16 @@ def _play(chance: Chance, states: list[list[Shape]], *, loose_ends: bool = False
     With `loose_ends`, the first and the last state may take no time at all.
     """
     frames = chance.randint(*FRAMES)
-    lengths = [2 if frames >= LONG else 1] * len(states)
-    if loose_ends:
-        lengths[0] = lengths[-1] = 0
-    for _ in range(frames - sum(lengths)):
-        lengths[chance.randrange(len(lengths))] += 1
-    return _film(chance, [shapes for shapes, length in zip(states, lengths) for _ in range(length)])
+    chosen = get_index(None, 1, frames - 1, num_segments=ENOUGH)
+    while True:
+        lengths = [1] * len(states)
+        if loose_ends:
+            lengths[0] = lengths[-1] = 0
+        for _ in range(frames - sum(lengths)):
+            lengths[chance.randrange(len(lengths))] += 1
+        shown = [state for state, length in enumerate(lengths) for _ in range(length)]
+        if {shown[frame] for frame in chosen} == set(shown):
+            return _film(chance, [states[state] for state in shown])
 
 
 def _one_by_one(chance: Chance, shapes: list[Shape], always: list[Shape] = ()) -> list[Scene]:
@@ -102,6 +107,12 @@ def order_nth(chance: Chance) -> World:
     order = {"first": 0, "last": -1} | ({"second": 1, "third": 2} if len(looks) == MAX_EVENTS else {})
     nth = chance.choice(list(order))
     return World(_one_by_one(chance, chance.shapes(looks, ONE_TILE)), {"nth": nth}, str(looks[order[nth]]))
+
+
+def tell_order(chance: Chance) -> World:
+    """One to four shapes appear, one after another."""
+    looks = chance.looks(chance.randint(1, MAX_EVENTS))
+    return World(_one_by_one(chance, chance.shapes(looks, ONE_TILE)), {}, ", ".join(map(str, looks)))
 
 
 def order_before(chance: Chance) -> World:

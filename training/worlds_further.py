@@ -1,0 +1,242 @@
+"""Further questions about a world that is drawn already: a dialogue teaches more than a question does.
+
+Pictures cost most of what a sample costs, and a question is a few tokens. Each function asks one task of the
+scenes there are: it returns what fills the slots of the question, and the answer, or None where the scenes do
+not allow it (no shape of its kind is alone, say). What a world's first question is about, and how its scenes
+are drawn for it, is left to `worlds_pictures.py` and `worlds_videos.py`.
+"""
+
+from collections import Counter
+from collections.abc import Callable
+from itertools import groupby
+
+from pvc.training.worlds_chance import LOOKS, Chance
+from pvc.training.worlds_drawing import Look, Scene, Shape
+from pvc.training.worlds_pictures import (
+    COLUMNS,
+    MIN_STEP,
+    NTH,
+    PLACES,
+    ROWS,
+    TILE,
+    an,
+    any_things,
+    side_of,
+)
+from pvc.training.worlds_videos import DIRECTIONS, MAX_EVENTS
+
+Asked = tuple[dict[str, str], str]  # slots, answer
+Question = tuple[str, dict[str, str], str]  # the task before them
+TRIES = 10
+
+
+def further(chance: Chance, task: str, scenes: list[Scene], number: int) -> list[Question]:
+    """Up to `number` questions about the scenes of a world of `task`: task, slots and answer of each."""
+    asked = []
+    for name in chance.choices(TASKS_OF[task], k=number) if TASKS_OF[task] else []:
+        question = ASK[name](chance, scenes)
+        if question and (name, *question) not in asked:
+            asked.append((name, *question))
+    return asked
+
+
+def _alone(
+    shapes: tuple[Shape, ...], of: Callable[[Shape], object] = lambda shape: shape.look
+) -> list[Shape]:
+    """The shapes that are the only one of their look, colour or kind."""
+    counts = Counter(map(of, shapes))
+    return [shape for shape in shapes if counts[of(shape)] == 1]
+
+
+# ------------------------------------------------------------------------------------------------- a picture
+
+
+def word_at(chance: Chance, scenes: list[Scene]) -> Asked:
+    texts = scenes[0].texts
+    is_row = (
+        len(texts) == 2 and texts[0].box[2] < TILE <= texts[1].box[0] and scenes[0].size == (2 * TILE, TILE)
+    )
+    places = COLUMNS if is_row else ROWS[len(texts)]
+    asked = chance.randrange(len(texts))
+    return {"at": places[asked]}, texts[asked].text
+
+
+def colour(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    alone = _alone(scenes[0].shapes, lambda shape: shape.look.kind)
+    look = chance.choice(alone).look if alone else None
+    return look and ({"kind": look.kind}, look.colour)
+
+
+def shape(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    alone = _alone(scenes[0].shapes, lambda shape: shape.look.colour)
+    look = chance.choice(alone).look if alone else None
+    return look and ({"colour": look.colour}, look.kind)
+
+
+def count(chance: Chance, scenes: list[Scene]) -> Asked:
+    things, number = _counted(chance, [shape.look for shape in scenes[0].shapes])
+    return {"things": things}, str(number)
+
+
+def _counted(chance: Chance, there: list[Look]) -> tuple[str, int]:
+    """Things and how many of them are there, seldom none."""
+    for _ in range(TRIES):
+        things, looks = any_things(chance)
+        number = sum(look in looks for look in there)
+        if number or chance.random() < 0.1:
+            break
+    return things, number
+
+
+def exists(chance: Chance, scenes: list[Scene]) -> Asked:
+    there = {shape.look for shape in scenes[0].shapes}
+    is_there = bool(there) and chance.random() < 0.5
+    look = chance.choice(sorted(there) if is_there else [look for look in LOOKS if look not in there])
+    return {"an_it": an(look)}, "yes" if is_there else "no"
+
+
+def relation(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    alone = _alone(scenes[0].shapes)
+    if len(alone) < 2:
+        return None
+    it, other = chance.sample(alone, 2)
+    side = side_of(it, other)
+    return side and ({"it": str(it.look), "other": str(other.look)}, side)
+
+
+def place(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    (width, height), alone = scenes[0].size, _alone(scenes[0].shapes)
+    it = chance.choice(alone) if alone else None
+    for name, (left, top, right, bottom) in PLACES.items() if it else ():
+        if left * width <= it.x <= right * width and top * height <= it.y <= bottom * height:
+            return {"it": str(it.look)}, name
+    return None
+
+
+def name_all(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    shapes = sorted(scenes[0].shapes, key=lambda shape: shape.x)
+    if not shapes or any(right.x - left.x < MIN_STEP for left, right in zip(shapes, shapes[1:])):
+        return None
+    return {}, ", ".join(str(shape.look) for shape in shapes)
+
+
+def chart_highest(chance: Chance, scenes: list[Scene]) -> Asked:
+    return {}, max(scenes[0].bars, key=lambda bar: bar.value).label
+
+
+def chart_value(chance: Chance, scenes: list[Scene]) -> Asked:
+    bar = chance.choice(scenes[0].bars)
+    return {"word": bar.label}, str(bar.value)
+
+
+def chart_compare(chance: Chance, scenes: list[Scene]) -> Asked:
+    one, other = chance.sample(scenes[0].bars, 2)
+    return {"word": one.label, "other_word": other.label}, "yes" if one.value > other.value else "no"
+
+
+def read_chart(chance: Chance, scenes: list[Scene]) -> Asked:
+    return {}, ", ".join(f"{bar.label} {bar.value}" for bar in scenes[0].bars)
+
+
+# ------------------------------------------------------------------------------------------ several pictures
+
+
+def more(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    for _ in range(TRIES):
+        things, looks = any_things(chance)
+        counts = [sum(shape.look in looks for shape in scene.shapes) for scene in scenes]
+        if counts.count(max(counts)) == 1:
+            return {"things": things}, NTH[counts.index(max(counts))]
+    return None
+
+
+def which_picture(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    seen = [{shape.look for shape in scene.shapes} for scene in scenes]
+    counts = Counter(look for looks in seen for look in looks)
+    once = sorted(look for look, times in counts.items() if times == 1)
+    look = chance.choice(once) if once else None
+    return look and (
+        {"it": str(look), "an_it": an(look)},
+        NTH[next(i for i, looks in enumerate(seen) if look in looks)],
+    )
+
+
+# ---------------------------------------------------------------------------------------------------- videos
+
+
+def motion(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    """One that moves, by its first step: speeds are equal from frame to frame."""
+    ways = {shape.look: _way(shape, later) for shape, later in zip(scenes[0].shapes, scenes[1].shapes)}
+    moving = [look for look, way in ways.items() if way]
+    look = chance.choice(moving) if moving else None
+    return look and ({"it": str(look)}, ways[look])
+
+
+def _way(shape: Shape, later: Shape) -> str | None:
+    steps = [(after - before + TILE / 2) % TILE - TILE / 2 for before, after in zip(shape[1:3], later[1:3])]
+    signs = tuple((step > 1e-6) - (step < -1e-6) for step in steps)
+    return next((name for name, direction in DIRECTIONS.items() if direction == signs), None)
+
+
+def _events(scenes: list[Scene]) -> list[Look]:
+    """What appears, one after another."""
+    return [shapes[0].look for shapes, _ in groupby(scene.shapes for scene in scenes) if shapes]
+
+
+def tell_order(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    events = _events(scenes)
+    return ({}, ", ".join(map(str, events))) if events else None
+
+
+def order_nth(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    events = _events(scenes)
+    if not events:
+        return None
+    order = {"first": 0, "last": -1} | ({"second": 1, "third": 2} if len(events) == MAX_EVENTS else {})
+    nth = chance.choice(list(order))
+    return {"nth": nth}, str(events[order[nth]])
+
+
+def order_before(chance: Chance, scenes: list[Scene]) -> Asked | None:
+    events = _events(scenes)
+    once = [look for look in events if events.count(look) == 1]
+    if len(once) < 2:
+        return None
+    it, other = chance.sample(once, 2)
+    answer = "yes" if events.index(it) < events.index(other) else "no"
+    return {"it": str(it), "other": str(other)}, answer
+
+
+def count_appear(chance: Chance, scenes: list[Scene]) -> Asked:
+    things, number = _counted(chance, _events(scenes))
+    return {"things": things}, str(number)
+
+
+def colour_change(chance: Chance, scenes: list[Scene]) -> Asked:
+    looks = _events(scenes)
+    when, step = chance.choice((("before", -1), ("after", 1)))
+    asked, answer = chance.choice(list(zip(looks, looks[1:])))[::step]
+    return {"kind": asked.kind, "when": when, "colour": asked.colour}, answer.colour
+
+
+ASK = {
+    function.__name__: function
+    for function in (
+        *(word_at, colour, shape, count, exists, relation, place, name_all),
+        *(chart_highest, chart_value, chart_compare, read_chart, more, which_picture),
+        *(motion, tell_order, order_nth, order_before, count_appear, colour_change),
+    )
+}
+SHAPES = ("colour", "shape", "count", "exists", "relation", "place", "name_all")
+CHART = ("chart_highest", "chart_value", "chart_compare", "read_chart")
+ORDER = ("tell_order", "order_nth", "order_before", "count_appear")
+TASKS_OF = {  # task that a world is drawn for -> what else may be asked of it
+    **dict.fromkeys(("word", "number", "read_all", "count_blinks"), ()),
+    **dict.fromkeys(SHAPES, SHAPES),
+    **dict.fromkeys(CHART, CHART),
+    **dict.fromkeys(("tell_order", "order_nth", "order_before"), ORDER),
+    **dict.fromkeys(("same", "more", "which_picture"), ("more", "which_picture")),
+    **{task: (task,) for task in ("word_at", "motion", "colour_change")},
+    "moving_shape": ("motion",),
+    "count_appear": ("tell_order", "count_appear"),
+}
