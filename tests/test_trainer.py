@@ -509,7 +509,7 @@ def test_a_run_is_neither_overwritten_nor_done_twice(model, data, tmp_path):
     with pytest.raises(ValueError, match="the folder of the model itself"):
         run(model, data, model, **settings)
     with pytest.raises(ValueError, match="seed 4 -> 5"):
-        run(model, data, tmp_path / "run", resume=True, **settings | {"max_steps": 4, "seed": 4})
+        run(model, data, tmp_path / "run", resume=True, **settings | {"max_steps": 4, "seed": 5})
 
 
 # ---- the command
