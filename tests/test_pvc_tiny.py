@@ -51,7 +51,7 @@ def test_what_is_installed_is_the_model_in_bfloat16_without_new_parameters(inter
         assert torch.equal(after.state_dict()[name], value.bfloat16())
 
 
-@pytest.mark.parametrize("name", ["tiny-internvl", "tiny-read", "tiny-pretrain", "tiny-tune"])
+@pytest.mark.parametrize("name", ["tiny-pretrain", "tiny-tune"])
 def test_each_of_its_recipes_has_data_beside_it_that_can_be_drawn(name):
     recipe = Recipe.from_values(read_recipe(name))
     (data_set,) = read_meta(RECIPES / f"{name}.json")

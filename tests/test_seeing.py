@@ -6,9 +6,25 @@ import numpy as np
 import torch
 from builders import tiny_model
 
-from pvc.training.seeing import CLASS, CLASSES, NOTHING, LabelledTiles, labels_of, teach
+from pvc.training.seeing import (
+    CLASS,
+    CLASSES,
+    LETTERS,
+    NOTHING,
+    UNKNOWN,
+    LabelledTiles,
+    Labels,
+    labels_of,
+    maps_of,
+    teach,
+    tile_boxes,
+)
 from pvc.training.worlds import SmallWorlds
-from pvc.training.worlds_drawing import COLOURS, draw
+from pvc.training.worlds_drawing import COLOURS, Look, Scene, Shape, Text, draw
+from pvc.training.worlds_pictures import ONE_TILE, TILE
+
+PATCH = 8
+WHITE = (255, 255, 255)
 
 
 def scenes(task: str, count: int = 20):
@@ -16,10 +32,20 @@ def scenes(task: str, count: int = 20):
     return [worlds.sample(index).scenes[0] for index in range(count)]
 
 
+def classes_of(scene: Scene) -> np.ndarray:
+    return np.asarray(maps_of(scene)[0])
+
+
+def written(letters: torch.Tensor) -> set[str]:
+    """The texts that the labels of some patches spell."""
+    known = [row for row in letters.tolist() if row[0] != UNKNOWN]
+    return {"".join(LETTERS[place] for place in row if place != UNKNOWN) for row in known}
+
+
 def test_each_shape_is_labelled_where_its_colour_is():
     for scene in scenes("name_all"):
         scene = scene._replace(texts=())
-        labels, picture = labels_of(scene), np.asarray(draw(scene))
+        labels, picture = classes_of(scene), np.asarray(draw(scene))
         for shape in scene.shapes:
             is_colour = (picture == COLOURS[shape.look.colour]).all(-1)
             same_colour = [
@@ -31,36 +57,69 @@ def test_each_shape_is_labelled_where_its_colour_is():
 
 def test_each_letter_is_labelled_where_its_ink_is():
     for scene in scenes("read_all"):
-        labels, picture = labels_of(scene), np.asarray(draw(scene)).mean(-1)
+        labels, picture = classes_of(scene), np.asarray(draw(scene)).mean(-1)
         ink = picture < 100
         assert (labels[ink] != NOTHING).mean() > 0.98  # letters overlap their neighbours by a pixel at most
-        written = {CLASS[letter] for text in scene.texts for letter in text.text}
-        assert set(np.unique(labels[ink])) - {NOTHING} == written
+        drawn = {CLASS[letter] for text in scene.texts for letter in text.text}
+        assert set(np.unique(labels[ink])) - {NOTHING} == drawn
 
 
 def test_a_bar_is_labelled_by_its_colour():
     for scene in scenes("read_chart"):
-        labels = labels_of(scene)
+        labels = classes_of(scene)
         for bar in scene.bars:
             left, _, right, floor = (int(x) for x in bar.box)
             assert CLASSES[labels[floor - 1, (left + right) // 2]] == f"{bar.colour} bar"
 
 
+def test_patches_tell_the_text_that_they_are_a_part_of_and_where_its_middle_is():
+    text = Text("hello", x=10, baseline=40, letter_height=12)
+    labels = labels_of(Scene(ONE_TILE, WHITE, texts=(text,)), (0, 0, *ONE_TILE), PATCH)
+    left, top, right, bottom = text.box
+    assert written(labels.letters) == {"hello"}
+    assert labels.letters[(int(top + bottom) // 2 // PATCH) * (TILE // PATCH) + int(left) // PATCH, 0] > 0
+    middles = {tuple(place) for place in labels.middle.tolist()} - {(UNKNOWN, UNKNOWN)}
+    assert middles == {(int((left + right) / 2 // PATCH), int((top + bottom) / 2 // PATCH))}
+    is_drawn, is_told = (labels.cells != NOTHING).any(-1), labels.letters[:, 0] != UNKNOWN
+    assert is_drawn.any() and not (is_drawn & ~is_told).any()
+
+
+def test_of_a_text_across_tiles_each_tells_the_letters_that_it_shows():
+    text = Text("ab", x=TILE - 12, baseline=40, letter_height=18)
+    scene = Scene((2 * TILE, TILE), WHITE, texts=(text,))
+    left, right, thumbnail = tile_boxes(scene.size)
+    assert [written(labels_of(scene, box, PATCH).letters) for box in (left, right, thumbnail)] == [
+        {"a"},
+        {"b"},
+        {"ab"},
+    ]
+
+
+def test_the_middle_of_what_goes_over_the_edge_is_inside():
+    shape = Shape(Look("red", "circle"), x=TILE - 0.4, y=20, radius=10)
+    labels = labels_of(Scene(ONE_TILE, WHITE, (shape,)), (0, 0, *ONE_TILE), PATCH)
+    assert labels.middle[20 // PATCH * (TILE // PATCH)].tolist() == [TILE // PATCH - 1, 20 // PATCH]
+
+
 def test_tiles_are_those_of_the_processor_and_differ_by_seed():
-    tiles, labels = next(iter(LabelledTiles(0)))
-    assert tiles.shape == (3, *labels.shape) and labels.max() < len(CLASSES)
-    assert not torch.equal(tiles, next(iter(LabelledTiles(1)))[0])
+    tile, labels = next(iter(LabelledTiles(0, PATCH)))
+    patches = (TILE // PATCH) ** 2
+    assert tile.shape == (3, TILE, TILE) and [len(one) for one in labels] == [patches] * 3
+    assert not torch.equal(tile, next(iter(LabelledTiles(1, PATCH)))[0])
 
 
 def test_teaching_lowers_the_loss_and_changes_the_vit_alone():
     torch.manual_seed(0)
-    vit = {"image_size": 96, "patch_size": 8, "num_temporal_layers": 0}
-    model = tiny_model(vision_config=vit, force_image_size=96)
+    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": 0}
+    model = tiny_model(vision_config=vit, force_image_size=TILE)
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    seer = teach(model.model.vision_model, steps=40, batch=4, learning_rate=3e-3)
+    seer = teach(model.model.vision_model, steps=60, batch=6, learning_rate=3e-3)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("model.vision_model.") for name in changed)
-    pairs = [pair for pair, _ in zip(LabelledTiles(1), range(8))]
-    tiles, labels = (torch.stack(x) for x in zip(*pairs))
-    assert seer(tiles).shape == (8, len(CLASSES), 24, 48)  # cells of 4 by 2 pixels
-    assert seer.loss(tiles, labels)[0] < 0.8 * math.log(len(CLASSES))
+    pairs = [pair for pair, _ in zip(LabelledTiles(1, PATCH), range(8))]
+    tiles = torch.stack([tile for tile, _ in pairs])
+    labels = Labels(*(torch.stack(parts) for parts in zip(*(labels for _, labels in pairs))))
+    logits = seer(tiles)
+    assert all(told.shape[:-1] == right.shape for told, right in zip(logits, labels))
+    guessed = math.log(len(CLASSES)) + math.log(len(LETTERS)) + math.log(TILE // PATCH)
+    assert seer.loss(tiles, labels)[0] < 0.9 * guessed

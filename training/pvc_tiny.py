@@ -3,12 +3,10 @@
     python -m pvc.training.tiny_tokenizer START          the tokenizer's files
     python -m pvc.training.pvc_tiny start START          InternVL-Tiny beside them, random
     python -m pvc.training.seeing START                  its ViT learns to see
-    $TRAIN tiny-internvl --model START --output LOOKS    its LLM to look
-    $TRAIN tiny-read --model LOOKS --output READS        and to read
-    python -m pvc.training.pvc_tiny internvl READS INTERNVL     the same in InternVL2's layout
+    python -m pvc.training.pvc_tiny internvl START INTERNVL     the same in InternVL2's layout
     pvc convert INTERNVL PVC --temporal-layers 2         becomes a PVC
-    $TRAIN tiny-pretrain --model PVC --output ONE        sees videos, and answers
-    $TRAIN tiny-tune --model ONE --output TINY           talks about them
+    $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
+    $TRAIN tiny-tune --model ONE --output TINY           all of it together
     python -m pvc.training.pvc_tiny install TINY ROOT    the result, in bfloat16
 
 TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
@@ -63,9 +61,9 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
             "image_size": image_size,
             "patch_size": 8,
             "hidden_size": 64,
-            "num_attention_heads": 2,
+            "num_attention_heads": 4,
             "intermediate_size": 256,
-            "num_hidden_layers": 6,
+            "num_hidden_layers": 8,
             "num_temporal_layers": 0,
         },
         llm_config={
@@ -77,6 +75,7 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
             "max_position_embeddings": 4096,
+            "rope_theta": 10_000,
             "rope_scaling": {"type": "dynamic", "factor": 2.0},
             "pad_token_id": tokenizer.pad_token_id,
         },

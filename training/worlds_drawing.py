@@ -5,7 +5,6 @@ and `draw` adds nothing. A video is a list of scenes of one size. Which scenes t
 `worlds_pictures.py` and `worlds_videos.py`.
 """
 
-from collections.abc import Callable
 from functools import lru_cache
 from importlib.util import find_spec
 from math import cos, pi, sin
@@ -125,18 +124,18 @@ def draw(scene: Scene) -> Image.Image:
     canvas = ImageDraw.Draw(picture)
     for bar in scene.bars:
         canvas.rectangle(bar.box, fill=COLOURS[bar.colour])
-    draw_shapes(canvas, scene, lambda look: COLOURS[look.colour])
+    for shape in scene.shapes:
+        draw_shape(canvas, scene, shape, COLOURS[shape.look.colour])
     for text in scene.texts:
         canvas.text((text.x, text.baseline), text.text, fill=INK, font=_font(text.letter_height), anchor="ls")
     return picture
 
 
-def draw_shapes(canvas: ImageDraw.ImageDraw, scene: Scene, fill: Callable[[Look], object]) -> None:
-    """The shapes of a scene alone, each filled with what `fill` says for its look."""
-    for shape in scene.shapes:
-        for x in _with_copies(round(shape.x), shape.radius, scene.size[0]):
-            for y in _with_copies(round(shape.y), shape.radius, scene.size[1]):
-                _draw_shape(canvas, shape._replace(x=x, y=y), fill(shape.look))
+def draw_shape(canvas: ImageDraw.ImageDraw, scene: Scene, shape: Shape, fill) -> None:
+    """One of the shapes of a scene, filled with `fill`."""
+    for x in _with_copies(round(shape.x), shape.radius, scene.size[0]):
+        for y in _with_copies(round(shape.y), shape.radius, scene.size[1]):
+            _draw_at(canvas, shape._replace(x=x, y=y), fill)
 
 
 def _with_copies(centre: int, radius: int, side: int) -> list[int]:
@@ -149,7 +148,7 @@ def _with_copies(centre: int, radius: int, side: int) -> list[int]:
     return copies
 
 
-def _draw_shape(canvas: ImageDraw.ImageDraw, shape: Shape, fill) -> None:
+def _draw_at(canvas: ImageDraw.ImageDraw, shape: Shape, fill) -> None:
     kind, x, y, radius = shape.look.kind, shape.x, shape.y, shape.radius
     if kind == "circle":
         canvas.ellipse(shape.box, fill=fill)
