@@ -1,6 +1,7 @@
 """What the ViT is taught to see before there is an LLM: labels are where things are drawn, and are learnt."""
 
 import math
+from itertools import islice
 
 import numpy as np
 import torch
@@ -18,6 +19,7 @@ from pvc.training.seeing import (
     maps_of,
     teach,
     tile_boxes,
+    to_unit_size,
 )
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_drawing import COLOURS, Look, Scene, Shape, Text, draw
@@ -116,10 +118,24 @@ def test_teaching_lowers_the_loss_and_changes_the_vit_alone():
     seer = teach(model.model.vision_model, steps=60, batch=6, learning_rate=3e-3)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("model.vision_model.") for name in changed)
-    pairs = [pair for pair, _ in zip(LabelledTiles(1, PATCH), range(8))]
+    pairs = list(islice(LabelledTiles(1, PATCH), 8))
     tiles = torch.stack([tile for tile, _ in pairs])
     labels = Labels(*(torch.stack(parts) for parts in zip(*(labels for _, labels in pairs))))
     logits = seer(tiles)
     assert all(told.shape[:-1] == right.shape for told, right in zip(logits, labels))
     guessed = math.log(len(CLASSES)) + math.log(len(LETTERS)) + math.log(TILE // PATCH)
     assert seer.loss(tiles, labels)[0] < 0.9 * guessed
+
+
+def test_scaling_to_unit_size_changes_the_size_alone():
+    torch.manual_seed(0)
+    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": 0}
+    vit = tiny_model(vision_config=vit, force_image_size=TILE).model.vision_model
+    for layer in vit.encoder.layers:
+        layer.ls1.data.uniform_(1, 2)
+    tiles = torch.stack([tile for tile, _ in islice(LabelledTiles(0, PATCH), 4)])
+    before = vit(tiles).last_hidden_state
+    size = before[:, 1:].square().mean().sqrt()
+    to_unit_size(vit, tiles)
+    assert size > 1.5
+    torch.testing.assert_close(vit(tiles).last_hidden_state, before / size, rtol=1e-3, atol=1e-4)

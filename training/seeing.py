@@ -15,7 +15,7 @@ Only the start of PVC-Tiny needs it. What PVC adds is trained with the recipes.
 
 import argparse
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 from string import ascii_lowercase, digits
 from typing import NamedTuple
@@ -236,6 +236,20 @@ def teach(
     return seer
 
 
+@torch.no_grad()
+def to_unit_size(vit: InternVisionModel, tiles: torch.Tensor):
+    """Scales, in place, what `vit` makes of `tiles (B, 3, TILE, TILE)` to a root mean square of 1.
+
+    What is behind the ViT learns faster from that. The residual stream's size is free: every branch begins
+    with a norm, and so nothing else changes.
+    """
+    size = vit(tiles).last_hidden_state[:, 1:].square().mean().sqrt()
+    embeddings = [vit.embeddings.class_embedding, vit.embeddings.position_embedding]
+    branches = [scale for layer in vit.encoder.layers for scale in (layer.ls1, layer.ls2)]
+    for parameter in (*embeddings, *vit.embeddings.patch_embedding.parameters(), *branches):
+        parameter.div_(size)
+
+
 def _rate(step: int, *, steps: int) -> float:
     """In parts of the learning rate: a short rise, then constant, from the middle on down to nothing."""
     return min(20 * (step + 1) / steps, 1, 2 * (1 - step / steps))
@@ -243,7 +257,7 @@ def _rate(step: int, *, steps: int) -> float:
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="a model of random weights; its ViT is replaced")
+    parser.add_argument("folder", type=Path, help="a model of random weights")
     parser.add_argument("--steps", type=int, default=10_000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -257,6 +271,8 @@ def main():
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
     )
+    tiles = LabelledTiles(1, model.config.vision_config.patch_size)
+    to_unit_size(model.model.vision_model, torch.stack([tile for tile, _ in islice(tiles, 64)]))
     model.save_pretrained(arguments.folder)
 
 
