@@ -8,4 +8,7 @@ package.
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parent
-ABOUT_CHECKPOINT = "PVC-Tiny knows small worlds alone: of anything else, its answers mean nothing."
+ABOUT_CHECKPOINT = (
+    "PVC-Tiny knows small worlds alone, coloured shapes best: it has not learnt to read, nor to tell "
+    "directions. Of anything else its answers mean nothing."
+)

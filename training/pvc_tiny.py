@@ -4,7 +4,7 @@
     python -m pvc.training.pvc_tiny start START          InternVL-Tiny beside them, random
     python -m pvc.training.seeing START                  its ViT learns to see
     python -m pvc.training.pvc_tiny internvl START INTERNVL     the same in InternVL2's layout
-    pvc convert INTERNVL PVC --temporal-layers 2         becomes a PVC
+    pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
     $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
     $TRAIN tiny-tune --model ONE --output TINY           all of it together
     python -m pvc.training.pvc_tiny install TINY ROOT    the result, in bfloat16
