@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from builders import tiny_model
 
+from pvc.preprocess import build_transform, picture_tiles
 from pvc.training.seeing import (
     CLASS,
     CLASSES,
@@ -101,6 +102,13 @@ def test_the_middle_of_what_goes_over_the_edge_is_inside():
     shape = Shape(Look("red", "circle"), x=TILE - 0.4, y=20, radius=10)
     labels = labels_of(Scene(ONE_TILE, WHITE, (shape,)), (0, 0, *ONE_TILE), PATCH)
     assert labels.middle[20 // PATCH * (TILE // PATCH)].tolist() == [TILE // PATCH - 1, 20 // PATCH]
+
+
+def test_boxes_are_of_the_tiles_that_a_picture_is_cut_into():
+    for scene in {scene.size: scene for scene in scenes("read_all", 100)}.values():
+        picture, transform = draw(scene), build_transform(TILE)
+        tiles = torch.stack([transform(picture.crop(box)) for box in tile_boxes(scene.size)])
+        assert torch.equal(tiles, picture_tiles(picture, TILE, max_num=6))
 
 
 def test_tiles_are_those_of_the_processor_and_differ_by_seed():

@@ -28,7 +28,6 @@ from statistics import fmean
 
 import torch
 from safetensors.torch import load_file
-from transformers import GenerationConfig
 from transformers.utils import logging
 
 from pvc.configuration_pvc import PVCConfig
@@ -39,7 +38,7 @@ from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, save_folder
 from pvc.training.claims_report import draw_figure, report
-from pvc.training.pvc_tiny import spread
+from pvc.training.pvc_tiny import generation_config, spread
 from pvc.training.scoring import exact_match
 from pvc.training.seeing import teach
 from pvc.training.tiny_tokenizer import write_tokenizer
@@ -148,10 +147,7 @@ def write_start(folder: Path, name: str, seed: int, base: Path | None = None):
         model.set_attn_implementation("eager")  # as the recipes
         teach(model.model.vision_model, seed=seed, **SEEING)
     processor = PVCProcessor(PVCImageProcessor.from_model_config(model.config), tokenizer)
-    end = tokenizer.convert_tokens_to_ids("<|im_end|>")
-    generation = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=end, pad_token_id=tokenizer.pad_token_id
-    )
+    generation = generation_config(tokenizer)
     save_folder(unfinished, type(model), model.config, generation, model.state_dict(), processor)
     os.replace(unfinished, folder)
 

@@ -96,14 +96,19 @@ def start(folder: Path, seed: int = 0):
     torch.manual_seed(seed)
     model = PVCForConditionalGeneration(internvl_tiny_config(tokenizer))
     spread(model)
-    model.generation_config = GenerationConfig(
+    model.generation_config = generation_config(tokenizer)
+    model.save_pretrained(folder)
+    images = PVCImageProcessor.from_model_config(model.config)
+    PVCProcessor(images, tokenizer, num_frames=NUM_FRAMES).save_pretrained(folder)
+
+
+def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
+    """Which tokens begin, end and fill up what a small model says."""
+    return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
         pad_token_id=tokenizer.pad_token_id,
     )
-    model.save_pretrained(folder)
-    images = PVCImageProcessor.from_model_config(model.config)
-    PVCProcessor(images, tokenizer, num_frames=NUM_FRAMES).save_pretrained(folder)
 
 
 @torch.no_grad()

@@ -50,8 +50,7 @@ def exact_match(
     model.eval()
     marks = [mark for row in rows(samples, row_tokens) for mark in answered(model, encoder, row)]
     model.train(was_training)
-    answers = [worlds.sample(i).answer if mark else "" for i, mark in enumerate(marks)]
-    return worlds.evaluate(answers)
+    return worlds.mean_by_task(marks)
 
 
 def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]:

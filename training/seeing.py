@@ -8,7 +8,7 @@ Linear heads, thrown away in the end, say of each patch
 - where the middle is of the shape, text or bar that it is a part of.
 
 The small worlds know all of this, so that a tile gives a thousand labels and not the few tokens of an answer:
-what took hours from answers takes minutes on a CPU.
+what answers hardly begin to teach takes minutes on a CPU.
 
 Only the start of PVC-Tiny needs it. What PVC adds is trained with the recipes.
 """
@@ -164,10 +164,10 @@ class Seer(nn.Module):
     def __init__(self, vit: InternVisionModel):
         super().__init__()
         self.vit = vit
-        width, self.side = vit.config.hidden_size, TILE // vit.config.patch_size
+        width, side = vit.config.hidden_size, TILE // vit.config.patch_size
         self.cells = nn.Linear(width, CELLS[0] * CELLS[1] * len(CLASSES))
         self.letters = nn.Linear(width, MAX_LETTERS * len(LETTERS))
-        self.middle = nn.Linear(width, 2 * self.side)
+        self.middle = nn.Linear(width, 2 * side)
         weight = torch.ones(len(CLASSES))
         weight[NOTHING] = 0.1  # most of a tile
         self.register_buffer("weight", weight)
@@ -182,20 +182,22 @@ class Seer(nn.Module):
         )
 
     def loss(self, tiles: torch.Tensor, labels: Labels) -> tuple[torch.Tensor, Labels]:
-        """The sum of mean cross entropies, and the shares of what is told rightly: of the cells with
-        something in them, of texts as a whole, of middles.
-        """
+        """The sum of mean cross entropies, and the logits."""
         logits = self(tiles)
         loss = F.cross_entropy(logits.cells.flatten(0, -2), labels.cells.flatten(), self.weight)
         for told, right in zip(logits[1:], labels[1:]):
             known = (right != UNKNOWN).sum().clamp(min=1)
             loss = loss + F.cross_entropy(told.flatten(0, -2), right.flatten(), reduction="sum") / known
-        with torch.no_grad():
-            is_right = [told.argmax(-1) == right for told, right in zip(logits, labels)]
-            is_known = [labels.cells != NOTHING, labels.letters != UNKNOWN, labels.middle != UNKNOWN]
-            texts = (is_right[1] | ~is_known[1]).all(-1)[is_known[1].any(-1)]
-            shares = Labels(is_right[0][is_known[0]], texts, is_right[2][is_known[2]])
-        return loss, Labels(*(share.float().mean() for share in shares))
+        return loss, logits
+
+
+def told_rightly(logits: Labels, labels: Labels) -> dict[str, float]:
+    """Shares: of the cells with something in them, of texts as a whole, of middles."""
+    is_right = [told.argmax(-1) == right for told, right in zip(logits, labels)]
+    is_known = [labels.cells != NOTHING, labels.letters != UNKNOWN, labels.middle != UNKNOWN]
+    texts = (is_right[1] | ~is_known[1]).all(-1)[is_known[1].any(-1)]
+    shares = Labels(is_right[0][is_known[0]], texts, is_right[2][is_known[2]])
+    return {name: share.float().mean().item() for name, share in shares._asdict().items()}
 
 
 def teach(
@@ -210,7 +212,7 @@ def teach(
     """Trains `vit` in place on tiles of `tasks`, in bfloat16 where matrices are multiplied; logs loss and
     what is told rightly.
 
-    Its matrices with Muon, which needs a third less steps than AdamW here; the rest with AdamW.
+    Its matrices with Muon, which needs a third fewer steps than AdamW here; the rest with AdamW.
     """
     torch.manual_seed(seed)
     seer = Seer(vit).train()
@@ -224,15 +226,15 @@ def teach(
     tiles = LabelledTiles(seed, vit.config.patch_size, tasks)
     for step, (pixels, labels) in zip(range(1, steps + 1), DataLoader(tiles, batch_size=batch)):
         with torch.autocast(pixels.device.type, torch.bfloat16):
-            loss, right = seer.loss(pixels, labels)
+            loss, logits = seer.loss(pixels, labels)
         loss.backward()
         nn.utils.clip_grad_norm_(seer.parameters(), 1.0)
         for one in (*optimizers, *schedules):
             one.step()
         seer.zero_grad()
         if step % 100 == 0:
-            told = ", ".join(f"{name} {share.item():.1%}" for name, share in right._asdict().items())
-            logger.warning(f"step {step}: loss {loss.item():.3f}; right: {told}")
+            right = ", ".join(f"{name} {share:.1%}" for name, share in told_rightly(logits, labels).items())
+            logger.warning(f"step {step}: loss {loss.item():.3f}; right: {right}")
     return seer
 
 

@@ -117,7 +117,7 @@ class SmallWorlds(Dataset):
         """
         if not 0 <= index < self.length:
             raise IndexError(f"index {index}: expected 0 to {self.length - 1}")
-        task = self.tasks[index % len(self.tasks)]
+        task = self.task_of(index)
         chance = Chance(f"{self.seed}/{index}/{task}", held_out=self.held_out)
         world = WORLDS[task](chance)
 
@@ -137,11 +137,19 @@ class SmallWorlds(Dataset):
         """
         if len(answers) != self.length:
             raise ValueError(f"{len(answers)} answers to {self.length} samples: expected one for each")
-        right = defaultdict(list)
-        for index, answer in enumerate(answers):
-            sample = self.sample(index)
-            right[sample.task].append(answer.strip() == sample.answer)
-        return {task: sum(marks) / len(marks) for task, marks in right.items()}
+        return self.mean_by_task(
+            [answer.strip() == self.sample(index).answer for index, answer in enumerate(answers)]
+        )
+
+    def mean_by_task(self, marks: Sequence[bool]) -> dict[str, float]:
+        """The share by task of `marks`, one for each sample, that are true."""
+        by_task = defaultdict(list)
+        for index, mark in enumerate(marks):
+            by_task[self.task_of(index)].append(mark)
+        return {task: sum(marks) / len(marks) for task, marks in by_task.items()}
+
+    def task_of(self, index: int) -> str:
+        return self.tasks[index % len(self.tasks)]
 
     def majority_baseline(self) -> dict[str, float]:
         """The share of the commonest answer by task: what one gets who never looks."""

@@ -14,16 +14,16 @@ from pvc.training.worlds_chance import LOOKS, Chance
 from pvc.training.worlds_drawing import Look, Scene, Shape
 from pvc.training.worlds_pictures import (
     COLUMNS,
-    MIN_STEP,
     NTH,
     PLACES,
     ROWS,
     TILE,
     an,
     any_things,
+    names_from_left,
     side_of,
 )
-from pvc.training.worlds_videos import DIRECTIONS, MAX_EVENTS
+from pvc.training.worlds_videos import DIRECTIONS, choose_nth
 
 Asked = tuple[dict[str, str], str]  # slots, answer
 Question = tuple[str, dict[str, str], str]  # the task before them
@@ -114,10 +114,8 @@ def place(chance: Chance, scenes: list[Scene]) -> Asked | None:
 
 
 def name_all(chance: Chance, scenes: list[Scene]) -> Asked | None:
-    shapes = sorted(scenes[0].shapes, key=lambda shape: shape.x)
-    if not shapes or any(right.x - left.x < MIN_STEP for left, right in zip(shapes, shapes[1:])):
-        return None
-    return {}, ", ".join(str(shape.look) for shape in shapes)
+    names = names_from_left(scenes[0].shapes)
+    return ({}, names) if names else None
 
 
 def chart_highest(chance: Chance, scenes: list[Scene]) -> Asked:
@@ -192,9 +190,8 @@ def order_nth(chance: Chance, scenes: list[Scene]) -> Asked | None:
     events = _events(scenes)
     if not events:
         return None
-    order = {"first": 0, "last": -1} | ({"second": 1, "third": 2} if len(events) == MAX_EVENTS else {})
-    nth = chance.choice(list(order))
-    return {"nth": nth}, str(events[order[nth]])
+    nth, look = choose_nth(chance, events)
+    return {"nth": nth}, str(look)
 
 
 def order_before(chance: Chance, scenes: list[Scene]) -> Asked | None:

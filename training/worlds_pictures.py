@@ -5,6 +5,7 @@ answers are few, the answer is drawn first and the scenes to fit it, so that all
 `worlds_questions.py` has the questions. Sides are multiples of PVC-Tiny's tile: a picture is one to six.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from pvc.training.worlds_chance import LOOKS, MARGIN, Chance
@@ -224,9 +225,16 @@ def name_all(chance: Chance) -> World:
     looks = chance.looks(chance.randint(1, MAX_SHAPES))
     while True:
         scene = _scene(chance, looks)
-        shapes = sorted(scene.shapes, key=lambda shape: shape.x)
-        if all(right.x - left.x >= MIN_STEP for left, right in zip(shapes, shapes[1:])):
-            return World([scene], {}, ", ".join(str(shape.look) for shape in shapes))
+        if names := names_from_left(scene.shapes):
+            return World([scene], {}, names)
+
+
+def names_from_left(shapes: Sequence[Shape]) -> str | None:
+    """All shapes from left to right; None where two are hardly one before the other, or there is none."""
+    shapes = sorted(shapes, key=lambda shape: shape.x)
+    if any(right.x - left.x < MIN_STEP for left, right in zip(shapes, shapes[1:])):
+        return None
+    return ", ".join(str(shape.look) for shape in shapes) or None
 
 
 # --------------------------------------------------------------------------------------------------- charts

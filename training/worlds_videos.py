@@ -104,9 +104,15 @@ def _path(chance: Chance, shape: Shape, direction: str | None, frames: int) -> l
 def order_nth(chance: Chance) -> World:
     """Three or four shapes appear, one after another."""
     looks = chance.looks(chance.randint(3, MAX_EVENTS), distinct=True)
-    order = {"first": 0, "last": -1} | ({"second": 1, "third": 2} if len(looks) == MAX_EVENTS else {})
+    nth, look = choose_nth(chance, looks)
+    return World(_one_by_one(chance, chance.shapes(looks, ONE_TILE)), {"nth": nth}, str(look))
+
+
+def choose_nth(chance: Chance, events: list[Look]) -> tuple[str, Look]:
+    """One of what appears, and which it is: first or last; of as many as there may be, also those between."""
+    order = {"first": 0, "last": -1} | ({"second": 1, "third": 2} if len(events) == MAX_EVENTS else {})
     nth = chance.choice(list(order))
-    return World(_one_by_one(chance, chance.shapes(looks, ONE_TILE)), {"nth": nth}, str(looks[order[nth]]))
+    return nth, events[order[nth]]
 
 
 def tell_order(chance: Chance) -> World:
