@@ -6,9 +6,11 @@ from itertools import islice
 import numpy as np
 import torch
 from builders import tiny_model
+from einops import rearrange
 
 from pvc.preprocess import build_transform, picture_tiles
 from pvc.training.seeing import (
+    BLOCK,
     CLASS,
     CLASSES,
     LETTERS,
@@ -40,8 +42,8 @@ def classes_of(scene: Scene) -> np.ndarray:
 
 
 def written(letters: torch.Tensor) -> set[str]:
-    """The texts that the labels of some patches spell."""
-    known = [row for row in letters.tolist() if row[0] != UNKNOWN]
+    """The texts that the labels of some blocks spell."""
+    known = [row for row in letters.flatten(0, -2).tolist() if row[0] != UNKNOWN]
     return {"".join(LETTERS[place] for place in row if place != UNKNOWN) for row in known}
 
 
@@ -75,16 +77,24 @@ def test_a_bar_is_labelled_by_its_colour():
             assert CLASSES[labels[floor - 1, (left + right) // 2]] == f"{bar.colour} bar"
 
 
-def test_patches_tell_the_text_that_they_are_a_part_of_and_where_its_middle_is():
+def test_patches_tell_where_the_middle_is_of_what_they_are_a_part_of():
     text = Text("hello", x=10, baseline=40, letter_height=12)
     labels = labels_of(Scene(ONE_TILE, WHITE, texts=(text,)), (0, 0, *ONE_TILE), PATCH)
     left, top, right, bottom = text.box
-    assert written(labels.letters) == {"hello"}
-    assert labels.letters[(int(top + bottom) // 2 // PATCH) * (TILE // PATCH) + int(left) // PATCH, 0] > 0
     middles = {tuple(place) for place in labels.middle.tolist()} - {(UNKNOWN, UNKNOWN)}
     assert middles == {(int((left + right) / 2 // PATCH), int((top + bottom) / 2 // PATCH))}
-    is_drawn, is_told = (labels.cells != NOTHING).any(-1), labels.letters[:, 0] != UNKNOWN
+    is_drawn, is_told = (labels.cells != NOTHING).any(-1), labels.middle[:, 0] != UNKNOWN
     assert is_drawn.any() and not (is_drawn & ~is_told).any()
+
+
+def test_halves_of_blocks_tell_the_text_that_crosses_them():
+    high, low = (Text(text, x=10, baseline=y, letter_height=8) for text, y in (("hello", 12), ("cat", 28)))
+    labels = labels_of(Scene(ONE_TILE, WHITE, texts=(high, low)), (0, 0, *ONE_TILE), PATCH)
+    block = TILE // PATCH // BLOCK
+    letters = rearrange(labels.letters, "(h w) half n -> h w half n", h=block, w=block)
+    assert written(letters[0, :, 0]) == {"hello"} and written(letters[0, :, 1]) == {"cat"}
+    assert written(letters[0, 0]) == {"hello", "cat"}
+    assert (letters[1:] == UNKNOWN).all() and (letters[0, -1] == UNKNOWN).all()
 
 
 def test_of_a_text_across_tiles_each_tells_the_letters_that_it_shows():
@@ -114,7 +124,8 @@ def test_boxes_are_of_the_tiles_that_a_picture_is_cut_into():
 def test_tiles_are_those_of_the_processor_and_differ_by_seed():
     tile, labels = next(iter(LabelledTiles(0, PATCH)))
     patches = (TILE // PATCH) ** 2
-    assert tile.shape == (3, TILE, TILE) and [len(one) for one in labels] == [patches] * 3
+    assert tile.shape == (3, TILE, TILE)
+    assert [len(one) for one in labels] == [patches, patches // BLOCK**2, patches]
     assert not torch.equal(tile, next(iter(LabelledTiles(1, PATCH)))[0])
 
 

@@ -141,6 +141,8 @@ def test_one_seed_is_that_of_the_data_and_of_the_trainer():
         ({"lora": True}, "lora is True: expected names and values"),
         ({"max_tokens": "many"}, "max_tokens is 'many': expected a number"),
         ({"lora": {}, "parallel": "zero3"}, "could not be merged"),
+        ({"muon_lr_multiplier": 3, "parallel": "zero2"}, "whole matrices in one place"),
+        ({"muon_lr_multiplier": 3, "lora": {}}, "whole matrices in one place"),
         ({"rows_per_step": 0}, "expected at least 1"),
         ({"gradient_accumulation_steps": 2}, "follows from rows_per_step"),
         ({"rows_per_step": 3, "max_steps": 1}, "a multiple of the 2 processes"),
@@ -191,6 +193,19 @@ def test_each_parameter_is_in_the_group_that_its_name_and_shape_ask_for():
         is_matrix = parameter.dim() > 1
         is_of_temporal = "temporal" in name or name.startswith("model.projector.norm.")
         assert found[id(parameter)] == (1e-2 if is_of_temporal else 1e-3, 0.1 if is_matrix else 0), name
+
+
+def test_matrices_of_layers_have_the_rate_of_muon_and_stand_last():
+    model = new_model()
+    rates = {"learning_rate": 1e-3, "new_parameter_lr_multiplier": 10, "muon_lr_multiplier": 3}
+    groups = parameter_groups(model, NEW, **rates)
+    found = {id(p): (group["lr"], group["is_matrix"]) for group in groups for p in group["params"]}
+    assert [group["is_matrix"] for group in groups] == [False] * 4 + [True] * 2
+    for name, parameter in model.named_parameters():
+        is_matrix = ".layers." in name and parameter.dim() == 2
+        is_of_temporal = "temporal" in name or name.startswith("model.projector.norm.")
+        rate = (1e-2 if is_of_temporal else 1e-3) * (3 if is_matrix else 1)
+        assert found[id(parameter)] == (pytest.approx(rate), is_matrix), name
 
 
 def test_new_parameters_that_nothing_has_are_an_error():
@@ -337,12 +352,13 @@ def test_what_saves_memory_or_time_leaves_the_losses(setting, model, data, tmp_p
     assert trainer.loader.num_workers == setting.get("dataloader_num_workers", 0)
 
 
-def test_named_attention_is_that_of_vit_and_llm_and_gives_the_same_losses(model, data, tmp_path):
+@pytest.mark.parametrize("name", ["eager", "packed_on_cpu"])
+def test_named_attention_is_that_of_vit_and_llm_and_gives_the_same_losses(name, model, data, tmp_path):
     plain = losses(run(model, data, tmp_path / "plain", max_steps=2))
-    trainer = run(model, data, tmp_path / "other", max_steps=2, attn_implementation="eager")
+    trainer = run(model, data, tmp_path / "other", max_steps=2, attn_implementation=name)
     body = trainer.model.model
     parts = (body.vision_model, body.language_model)
-    assert {part.config._attn_implementation for part in parts} == {"eager"}
+    assert {part.config._attn_implementation for part in parts} == {name}
     assert losses(trainer) == pytest.approx(plain, abs=2e-4)
 
 
@@ -459,11 +475,15 @@ run(*map(Path, sys.argv[1:]), callbacks=[Kill()], **{settings!r})
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"train": ["projector"], "lora": {"r": 4}, "new_parameter_lr_multiplier": 1}],
-    ids=["full", "LoRA"],
+    [
+        {},
+        {"train": ["projector"], "lora": {"r": 4}, "new_parameter_lr_multiplier": 1},
+        {"muon_lr_multiplier": 3},
+    ],
+    ids=["full", "LoRA", "Muon"],
 )
 def test_a_killed_run_goes_on_as_if_it_had_not_been(settings, model, data, tmp_path):
-    if settings:
+    if "lora" in settings:
         pytest.importorskip("peft")
     settings = {"save_strategy": "steps", "save_steps": 2, "max_steps": 7} | settings
     unbroken = run(model, data, tmp_path / "unbroken", **settings)

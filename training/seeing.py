@@ -1,11 +1,12 @@
 """Teaches the ViT of InternVL-Tiny to see, before there is an LLM: `python -m pvc.training.seeing FOLDER`.
 
 InternVL begins with a ViT that others have trained, on more pictures than PVC ever saw; this stands for it.
-Linear heads, thrown away in the end, say of each patch
+Linear heads, thrown away in the end, say
 
-- what is drawn in its cells: which letter or digit, a shape of which kind and colour, a bar of which colour;
-- what is written in the text that it is a part of, letter by letter;
-- where the middle is of the shape, text or bar that it is a part of.
+- of each patch what is drawn in its cells: which letter or digit, a shape of which kind and colour, a bar of
+  which colour; and where the middle is of the shape, text or bar that it is a part of;
+- of each block of 4x4 patches, which the projector will make one visual token, what is written in the text
+  that crosses its upper half, and its lower, letter by letter.
 
 The small worlds know all of this, so that a tile gives a thousand labels and not the few tokens of an answer:
 what answers hardly begin to teach takes minutes on a CPU.
@@ -23,14 +24,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 import torch.nn.functional as F
-from einops import rearrange
+from einops import rearrange, reduce
 from PIL import Image, ImageDraw
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
 from pvc.modeling_intern_vit import InternVisionModel
-from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
 from pvc.preprocess import build_transform
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_chance import LOOKS
@@ -42,6 +43,8 @@ logger = logging.get_logger(__name__)
 PICTURES_SEEN = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
 TASKS_SEEN = (*PICTURES_SEEN, "motion", "tell_order")
 CELLS = (2, 4)  # rows and columns of a patch: a letter may be narrower than a patch
+BLOCK = 4  # patches on a side of what becomes one visual token
+HALVES = 2  # of a block: it may be crossed by two lines of small letters
 NOTHING = 0
 LETTERS = ["", *ascii_lowercase, *digits]  # the first stands behind the last letter
 CLASSES = ["nothing", *LETTERS[1:], *map(str, LOOKS), *(f"{colour} bar" for colour in COLOURS)]
@@ -54,7 +57,7 @@ class Labels(NamedTuple):
     """What is to be seen in a tile of `P` patches; `UNKNOWN` where there is nothing to say."""
 
     cells: torch.Tensor  # (P, cells of a patch): places in CLASSES
-    letters: torch.Tensor  # (P, MAX_LETTERS): places in LETTERS
+    letters: torch.Tensor  # (P / 16, HALVES, MAX_LETTERS): places in LETTERS
     middle: torch.Tensor  # (P, 2): column and row of patches
 
 
@@ -123,15 +126,26 @@ def labels_of(scene: Scene, box: Box, patch_size: int) -> Labels:
     height, width = (patch_size // cells for cells in CELLS)
     cells = classes[:, height // 2 :: height, width // 2 :: width]  # what is in their middle
     pixels = (numbers[..., None] == np.arange(1, len(things) + 1)).sum((1, 2))  # (P, things)
-    letters = np.full((len(pixels), MAX_LETTERS), UNKNOWN)
     middle = np.full((len(pixels), 2), UNKNOWN)
     for patch in np.flatnonzero(pixels.any(-1)):
         thing = things[pixels[patch].argmax()]
         places = [(middle - low) / (high - low) for middle, low, high in zip(thing.middle, box[:2], box[2:])]
         middle[patch] = np.clip(np.multiply(places, TILE // patch_size), 0, TILE // patch_size - 1)
-        if seen := [LETTERS.index(letter) for letter, where in thing.letters if _is_in(_middle(where), box)]:
+    halves = reduce(
+        pixels * [bool(thing.letters) for thing in things],
+        "(h half ph w pw) things -> (h w) half things",
+        "sum",
+        h=TILE // patch_size // BLOCK,
+        half=HALVES,
+        ph=BLOCK // HALVES,
+        pw=BLOCK,
+    )
+    letters = np.full((*halves.shape[:2], MAX_LETTERS), UNKNOWN)
+    for half in zip(*halves.any(-1).nonzero()):
+        written = things[halves[half].argmax()].letters
+        if seen := [LETTERS.index(letter) for letter, where in written if _is_in(_middle(where), box)]:
             told = [*seen, 0][:MAX_LETTERS]
-            letters[patch, : len(told)] = told
+            letters[half][: len(told)] = told
     cells = rearrange(cells, "p ch cw -> p (ch cw)")
     return Labels(*(torch.from_numpy(x.astype(np.int64)) for x in (cells, letters, middle)))
 
@@ -166,18 +180,20 @@ class Seer(nn.Module):
         self.vit = vit
         width, side = vit.config.hidden_size, TILE // vit.config.patch_size
         self.cells = nn.Linear(width, CELLS[0] * CELLS[1] * len(CLASSES))
-        self.letters = nn.Linear(width, MAX_LETTERS * len(LETTERS))
+        self.letters = nn.Linear(BLOCK**2 * width, HALVES * MAX_LETTERS * len(LETTERS))
         self.middle = nn.Linear(width, 2 * side)
         weight = torch.ones(len(CLASSES))
         weight[NOTHING] = 0.1  # most of a tile
         self.register_buffer("weight", weight)
 
     def forward(self, tiles: torch.Tensor) -> Labels:
-        """`(B, 3, TILE, TILE)` -> logits in place of the labels: `(B, P, …, choices)`."""
+        """`(B, 3, TILE, TILE)` -> logits in place of the labels: `(B, …, choices)`."""
         patches = self.vit(tiles).last_hidden_state[:, 1:]
+        side = TILE // self.vit.config.patch_size
+        blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=side), BLOCK).flatten(1, 2)
         return Labels(
             self.cells(patches).unflatten(-1, (-1, len(CLASSES))).float(),
-            self.letters(patches).unflatten(-1, (MAX_LETTERS, -1)).float(),
+            self.letters(blocks).unflatten(-1, (HALVES, MAX_LETTERS, -1)).float(),
             self.middle(patches).unflatten(-1, (2, -1)).float(),
         )
 

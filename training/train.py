@@ -21,6 +21,7 @@ from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer, TrainerCallback, set_seed
 
+import pvc.training.cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
@@ -72,8 +73,8 @@ class Recipe:
         rows_per_step: packed rows of one step of the optimizer, over all processes and accumulated batches.
         parallel: how several processes share the work: "ddp", "fsdp2", "zero1", "zero2" or "zero3".
         gradient_checkpointing: compute activations anew in the backward pass instead of keeping them.
-        attn_implementation: as `from_pretrained` takes it, "flash_attention_2" or "eager" say; None: its own
-            choice.
+        attn_implementation: as `from_pretrained` takes it, "flash_attention_2" say, or "packed_on_cpu"; None:
+            its own choice.
         data: see `DataOptions`.
         arguments: further TrainingArguments.
     """
@@ -97,6 +98,10 @@ class Recipe:
             raise ValueError(
                 f"lora with parallel {self.parallel!r}: what it saves could not be merged; expected ddp, "
                 "zero1 or zero2"
+            )
+        if self.arguments.get("muon_lr_multiplier") is not None and (self.lora or self.parallel != "ddp"):
+            raise ValueError(
+                "muon_lr_multiplier is for whole matrices in one place: expected parallel 'ddp' and no lora"
             )
         if self.rows_per_step < 1:
             raise ValueError(f"rows_per_step is {self.rows_per_step}: expected at least 1")

@@ -29,6 +29,7 @@ from pvc.processing_pvc import PVCProcessor
 from pvc.training.checkpoint import ADAPTER, PEFT_PREFIX, merged, save_folder
 from pvc.training.data import PackedDataset, PackLoader
 from pvc.training.encoding import IGNORED
+from pvc.training.muon import IS_MATRIX, MuonWithAdamW, is_matrix
 
 DATA_STATE = "data_state.json"
 COUNTED = ("tokens", "frames", "samples")
@@ -40,6 +41,13 @@ class PVCTrainingArguments(TrainingArguments):
 
     new_parameter_lr_multiplier: float = field(
         default=1.0, metadata={"help": "Learning rate of new parameters over that of all others."}
+    )
+    muon_lr_multiplier: float | None = field(
+        default=None,
+        metadata={
+            "help": "Train the matrices of transformer layers with Muon, at this times the learning rate of "
+            "all else, which AdamW trains."
+        },
     )
 
 
@@ -62,9 +70,11 @@ def parameter_groups(
     *,
     learning_rate: float,
     new_parameter_lr_multiplier: float = 1.0,
+    muon_lr_multiplier: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict]:
-    """The optimizer's groups of what `requires_grad`: up to four, those from a checkpoint first.
+    """The optimizer's groups of what `requires_grad`: up to four, those from a checkpoint first; behind them
+    up to two of matrices for Muon, where it has a multiplier.
 
     Weights of two or more dimensions decay. Vectors do not: biases, norms, LayerScale and the gates, which
     decay would hold at their start. The paper tells the number (0.01, or 0.05 for the 8B), not what decays.
@@ -80,18 +90,23 @@ def parameter_groups(
             f"new_parameter_lr_multiplier is {new_parameter_lr_multiplier}, but config.new_parameters is "
             "empty: list the new parts there, as the conversion does, or set the multiplier to 1"
         )
-    groups: dict[tuple[bool, bool], list] = {}
+    groups: dict[tuple[bool, bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty shape
-            groups.setdefault((is_new(name, new_parameters), len(shape) > 1), []).append(parameter)
+            for_muon = muon_lr_multiplier is not None and is_matrix(name, parameter)
+            kind = (for_muon, is_new(name, new_parameters), len(shape) > 1)
+            groups.setdefault(kind, []).append(parameter)
     return [
         {
             "params": parameters,
-            "lr": learning_rate * (new_parameter_lr_multiplier if new else 1),
+            "lr": learning_rate
+            * (new_parameter_lr_multiplier if new else 1)
+            * (muon_lr_multiplier if for_muon else 1),
             "weight_decay": weight_decay if decays else 0.0,
+            IS_MATRIX: for_muon,
         }
-        for (new, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (for_muon, new, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
@@ -156,12 +171,18 @@ class PVCTrainer(Trainer):
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None:
             model = self.model if model is None else model
-            optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            if self.args.muon_lr_multiplier is None:
+                optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
+            else:
+                betas = (self.args.adam_beta1, self.args.adam_beta2)
+                optimizer = MuonWithAdamW
+                settings = {"lr": self.args.learning_rate, "betas": betas, "eps": self.args.adam_epsilon}
             groups = parameter_groups(
                 model,
                 new_parameters_of(self.plain_model.config),
                 learning_rate=self.args.learning_rate,
                 new_parameter_lr_multiplier=self.args.new_parameter_lr_multiplier,
+                muon_lr_multiplier=self.args.muon_lr_multiplier,
                 weight_decay=self.args.weight_decay,
             )
             self.optimizer = optimizer(groups, **settings)
@@ -203,7 +224,7 @@ class PVCTrainer(Trainer):
 
     def _new_rate(self, logs: dict[str, float]) -> dict[str, float]:
         """The rate of new parameters, where it is another than the one that the Trainer logs."""
-        rates = [group["initial_lr"] for group in self.optimizer.param_groups]
+        rates = [group["initial_lr"] for group in self.optimizer.param_groups if not group[IS_MATRIX]]
         if rates[0] == rates[-1] or "learning_rate" not in logs:
             return {}
         return {"learning_rate_new": logs["learning_rate"] * rates[-1] / rates[0]}
