@@ -2,11 +2,13 @@
 
 import math
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import torch
 from builders import tiny_model
 from einops import rearrange
+from training_runs import in_processes
 
 from pvc.preprocess import build_transform, picture_tiles
 from pvc.training.seeing import (
@@ -35,6 +37,16 @@ WHITE = (255, 255, 255)
 def scenes(task: str, count: int = 20):
     worlds = SmallWorlds(count, tasks=[task])
     return [worlds.sample(index).scenes[0] for index in range(count)]
+
+
+def seeing_model():
+    torch.manual_seed(0)
+    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": 0}
+    return tiny_model(vision_config=vit, force_image_size=TILE)
+
+
+def seeing_vit():
+    return seeing_model().model.vision_model
 
 
 def classes_of(scene: Scene) -> np.ndarray:
@@ -130,9 +142,7 @@ def test_tiles_are_those_of_the_processor_and_differ_by_seed():
 
 
 def test_teaching_lowers_the_loss_and_changes_the_vit_alone():
-    torch.manual_seed(0)
-    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": 0}
-    model = tiny_model(vision_config=vit, force_image_size=TILE)
+    model = seeing_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
     seer = teach(model.model.vision_model, steps=60, batch=6, learning_rate=3e-3)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
@@ -147,9 +157,7 @@ def test_teaching_lowers_the_loss_and_changes_the_vit_alone():
 
 
 def test_scaling_to_unit_size_changes_the_size_alone():
-    torch.manual_seed(0)
-    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": 0}
-    vit = tiny_model(vision_config=vit, force_image_size=TILE).model.vision_model
+    vit = seeing_vit()
     for layer in vit.encoder.layers:
         layer.ls1.data.uniform_(1, 2)
     tiles = torch.stack([tile for tile, _ in islice(LabelledTiles(0, PATCH), 4)])
@@ -158,3 +166,30 @@ def test_scaling_to_unit_size_changes_the_size_alone():
     to_unit_size(vit, tiles)
     assert size > 1.5
     torch.testing.assert_close(vit(tiles).last_hidden_state, before / size, rtol=1e-3, atol=1e-4)
+
+
+TAUGHT = """
+import sys
+
+import torch
+from torch import distributed as dist
+
+sys.path.insert(0, {tests!r})
+from test_seeing import seeing_vit, teach
+
+dist.init_process_group("gloo")
+vit = seeing_vit()
+teach(vit, steps=3, batch=2, learning_rate=1e-3)
+torch.save(vit.state_dict(), sys.argv[1] + str(dist.get_rank()))
+"""
+
+
+def test_processes_teach_one_vit_with_tiles_of_their_own(tmp_path):
+    script = TAUGHT.format(tests=str(Path(__file__).parent))
+    assert in_processes(2, "-c", script, str(tmp_path / "vit")) == [0, 0]
+    first, second = (torch.load(tmp_path / f"vit{rank}") for rank in range(2))
+    alone = seeing_vit()
+    teach(alone, steps=3, batch=2, learning_rate=1e-3)
+    for name in first:
+        assert torch.equal(first[name], second[name]), name
+    assert any(not torch.equal(first[name], value) for name, value in alone.state_dict().items())

@@ -2,7 +2,7 @@
 
     python -m pvc.training.tiny_tokenizer START          the tokenizer's files
     python -m pvc.training.pvc_tiny start START          InternVL-Tiny beside them, random
-    python -m pvc.training.seeing START                  its ViT learns to see
+    torchrun … -m pvc.training.seeing START              its ViT learns to see
     python -m pvc.training.pvc_tiny internvl START INTERNVL     the same in InternVL2's layout
     pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
     $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
@@ -71,7 +71,7 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
             "vocab_size": -(-len(tokenizer) // 64) * 64,
             "hidden_size": 192,
             "intermediate_size": 512,
-            "num_hidden_layers": 4,
+            "num_hidden_layers": 6,
             "num_attention_heads": 6,
             "num_key_value_heads": 3,
             "max_position_embeddings": 4096,

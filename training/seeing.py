@@ -1,4 +1,6 @@
-"""Teaches the ViT of InternVL-Tiny to see, before there is an LLM: `python -m pvc.training.seeing FOLDER`.
+"""Teaches the ViT of InternVL-Tiny to see, before there is an LLM.
+
+    torchrun --nproc-per-node 2 -m pvc.training.seeing FOLDER     on two cores, with OMP_NUM_THREADS=1
 
 InternVL begins with a ViT that others have trained, on more pictures than PVC ever saw; this stands for it.
 Linear heads, thrown away in the end, say
@@ -15,6 +17,7 @@ Only the start of PVC-Tiny needs it. What PVC adds is trained with the recipes.
 """
 
 import argparse
+import os
 from functools import partial
 from itertools import count, islice
 from pathlib import Path
@@ -26,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from einops import rearrange, reduce
 from PIL import Image, ImageDraw
+from torch import distributed as dist
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
@@ -33,6 +37,8 @@ from transformers.utils import logging
 from pvc.modeling_intern_vit import InternVisionModel
 from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
 from pvc.preprocess import build_transform
+from pvc.training import cpu_attention
+from pvc.training.muon import IS_MATRIX, MuonWithAdamW, is_matrix
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_chance import LOOKS
 from pvc.training.worlds_drawing import COLOURS, Box, Scene, draw, draw_shape, text_extent
@@ -226,32 +232,48 @@ def teach(
     tasks: tuple[str, ...] = TASKS_SEEN,
 ) -> Seer:
     """Trains `vit` in place on tiles of `tasks`, in bfloat16 where matrices are multiplied; logs loss and
-    what is told rightly.
+    what is told rightly. Of several processes each takes `batch` tiles of its own.
 
     Its matrices with Muon, which needs a third fewer steps than AdamW here; the rest with AdamW.
     """
     torch.manual_seed(seed)
     seer = Seer(vit).train()
-    matrices = [parameter for parameter in vit.parameters() if parameter.dim() == 2]
-    others = [parameter for parameter in seer.parameters() if not any(parameter is x for x in matrices)]
-    optimizers = (
-        torch.optim.Muon(matrices, 3 * learning_rate, weight_decay=0.01, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, learning_rate, betas=(0.9, 0.98), weight_decay=0.01),
+    of_matrices, others = [], []
+    for name, parameter in seer.named_parameters():
+        (of_matrices if is_matrix(name, parameter) else others).append(parameter)
+    optimizer = MuonWithAdamW(
+        [
+            {"params": of_matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
+            {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
+        ],
+        learning_rate,
+        betas=(0.9, 0.98),
     )
-    schedules = [torch.optim.lr_scheduler.LambdaLR(one, partial(_rate, steps=steps)) for one in optimizers]
-    tiles = LabelledTiles(seed, vit.config.patch_size, tasks)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    tiles = LabelledTiles(seed + rank, vit.config.patch_size, tasks)
     for step, (pixels, labels) in zip(range(1, steps + 1), DataLoader(tiles, batch_size=batch)):
         with torch.autocast(pixels.device.type, torch.bfloat16):
             loss, logits = seer.loss(pixels, labels)
         loss.backward()
+        _add_up_gradients(seer)
         nn.utils.clip_grad_norm_(seer.parameters(), 1.0)
-        for one in (*optimizers, *schedules):
-            one.step()
-        seer.zero_grad()
-        if step % 100 == 0:
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+        if step % 100 == 0 and rank == 0:
             right = ", ".join(f"{name} {share:.1%}" for name, share in told_rightly(logits, labels).items())
             logger.warning(f"step {step}: loss {loss.item():.3f}; right: {right}")
     return seer
+
+
+def _add_up_gradients(seer: Seer):
+    """The mean of all processes', where there are several."""
+    if dist.is_initialized():
+        gradients = [parameter.grad for parameter in seer.parameters()]
+        together = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(together)
+        torch.nn.utils.vector_to_parameters(together / dist.get_world_size(), gradients)
 
 
 @torch.no_grad()
@@ -276,12 +298,14 @@ def _rate(step: int, *, steps: int) -> float:
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="a model of random weights")
-    parser.add_argument("--steps", type=int, default=7000)
+    parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     arguments = parser.parse_args()
+    if "RANK" in os.environ:
+        dist.init_process_group("gloo")
     model = PVCForConditionalGeneration.from_pretrained(
-        arguments.folder, dtype=torch.float32, attn_implementation="eager"
+        arguments.folder, dtype=torch.float32, attn_implementation=cpu_attention.NAME
     )
     teach(
         model.model.vision_model,
@@ -291,7 +315,8 @@ def main():
     )
     tiles = LabelledTiles(1, model.config.vision_config.patch_size)
     to_unit_size(model.model.vision_model, torch.stack([tile for tile, _ in islice(tiles, 64)]))
-    model.save_pretrained(arguments.folder)
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        model.save_pretrained(arguments.folder)
 
 
 if __name__ == "__main__":
