@@ -46,7 +46,8 @@ def main():
 
     frames, num_patches_list = load_video(VIDEO, input_size=size, num_segments=8)
     print(f"A video ({VIDEO.name}, {len(num_patches_list)} frames)")
-    ask("Which shape moves?", "blue circle", frames, data_flag=[3], num_patches_list=num_patches_list)
+    question = "In which direction does the blue circle move?"
+    ask(question, "right", frames, data_flag=[3], num_patches_list=num_patches_list)
 
 
 if __name__ == "__main__":
