@@ -10,5 +10,6 @@ from pathlib import Path
 CHECKPOINT = Path(__file__).resolve().parent
 ABOUT_CHECKPOINT = (
     "PVC-Tiny knows small worlds alone, coloured shapes and the order of events best; it reads short "
-    "words, often with a wrong letter, and mostly guesses directions. Of anything else its answers mean nothing."
+    "words, often with a wrong letter, and mostly guesses directions. Of anything else its answers mean "
+    "nothing."
 )
