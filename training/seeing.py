@@ -256,7 +256,7 @@ def teach(
         with torch.autocast(pixels.device.type, torch.bfloat16):
             loss, logits = seer.loss(pixels, labels)
         loss.backward()
-        _add_up_gradients(seer)
+        _average_gradients(seer)
         nn.utils.clip_grad_norm_(seer.parameters(), 1.0)
         optimizer.step()
         schedule.step()
@@ -267,8 +267,8 @@ def teach(
     return seer
 
 
-def _add_up_gradients(seer: Seer):
-    """The mean of all processes', where there are several."""
+def _average_gradients(seer: Seer):
+    """Of all processes, where there are several."""
     if dist.is_initialized():
         gradients = [parameter.grad for parameter in seer.parameters()]
         together = torch.cat([gradient.flatten() for gradient in gradients])
