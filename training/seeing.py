@@ -250,7 +250,7 @@ def teach(
         betas=(0.9, 0.98),
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
-    rank = dist.get_rank() if dist.is_initialized() else 0
+    rank = _rank()
     tiles = LabelledTiles(seed + rank, vit.config.patch_size, tasks)
     for step, (pixels, labels) in zip(range(1, steps + 1), DataLoader(tiles, batch_size=batch)):
         with torch.autocast(pixels.device.type, torch.bfloat16):
@@ -265,6 +265,10 @@ def teach(
             right = ", ".join(f"{name} {share:.1%}" for name, share in told_rightly(logits, labels).items())
             logger.warning(f"step {step}: loss {loss.item():.3f}; right: {right}")
     return seer
+
+
+def _rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
 
 
 def _average_gradients(seer: Seer):
@@ -315,7 +319,7 @@ def main():
     )
     tiles = LabelledTiles(1, model.config.vision_config.patch_size)
     to_unit_size(model.model.vision_model, torch.stack([tile for tile, _ in islice(tiles, 64)]))
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    if _rank() == 0:
         model.save_pretrained(arguments.folder)
 
 
