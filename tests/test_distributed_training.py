@@ -68,6 +68,12 @@ def test_two_processes_take_the_steps_of_one(alone, model, data, tmp_path):
     assert [entry["epoch"] for entry in history] == [entry["epoch"] for entry in alone.state.log_history]
 
 
+def test_two_processes_weigh_samples_as_one_does(model, data, tmp_path):
+    settings = {"loss_reduction": "sample", "max_steps": 2, "save_strategy": "no"}
+    alone = run(model, data, tmp_path / "alone", **SAVING | settings)
+    assert in_two(model, data, tmp_path / "run", **settings) == pytest.approx(losses(alone), rel=1e-5)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("parallel", ["fsdp2", "zero2", "zero3"])
 def test_sharded_processes_take_the_steps_of_one_and_go_on(parallel, alone, model, data, tmp_path):

@@ -5,26 +5,29 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 from builders import tiny_model
 from einops import rearrange
 from training_runs import in_processes
 
 from pvc.preprocess import build_transform, picture_tiles
-from pvc.training.seeing import (
+from pvc.training.seeing import Seer, teach, to_unit_size
+from pvc.training.seeing_labels import (
     BLOCK,
     CLASS,
     CLASSES,
     LETTERS,
     NOTHING,
+    SHAPES,
     UNKNOWN,
-    LabelledTiles,
-    Labels,
+    VIDEOS_SEEN,
+    WAYS,
+    LabelledClips,
     labels_of,
     maps_of,
-    teach,
     tile_boxes,
-    to_unit_size,
+    together,
 )
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_drawing import COLOURS, Look, Scene, Shape, Text, draw
@@ -39,9 +42,9 @@ def scenes(task: str, count: int = 20):
     return [worlds.sample(index).scenes[0] for index in range(count)]
 
 
-def seeing_model():
+def seeing_model(num_temporal_layers: int = 0):
     torch.manual_seed(0)
-    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": 0}
+    vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": num_temporal_layers}
     return tiny_model(vision_config=vit, force_image_size=TILE)
 
 
@@ -99,6 +102,18 @@ def test_patches_tell_where_the_middle_is_of_what_they_are_a_part_of():
     assert is_drawn.any() and not (is_drawn & ~is_told).any()
 
 
+def test_the_patch_in_a_shapes_middle_tells_which_it_is():
+    for scene in scenes("count"):
+        labels = [labels_of(scene, box, PATCH) for box in tile_boxes(scene.size)]
+        found = [[SHAPES[place] for place in one.shapes.tolist() if place] for one in labels]
+        there = sorted(str(shape.look) for shape in scene.shapes)
+        assert sorted(found[-1]) == there  # in the whole picture; and each in one of its tiles
+        assert len(found) == 1 or sorted(sum(found[:-1], [])) == there
+        for shape in scene.shapes if len(found) == 1 else ():
+            patch = int(shape.y // PATCH) * (TILE // PATCH) + int(shape.x // PATCH)
+            assert SHAPES[labels[0].shapes[patch]] == str(shape.look)
+
+
 def test_halves_of_blocks_tell_the_text_that_crosses_them():
     high, low = (Text(text, x=10, baseline=y, letter_height=8) for text, y in (("hello", 12), ("cat", 28)))
     labels = labels_of(Scene(ONE_TILE, WHITE, texts=(high, low)), (0, 0, *ONE_TILE), PATCH)
@@ -134,11 +149,50 @@ def test_boxes_are_of_the_tiles_that_a_picture_is_cut_into():
 
 
 def test_tiles_are_those_of_the_processor_and_differ_by_seed():
-    tile, labels = next(iter(LabelledTiles(0, PATCH)))
+    clip = next(iter(LabelledClips(0, PATCH)))
     patches = (TILE // PATCH) ** 2
-    assert tile.shape == (3, TILE, TILE)
-    assert [len(one) for one in labels] == [patches, patches // BLOCK**2, patches]
-    assert not torch.equal(tile, next(iter(LabelledTiles(1, PATCH)))[0])
+    assert clip.tiles.shape == (1, 3, TILE, TILE) and clip.grid.tolist() == [[1, 1, 1]]
+    places = [patches, patches // BLOCK**2, patches, patches, patches]
+    assert [one.shape[:2] for one in clip.labels] == [(1, number) for number in places]
+    assert not torch.equal(clip.tiles, next(iter(LabelledClips(1, PATCH))).tiles)
+
+
+@pytest.mark.parametrize("task", VIDEOS_SEEN)
+def test_patches_of_frames_tell_the_way_that_their_shape_has_moved(task):
+    told = set()
+    clips = LabelledClips(0, PATCH, (task,), frames=8)
+    worlds = SmallWorlds(20, tasks=[task])
+    for clip, index in zip(clips, range(20)):
+        sample = worlds.sample(index)
+        assert len(clip.tiles) == 8 and clip.grid.tolist() == [[8, 1, 1]] * 8
+        assert (clip.labels.ways[0] == UNKNOWN).all()  # nothing was before
+        ways = {WAYS[way] for way in clip.labels.ways.unique().tolist() if way != UNKNOWN}
+        told |= ways
+        if len(sample.scenes[0].shapes) == 1:
+            assert ways == {sample.answer}
+        is_shape = (clip.labels.cells[1:] != NOTHING).any(-1)
+        assert (clip.labels.ways[1:] != UNKNOWN)[is_shape].all()
+    assert told == set(WAYS)
+
+
+def test_a_repeated_picture_has_its_labels_at_every_moment():
+    clip = next(iter(LabelledClips(0, PATCH, repeats=4)))
+    assert clip.grid.tolist() == [[1, 1, 4]]
+    for labels in clip.labels:
+        assert len(labels) == 4 and (labels == labels[:1]).all()
+    assert (clip.labels.ways == UNKNOWN).all()
+
+
+def test_a_vit_that_looks_back_in_time_is_shown_videos_and_taught_ways():
+    vit = seeing_model(num_temporal_layers=1).model.vision_model
+    teach(vit, steps=2, batch=2, learning_rate=1e-2, tasks=VIDEOS_SEEN)
+    layer = vit.encoder.layers[-1]
+    assert layer.temporal_gate.any()  # it was zero
+    clip = next(iter(LabelledClips.for_vit(vit, 1, VIDEOS_SEEN)))
+    assert len(clip.tiles) == 8
+    ways = Seer(vit)(clip.tiles, clip.grid).ways
+    torch.nn.functional.cross_entropy(ways.flatten(0, 1), clip.labels.ways.flatten()).backward()
+    assert all(p.grad.any() for p in layer.temporal_attn.parameters())
 
 
 def test_teaching_lowers_the_loss_and_changes_the_vit_alone():
@@ -147,20 +201,18 @@ def test_teaching_lowers_the_loss_and_changes_the_vit_alone():
     seer = teach(model.model.vision_model, steps=60, batch=6, learning_rate=3e-3)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert changed and all(name.startswith("model.vision_model.") for name in changed)
-    pairs = list(islice(LabelledTiles(1, PATCH), 8))
-    tiles = torch.stack([tile for tile, _ in pairs])
-    labels = Labels(*(torch.stack(parts) for parts in zip(*(labels for _, labels in pairs))))
-    logits = seer(tiles)
-    assert all(told.shape[:-1] == right.shape for told, right in zip(logits, labels))
+    clip = together(list(islice(LabelledClips(1, PATCH), 8)))
+    logits = seer(clip.tiles, clip.grid)
+    assert all(told.shape[:-1] == right.shape for told, right in zip(logits, clip.labels))
     guessed = math.log(len(CLASSES)) + math.log(len(LETTERS)) + math.log(TILE // PATCH)
-    assert seer.loss(tiles, labels)[0] < 0.9 * guessed
+    assert seer.loss(clip)[0] < 0.9 * guessed
 
 
 def test_scaling_to_unit_size_changes_the_size_alone():
     vit = seeing_vit()
     for layer in vit.encoder.layers:
         layer.ls1.data.uniform_(1, 2)
-    tiles = torch.stack([tile for tile, _ in islice(LabelledTiles(0, PATCH), 4)])
+    tiles = together(list(islice(LabelledClips(0, PATCH), 4))).tiles
     before = vit(tiles).last_hidden_state
     size = before[:, 1:].square().mean().sqrt()
     to_unit_size(vit, tiles)

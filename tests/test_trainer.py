@@ -147,6 +147,10 @@ def test_one_seed_is_that_of_the_data_and_of_the_trainer():
         ({"gradient_accumulation_steps": 2}, "follows from rows_per_step"),
         ({"rows_per_step": 3, "max_steps": 1}, "a multiple of the 2 processes"),
         ({"rows_per_step": 2}, "max_steps is missing"),
+        (
+            {"loss_reduction": "mean", "rows_per_step": 2, "max_steps": 1},
+            "expected one of token, square, sample",
+        ),
     ],
 )
 def test_what_a_recipe_cannot_mean_is_said(values, said, monkeypatch, tmp_path):
@@ -330,6 +334,22 @@ def test_the_loss_of_a_step_is_the_mean_over_all_its_labels(model, data, tmp_pat
         total += F.cross_entropy(logits, targets, reduction="sum").item()
         labels += int((targets != -100).sum())
     assert losses(trainer) == [pytest.approx(total / labels, rel=1e-5)]
+
+
+@pytest.mark.parametrize("reduction, power", [("square", 0.5), ("sample", 0)])
+def test_samples_count_as_the_reduction_says(reduction, power, model, data, tmp_path):
+    trainer = run(model, data, tmp_path, max_steps=1, rows_per_step=2, loss_reduction=reduction)
+    start = AutoModel.from_pretrained(model, trust_remote_code=True).train()
+    total = weight = 0
+    for row in rows(data, 2):
+        logits = start(**{name: row[name] for name in row if name != "labels"}).logits[0, :-1]
+        losses_of_tokens = F.cross_entropy(logits, row["labels"][0, 1:], reduction="none")
+        starts = [*(row["position_ids"][0] == 0).nonzero()[:, 0].tolist(), len(logits) + 1]
+        for first, end in zip(starts, starts[1:]):
+            labels = int((row["labels"][0, first:end] != -100).sum())
+            mean = losses_of_tokens[max(first - 1, 0) : end - 1].sum().item() / labels
+            total, weight = total + mean * labels**power, weight + labels**power
+    assert losses(trainer) == [pytest.approx(total / weight, rel=1e-5)]
 
 
 def test_a_step_without_any_label_changes_nothing(model, data, tmp_path):

@@ -499,13 +499,41 @@ def test_answers_are_independent_of_the_number_of_frames():
 def test_further_answers_follow_from_the_scenes_too(task):
     asked = set()
     for seed, world in enumerate(made(task, 100)):
-        for name, slots, answer in further(Chance(f"{seed}", held_out=False), task, world.scenes, 6):
+        for name, slots, answer in further(Chance(f"{seed}", held_out=False), task, world, 6):
             assert TRUTH[name](world.scenes, slots) == answer, (name, slots, world)
             assert re.fullmatch(TASKS[name].answers, answer)
             for form in TASKS[name].training + TASKS[name].held_out:
                 form.format(**slots)
             asked.add(name)
     assert asked == set(TASKS_OF[task])
+
+
+def about(world, slots: dict[str, str], answer: str) -> set[str]:
+    """The shapes and texts of a world that a question is about."""
+    said = {*slots.values(), *answer.split(", ")}
+    texts = {text.text for scene in world.scenes for text in scene.texts}
+    looks = {shape.look for scene in world.scenes for shape in scene.shapes}
+    named = {str(look) for look in looks if str(look) in said or {look.colour, look.kind} <= said}
+    if "things" in slots:
+        counted = set(slots["things"].removesuffix("s").split()) - {"shape"}
+        named |= {str(look) for look in looks if counted <= {look.colour, look.kind}}
+    return named | (texts & said)
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if TASKS_OF[task]])
+def test_no_turn_of_a_dialogue_is_about_what_another_told(task):
+    for seed, world in enumerate(made(task, 100)):
+        more = further(Chance(f"{seed}", held_out=False), task, world, 6)
+        turns = [about(world, slots, answer) for _, slots, answer in more]
+        if task != "moving_shape":  # which shape moves says nothing of its way
+            turns.insert(0, about(world, world.slots, world.answer))
+        assert len(set().union(*turns)) == sum(map(len, turns)), (world.slots, world.answer, more)
+
+
+def test_a_dialogue_about_the_only_shape_asks_once_where_it_moves():
+    alone = [world for world in made("motion", 200) if world.slots["it"] == "shape"]
+    assert len(alone) > 10
+    assert not any(further(Chance("0", held_out=False), "motion", world, 6) for world in alone)
 
 
 def test_a_dialogue_begins_with_the_question_that_is_asked_alone():

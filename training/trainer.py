@@ -9,8 +9,8 @@ transformers and accelerate:
 - checkpoints that are whole folders (`checkpoint.py`), merged where LoRA is trained;
 - tokens and frames a second.
 
-The loss of a step is the mean over the labels of all its rows, on whichever process and in whichever
-accumulated batch they are: how a step is split changes nothing.
+The loss of a step is the mean over the labels of all its rows, weighted as `loss_reduction` says, on
+whichever process and in whichever accumulated batch they are: how a step is split changes nothing.
 """
 
 import json
@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import nn
@@ -33,6 +34,8 @@ from pvc.training.muon import IS_MATRIX, MuonWithAdamW, is_matrix
 
 DATA_STATE = "data_state.json"
 COUNTED = ("tokens", "frames", "samples")
+# a label weighs the number of its sample's labels, to this power
+POWERS = {"token": 0.0, "square": -0.5, "sample": -1.0}
 
 
 @dataclass
@@ -49,6 +52,19 @@ class PVCTrainingArguments(TrainingArguments):
             "all else, which AdamW trains."
         },
     )
+    loss_reduction: str = field(
+        default="token",
+        metadata={
+            "help": "What counts alike, as in InternVL's training: each 'token' of the answers, each "
+            "'sample', or between them 'square' (a sample of n tokens counts n ** 0.5)."
+        },
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.loss_reduction not in POWERS:
+            expected = ", ".join(POWERS)
+            raise ValueError(f"loss_reduction is {self.loss_reduction!r}: expected one of {expected}")
 
 
 # ------------------------------------------------------------------------------------------- parameter groups
@@ -119,6 +135,14 @@ def with_needed_logits(row: dict) -> dict:
     places = (targets[0] != IGNORED).nonzero()[:, 0]
     targets = targets[:, places]
     return row | {"labels": targets, "shift_labels": targets, "logits_to_keep": places}
+
+
+def label_weights(row: dict, loss_reduction: str) -> torch.Tensor:
+    """How much each of the row's labels counts, `(labels,)` float32, in the order of `with_needed_logits`."""
+    sample = (row["position_ids"][0] == 0).cumsum(0)[1:]
+    samples = sample[row["labels"][0, 1:] != IGNORED]
+    sizes = samples.bincount()[samples]
+    return sizes.float() ** POWERS[loss_reduction]
 
 
 def counts(row: dict) -> torch.Tensor:
@@ -197,12 +221,34 @@ class PVCTrainer(Trainer):
         )
         return self.loader
 
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        """The rows of a step, and what the labels of all its rows weigh."""
+        rows, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
+        if self.args.loss_reduction != "token":
+            weight = sum(label_weights(row, self.args.loss_reduction).sum() for row in rows)
+            labels = self.accelerator.gather(torch.as_tensor(weight, device=device)).sum()
+        return rows, labels
+
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self._last_log is None:
             self._last_log = (time.monotonic(), self.seen.clone())
         self._seen_here += counts(inputs)
         labels = num_items_in_batch.clamp(min=1)  # none where all samples of a step were broken
-        return super().training_step(model, with_needed_logits(inputs), labels)
+        row = with_needed_logits(inputs)
+        if self.args.loss_reduction != "token":
+            row |= {"label_weights": label_weights(inputs, self.args.loss_reduction)}
+        return super().training_step(model, row, labels)
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        if "label_weights" not in inputs:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        weights, targets = inputs.pop("label_weights"), inputs.pop("shift_labels")
+        del inputs["labels"]  # the model's own loss weighs all alike
+        outputs = model(**inputs)
+        losses = F.cross_entropy(outputs.logits[0].float(), targets[0], reduction="none")
+        # DDP, FSDP2 and DeepSpeed take the mean of the processes' gradients
+        loss = losses @ weights / num_items_in_batch * self.accelerator.num_processes
+        return (loss, outputs) if return_outputs else loss
 
     # --------------------------------------------------------------------------------------------------- logs
 

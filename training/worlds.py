@@ -125,7 +125,7 @@ class SmallWorlds(Dataset):
             return chance.choice(phrasings(task, held_out=self.held_out)).format(**slots)
 
         question = asked(task, world.slots)
-        more = further(chance, task, world.scenes, self.turns - 1)
+        more = further(chance, task, world, self.turns - 1)
         more_turns = tuple((asked(name, slots), answer) for name, slots, answer in more)
         return Sample(task, world.scenes, question, world.answer, more_turns)
 

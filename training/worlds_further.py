@@ -18,11 +18,12 @@ from pvc.training.worlds_pictures import (
     PLACES,
     ROWS,
     TILE,
+    World,
     an,
     any_things,
-    names_from_left,
     side_of,
 )
+from pvc.training.worlds_questions import TASKS
 from pvc.training.worlds_videos import DIRECTIONS, choose_nth
 
 Asked = tuple[dict[str, str], str]  # slots, answer
@@ -30,14 +31,37 @@ Question = tuple[str, dict[str, str], str]  # the task before them
 TRIES = 10
 
 
-def further(chance: Chance, task: str, scenes: list[Scene], number: int) -> list[Question]:
-    """Up to `number` questions about the scenes of a world of `task`: task, slots and answer of each."""
-    asked = []
+def further(chance: Chance, task: str, world: World, number: int) -> list[Question]:
+    """Up to `number` further questions about a world that was drawn for `task`.
+
+    Nothing is asked about twice: where one turn of a dialogue tells the answer of the next, a model learns to
+    copy it and not to see.
+    """
+    asked, named = [], set()
+    if task != "moving_shape":  # which shape moves says nothing of its way
+        named = _named(world.scenes, world.slots, world.answer)
     for name in chance.choices(TASKS_OF[task], k=number) if TASKS_OF[task] else []:
-        question = ASK[name](chance, scenes)
-        if question and (name, *question) not in asked:
+        question = ASK[name](chance, world.scenes)
+        about = _named(world.scenes, *question) if question else set()
+        if question and not about & named and (name, *question) not in asked:
             asked.append((name, *question))
+            named |= about
     return asked
+
+
+def _named(scenes: list[Scene], slots: dict[str, str], answer: str) -> set[str]:
+    """The shapes and texts of the scenes that a question or its answer names, or counts."""
+    there = {str(shape.look) for scene in scenes for shape in scene.shapes}
+    there |= {text.text for scene in scenes for text in scene.texts}
+    if slots.get("it") == "shape":
+        return there
+    # a question about a circle whose answer is "red" is about the red circle
+    said = " ".join([answer, *slots.values(), answer]).replace(",", "")
+    named = {thing for thing in there if f" {thing} " in f" {said} "}
+    if "things" in slots:
+        counted = set(slots["things"].removesuffix("s").split()) - {"shape"}
+        named |= {thing for thing in there if counted <= set(thing.split())}
+    return named
 
 
 def _alone(
@@ -113,11 +137,6 @@ def place(chance: Chance, scenes: list[Scene]) -> Asked | None:
     return None
 
 
-def name_all(chance: Chance, scenes: list[Scene]) -> Asked | None:
-    names = names_from_left(scenes[0].shapes)
-    return ({}, names) if names else None
-
-
 def chart_highest(chance: Chance, scenes: list[Scene]) -> Asked:
     return {}, max(scenes[0].bars, key=lambda bar: bar.value).label
 
@@ -130,10 +149,6 @@ def chart_value(chance: Chance, scenes: list[Scene]) -> Asked:
 def chart_compare(chance: Chance, scenes: list[Scene]) -> Asked:
     one, other = chance.sample(scenes[0].bars, 2)
     return {"word": one.label, "other_word": other.label}, "yes" if one.value > other.value else "no"
-
-
-def read_chart(chance: Chance, scenes: list[Scene]) -> Asked:
-    return {}, ", ".join(f"{bar.label} {bar.value}" for bar in scenes[0].bars)
 
 
 # ------------------------------------------------------------------------------------------ several pictures
@@ -164,13 +179,14 @@ def which_picture(chance: Chance, scenes: list[Scene]) -> Asked | None:
 
 def motion(chance: Chance, scenes: list[Scene]) -> Asked | None:
     """One that moves, by its first step: speeds are equal from frame to frame."""
-    ways = {shape.look: _way(shape, later) for shape, later in zip(scenes[0].shapes, scenes[1].shapes)}
+    ways = {shape.look: way_of(shape, later) for shape, later in zip(scenes[0].shapes, scenes[1].shapes)}
     moving = [look for look, way in ways.items() if way]
     look = chance.choice(moving) if moving else None
     return look and ({"it": str(look)}, ways[look])
 
 
-def _way(shape: Shape, later: Shape) -> str | None:
+def way_of(shape: Shape, later: Shape) -> str | None:
+    """The direction from where a shape is to where it is later; None: it stands still, or moves aslant."""
     steps = [(after - before + TILE / 2) % TILE - TILE / 2 for before, after in zip(shape[1:3], later[1:3])]
     signs = tuple((step > 1e-6) - (step < -1e-6) for step in steps)
     return next((name for name, direction in DIRECTIONS.items() if direction == signs), None)
@@ -179,11 +195,6 @@ def _way(shape: Shape, later: Shape) -> str | None:
 def _events(scenes: list[Scene]) -> list[Look]:
     """What appears, one after another."""
     return [shapes[0].look for shapes, _ in groupby(scene.shapes for scene in scenes) if shapes]
-
-
-def tell_order(chance: Chance, scenes: list[Scene]) -> Asked | None:
-    events = _events(scenes)
-    return ({}, ", ".join(map(str, events))) if events else None
 
 
 def order_nth(chance: Chance, scenes: list[Scene]) -> Asked | None:
@@ -209,31 +220,26 @@ def count_appear(chance: Chance, scenes: list[Scene]) -> Asked:
     return {"things": things}, str(number)
 
 
-def colour_change(chance: Chance, scenes: list[Scene]) -> Asked:
-    looks = _events(scenes)
-    when, step = chance.choice((("before", -1), ("after", 1)))
-    asked, answer = chance.choice(list(zip(looks, looks[1:])))[::step]
-    return {"kind": asked.kind, "when": when, "colour": asked.colour}, answer.colour
-
-
 ASK = {
     function.__name__: function
     for function in (
-        *(word_at, colour, shape, count, exists, relation, place, name_all),
-        *(chart_highest, chart_value, chart_compare, read_chart, more, which_picture),
-        *(motion, tell_order, order_nth, order_before, count_appear, colour_change),
+        *(word_at, colour, shape, count, exists, relation, place),
+        *(chart_highest, chart_value, chart_compare, more, which_picture),
+        *(motion, order_nth, order_before, count_appear),
     )
 }
-SHAPES = ("colour", "shape", "count", "exists", "relation", "place", "name_all")
-CHART = ("chart_highest", "chart_value", "chart_compare", "read_chart")
-ORDER = ("tell_order", "order_nth", "order_before", "count_appear")
-TASKS_OF = {  # task that a world is drawn for -> what else may be asked of it
-    **dict.fromkeys(("word", "number", "read_all", "count_blinks"), ()),
-    **dict.fromkeys(SHAPES, SHAPES),
-    **dict.fromkeys(CHART, CHART),
-    **dict.fromkeys(("tell_order", "order_nth", "order_before"), ORDER),
-    **dict.fromkeys(("same", "more", "which_picture"), ("more", "which_picture")),
-    **{task: (task,) for task in ("word_at", "motion", "colour_change")},
-    "moving_shape": ("motion",),
-    "count_appear": ("tell_order", "count_appear"),
-}
+SHAPES = ("colour", "shape", "count", "exists", "relation", "place")
+CHART = ("chart_highest", "chart_value", "chart_compare")
+ORDER = ("order_nth", "order_before", "count_appear")
+TASKS_OF = (
+    dict.fromkeys(TASKS, ())
+    | {  # task that a world is drawn for -> what else may be asked of it
+        **dict.fromkeys(SHAPES, SHAPES),
+        **dict.fromkeys(CHART, CHART),
+        "chart_highest": CHART[1:],
+        **dict.fromkeys(ORDER, ORDER),
+        **dict.fromkeys(("same", "more", "which_picture"), ("more", "which_picture")),
+        **dict.fromkeys(("motion", "moving_shape"), ("motion",)),
+        "word_at": ("word_at",),
+    }
+)
