@@ -514,9 +514,6 @@ def about(world, slots: dict[str, str], answer: str) -> set[str]:
     texts = {text.text for scene in world.scenes for text in scene.texts}
     looks = {shape.look for scene in world.scenes for shape in scene.shapes}
     named = {str(look) for look in looks if str(look) in said or {look.colour, look.kind} <= said}
-    if "things" in slots:
-        counted = set(slots["things"].removesuffix("s").split()) - {"shape"}
-        named |= {str(look) for look in looks if counted <= {look.colour, look.kind}}
     return named | (texts & said)
 
 

@@ -35,9 +35,9 @@ def further(chance: Chance, task: str, world: World, number: int) -> list[Questi
     """Up to `number` further questions about a world that was drawn for `task`.
 
     Nothing is asked about twice: where one turn of a dialogue tells the answer of the next, a model learns to
-    copy it and not to see.
+    copy it and not to see. Numbers tell little: they may be asked for beside anything else.
     """
-    asked, named = [], set()
+    asked, named = [(task, world.slots, world.answer)], set()
     if task != "moving_shape":  # which shape moves says nothing of its way
         named = _named(world.scenes, world.slots, world.answer)
     for name in chance.choices(TASKS_OF[task], k=number) if TASKS_OF[task] else []:
@@ -46,22 +46,18 @@ def further(chance: Chance, task: str, world: World, number: int) -> list[Questi
         if question and not about & named and (name, *question) not in asked:
             asked.append((name, *question))
             named |= about
-    return asked
+    return asked[1:]
 
 
 def _named(scenes: list[Scene], slots: dict[str, str], answer: str) -> set[str]:
-    """The shapes and texts of the scenes that a question or its answer names, or counts."""
+    """The shapes and texts of the scenes that a question or its answer names."""
     there = {str(shape.look) for scene in scenes for shape in scene.shapes}
     there |= {text.text for scene in scenes for text in scene.texts}
     if slots.get("it") == "shape":
         return there
     # a question about a circle whose answer is "red" is about the red circle
     said = " ".join([answer, *slots.values(), answer]).replace(",", "")
-    named = {thing for thing in there if f" {thing} " in f" {said} "}
-    if "things" in slots:
-        counted = set(slots["things"].removesuffix("s").split()) - {"shape"}
-        named |= {thing for thing in there if counted <= set(thing.split())}
-    return named
+    return {thing for thing in there if f" {thing} " in f" {said} "}
 
 
 def _alone(
@@ -234,7 +230,7 @@ ORDER = ("order_nth", "order_before", "count_appear")
 TASKS_OF = (
     dict.fromkeys(TASKS, ())
     | {  # task that a world is drawn for -> what else may be asked of it
-        **dict.fromkeys(SHAPES, SHAPES),
+        **dict.fromkeys(SHAPES, (*SHAPES, "count", "relation", "count", "relation")),  # hard ones
         **dict.fromkeys(CHART, CHART),
         "chart_highest": CHART[1:],
         **dict.fromkeys(ORDER, ORDER),
