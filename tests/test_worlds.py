@@ -498,7 +498,7 @@ def test_answers_are_independent_of_the_number_of_frames():
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS_OF[task]])
 def test_further_answers_follow_from_the_scenes_too(task):
     asked = set()
-    for seed, world in enumerate(made(task, 100)):
+    for seed, world in enumerate(made(task, 300)):
         for name, slots, answer in further(Chance(f"{seed}", held_out=False), task, world, 6):
             assert TRUTH[name](world.scenes, slots) == answer, (name, slots, world)
             assert re.fullmatch(TASKS[name].answers, answer)
