@@ -39,8 +39,13 @@ class Chance(Random):
         self.held_out = held_out
 
     def word(self, min_letters: int = 3, max_letters: int = 8) -> str:
-        """Letters without meaning: they can only be read, not guessed."""
+        """Letters without meaning: they can only be read, not guessed.
+
+        Long words are harder, and come more often in training.
+        """
         length = self.randint(min_letters, max_letters)
+        if not self.held_out:
+            length = max(length, self.randint(min_letters, max_letters))
         while True:
             word = "".join(self.choices(ascii_lowercase, k=length))
             if is_held_out(word) == self.held_out:
