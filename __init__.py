@@ -9,7 +9,6 @@ from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parent
 ABOUT_CHECKPOINT = (
-    "PVC-Tiny knows small worlds alone, coloured shapes and the order of events best; it reads short "
-    "words, often with a wrong letter, and mostly guesses directions. Of anything else its answers mean "
-    "nothing."
+    "PVC-Tiny knows small worlds alone: coloured shapes, where they are and where they move, and words, the "
+    "long ones often with a wrong letter. Of several pictures it knows little, of anything else nothing."
 )

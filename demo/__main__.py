@@ -36,13 +36,13 @@ def main():
     print(f"One picture ({PICTURES[0].name})")
     first = load_image(PICTURES[0], input_size=size, max_num=max_num)
     ask("Name all shapes from left to right.", "red circle, blue square", first)
-    ask("What colour is the square?", "blue", first)
+    ask("Is the blue square left, right, above or below, seen from the red circle?", "right", first)
 
     print(f"Two pictures ({PICTURES[0].name}, {PICTURES[1].name})")
     second = load_image(PICTURES[1], input_size=size, max_num=max_num)
     both = {"data_flag": [2], "num_patches_list": [len(first), len(second)]}
-    question = "Image-1: <image>\nImage-2: <image>\nAre the two pictures the same?"
-    ask(question, "no", torch.cat([first, second]), **both)
+    question = "Image-1: <image>\nImage-2: <image>\nIn which picture is the red circle?"
+    ask(question, "first", torch.cat([first, second]), **both)
 
     frames, num_patches_list = load_video(VIDEO, input_size=size, num_segments=8)
     print(f"A video ({VIDEO.name}, {len(num_patches_list)} frames)")
