@@ -573,7 +573,7 @@ QUESTIONS = {
     "image": [user(image(), text("What is this?"))],
     "several images": [user(image(), image(OTHER), text("Compare."))],
     "video": [user(video(num_frames=4), text("What happens?"))],
-    "text": [user("What?")],
+    "text": [user("Is there a red circle?")],
     "history": [user(image(), text("What?")), assistant("A disc."), user(text("Sure?"))],
 }
 

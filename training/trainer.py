@@ -61,10 +61,10 @@ class PVCTrainingArguments(TrainingArguments):
     )
 
     def __post_init__(self):
-        super().__post_init__()
         if self.loss_reduction not in POWERS:
             expected = ", ".join(POWERS)
             raise ValueError(f"loss_reduction is {self.loss_reduction!r}: expected one of {expected}")
+        super().__post_init__()
 
 
 # ------------------------------------------------------------------------------------------- parameter groups
