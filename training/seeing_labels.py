@@ -15,10 +15,9 @@ from pvc.preprocess import build_transform, get_index
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_chance import LOOKS
 from pvc.training.worlds_drawing import COLOURS, Box, Scene, draw, draw_shape, text_extent
-from pvc.training.worlds_further import way_of
 from pvc.training.worlds_pictures import ONE_TILE, TILE
 from pvc.training.worlds_questions import TASKS
-from pvc.training.worlds_videos import DIRECTIONS, ENOUGH
+from pvc.training.worlds_videos import DIRECTIONS, ENOUGH, way_of
 
 PICTURES_SEEN = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
 TASKS_SEEN = (*PICTURES_SEEN, "motion", "tell_order")

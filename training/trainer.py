@@ -225,7 +225,9 @@ class PVCTrainer(Trainer):
         """The rows of a step, and what the labels of all its rows weigh."""
         rows, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
         if self.args.loss_reduction != "token":
-            weight = sum(label_weights(row, self.args.loss_reduction).sum() for row in rows)
+            for row in rows:
+                row["label_weights"] = label_weights(row, self.args.loss_reduction)
+            weight = sum(row["label_weights"].sum() for row in rows)
             labels = self.accelerator.gather(torch.as_tensor(weight, device=device)).sum()
         return rows, labels
 
@@ -234,10 +236,7 @@ class PVCTrainer(Trainer):
             self._last_log = (time.monotonic(), self.seen.clone())
         self._seen_here += counts(inputs)
         labels = num_items_in_batch.clamp(min=1)  # none where all samples of a step were broken
-        row = with_needed_logits(inputs)
-        if self.args.loss_reduction != "token":
-            row |= {"label_weights": label_weights(inputs, self.args.loss_reduction)}
-        return super().training_step(model, row, labels)
+        return super().training_step(model, with_needed_logits(inputs), labels)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "label_weights" not in inputs:

@@ -24,7 +24,7 @@ from pvc.training.worlds_pictures import (
     side_of,
 )
 from pvc.training.worlds_questions import TASKS
-from pvc.training.worlds_videos import DIRECTIONS, choose_nth
+from pvc.training.worlds_videos import choose_nth, way_of
 
 Asked = tuple[dict[str, str], str]  # slots, answer
 Question = tuple[str, dict[str, str], str]  # the task before them
@@ -179,13 +179,6 @@ def motion(chance: Chance, scenes: list[Scene]) -> Asked | None:
     moving = [look for look, way in ways.items() if way]
     look = chance.choice(moving) if moving else None
     return look and ({"it": str(look)}, ways[look])
-
-
-def way_of(shape: Shape, later: Shape) -> str | None:
-    """The direction from where a shape is to where it is later; None: it stands still, or moves aslant."""
-    steps = [(after - before + TILE / 2) % TILE - TILE / 2 for before, after in zip(shape[1:3], later[1:3])]
-    signs = tuple((step > 1e-6) - (step < -1e-6) for step in steps)
-    return next((name for name, direction in DIRECTIONS.items() if direction == signs), None)
 
 
 def _events(scenes: list[Scene]) -> list[Look]:

@@ -98,6 +98,13 @@ def _path(chance: Chance, shape: Shape, direction: str | None, frames: int) -> l
     ]
 
 
+def way_of(shape: Shape, later: Shape) -> str | None:
+    """The direction from where a shape is to where it is later; None: it stands still, or moves aslant."""
+    steps = [(after - before + TILE / 2) % TILE - TILE / 2 for before, after in zip(shape[1:3], later[1:3])]
+    signs = tuple((step > 1e-6) - (step < -1e-6) for step in steps)
+    return next((name for name, direction in DIRECTIONS.items() if direction == signs), None)
+
+
 # ---------------------------------------------------------------------------------------- order and counting
 
 
