@@ -1,7 +1,7 @@
 """What the ViT is taught to see before there is an LLM: labels are where things are drawn, and are learnt."""
 
 import math
-from itertools import islice
+from itertools import groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,7 @@ from pvc.training.seeing_labels import (
     maps_of,
     tile_boxes,
     together,
+    what_was,
 )
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_drawing import COLOURS, Look, Scene, Shape, Text, draw
@@ -152,12 +153,12 @@ def test_tiles_are_those_of_the_processor_and_differ_by_seed():
     clip = next(iter(LabelledClips(0, PATCH)))
     patches = (TILE // PATCH) ** 2
     assert clip.tiles.shape == (1, 3, TILE, TILE) and clip.grid.tolist() == [[1, 1, 1]]
-    places = [patches, patches // BLOCK**2, patches, patches, patches]
+    places = [patches, patches // BLOCK**2, patches, patches, patches, patches]
     assert [one.shape[:2] for one in clip.labels] == [(1, number) for number in places]
     assert not torch.equal(clip.tiles, next(iter(LabelledClips(1, PATCH))).tiles)
 
 
-@pytest.mark.parametrize("task", VIDEOS_SEEN)
+@pytest.mark.parametrize("task", ["motion", "moving_shape"])
 def test_patches_of_frames_tell_the_way_that_their_shape_has_moved(task):
     told = set()
     clips = LabelledClips(0, PATCH, (task,), frames=8)
@@ -175,12 +176,40 @@ def test_patches_of_frames_tell_the_way_that_their_shape_has_moved(task):
     assert told == set(WAYS)
 
 
+def test_what_comes_and_goes_moves_nowhere():
+    clips = LabelledClips(0, PATCH, ("tell_order", "colour_change"), frames=8)
+    ways = torch.cat([clip.labels.ways for clip in islice(clips, 10)])
+    assert {WAYS[way] for way in ways[ways != UNKNOWN].tolist()} == {"still"}
+
+
+def test_patches_of_frames_tell_what_was_there_before_what_is():
+    worlds = SmallWorlds(20, tasks=["colour_change"])
+    for index, clip in zip(range(20), LabelledClips(0, PATCH, ("colour_change",), frames=8)):
+        scenes = worlds.sample(index).scenes
+        looks = [looks for looks, _ in groupby(str(scene.shapes[0].look) for scene in scenes)]
+        before = dict(zip(looks, ["nothing", *looks]))
+        is_shape = (clip.labels.cells != NOTHING).any(-1)
+        for cells, was in zip(clip.labels.cells[is_shape], clip.labels.was[is_shape]):
+            assert CLASSES[was] == before[CLASSES[cells.max()]]
+        assert (clip.labels.was[~is_shape] == NOTHING).all()
+
+
+def test_where_a_shape_is_gone_patches_tell_it_until_another_has_come_and_gone():
+    red, blue = (Shape(Look(colour, "square"), x=20, y=20, radius=10) for colour in ("red", "blue"))
+    shown = [(), (red,), (), (), (blue,), ()]
+    frames = [labels_of(Scene(ONE_TILE, WHITE, shapes), (0, 0, *ONE_TILE), PATCH) for shapes in shown]
+    was = what_was(torch.stack([labels.cells for labels in frames]))
+    middle = 20 // PATCH * (TILE // PATCH) + 20 // PATCH
+    told = [CLASSES[place] for place in was[:, middle]]
+    assert told == ["nothing", "nothing", "red square", "red square", "nothing", "blue square"]
+
+
 def test_a_repeated_picture_has_its_labels_at_every_moment():
     clip = next(iter(LabelledClips(0, PATCH, repeats=4)))
     assert clip.grid.tolist() == [[1, 1, 4]]
     for labels in clip.labels:
         assert len(labels) == 4 and (labels == labels[:1]).all()
-    assert (clip.labels.ways == UNKNOWN).all()
+    assert (clip.labels.ways == UNKNOWN).all() and (clip.labels.was == UNKNOWN).all()
 
 
 def test_a_vit_that_looks_back_in_time_is_shown_videos_and_taught_ways():

@@ -10,8 +10,9 @@ Linear heads, thrown away in the end, say
   middle there, so that shapes can be counted and found;
 - of each block of 4x4 patches, which the projector will make one visual token, what is written in the text
   that crosses its upper half, and its lower, letter by letter;
-- of each patch of a video's frames, which way the shape on it has moved since the frame before. Temporal
-  attention alone can know that: a ViT without it is shown single frames.
+- of each patch of a video's frames, which way the shape on it has moved since the frame before, and what was
+  to be seen there before what is: another colour, say. Temporal attention alone can know that: a ViT without
+  it is shown single frames.
 
 The small worlds know all of this, so that a tile gives a thousand labels and not the few tokens of an answer:
 what answers hardly begin to teach takes minutes on a CPU.
@@ -72,6 +73,7 @@ class Seer(nn.Module):
         self.middle = nn.Linear(width, 2 * side)
         self.ways = nn.Linear(width, len(WAYS))
         self.shapes = nn.Linear(width, len(SHAPES))
+        self.was = nn.Linear(width, len(CLASSES))
 
     def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> Labels:
         """Logits in place of the labels, `(moments, …, choices)`, of tiles and their grid as in a `Clip`."""
@@ -84,6 +86,7 @@ class Seer(nn.Module):
             self.middle(patches).unflatten(-1, (2, -1)).float(),
             self.ways(patches).float(),
             self.shapes(patches).float(),
+            self.was(patches).float(),
         )
 
     def loss(self, clip: Clip) -> tuple[torch.Tensor, Labels]:

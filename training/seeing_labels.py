@@ -21,7 +21,7 @@ from pvc.training.worlds_videos import DIRECTIONS, ENOUGH, way_of
 
 PICTURES_SEEN = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
 TASKS_SEEN = (*PICTURES_SEEN, "motion", "tell_order")
-VIDEOS_SEEN = ("motion", "moving_shape")  # where the shapes of one frame are those of the next
+VIDEOS_SEEN = ("motion", "colour_change", "moving_shape", "tell_order")
 WAYS = ("still", *DIRECTIONS)
 CELLS = (2, 4)  # rows and columns of a patch: a letter may be narrower than a patch
 BLOCK = 4  # patches on a side of what becomes one visual token
@@ -31,7 +31,7 @@ LETTERS = ["", *ascii_lowercase, *digits]  # the first stands behind the last le
 CLASSES = ["nothing", *LETTERS[1:], *map(str, LOOKS), *(f"{colour} bar" for colour in COLOURS)]
 CLASS = {name: number for number, name in enumerate(CLASSES)}
 SHAPES = ["nothing", *map(str, LOOKS)]
-MOSTLY_NOTHING = ("cells", "shapes")  # of the labels
+MOSTLY_NOTHING = ("cells", "shapes", "was")  # of the labels
 MAX_LETTERS = 8
 IMAGE_REPEATS = 4
 UNKNOWN = -100  # as in `F.cross_entropy`
@@ -47,6 +47,7 @@ class Labels(NamedTuple):
     middle: torch.Tensor  # (P, 2): column and row of patches
     ways: torch.Tensor  # (P,): places in WAYS
     shapes: torch.Tensor  # (P,): places in SHAPES, of what has its middle there
+    was: torch.Tensor  # (P,): places in CLASSES, of what was seen there before what is
 
 
 class Thing(NamedTuple):
@@ -100,8 +101,9 @@ def tile_boxes(size: tuple[int, int]) -> list[Box]:
 
 
 def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = None) -> Labels:
-    """What is to be seen in a tile of a scene: `box` is what the tile shows, `before` an earlier frame of the
-    same shapes.
+    """What is to be seen in a tile of a scene: `box` is what the tile shows, `before` the frame before it.
+
+    What was on its patches is left unknown: see `what_was`.
     """
     classes, numbers, things = maps_of(scene)
     classes, numbers = (
@@ -144,8 +146,20 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
             told = [*seen, 0][:MAX_LETTERS]
             letters[half][: len(told)] = told
     cells = rearrange(cells, "p ch cw -> p (ch cw)")
-    labels = (cells, letters, middle, ways, shapes.flatten())
+    labels = (cells, letters, middle, ways, shapes.flatten(), np.full(len(pixels), UNKNOWN))
     return Labels(*(torch.from_numpy(x.astype(np.int64)) for x in labels))
+
+
+def what_was(cells: torch.Tensor) -> torch.Tensor:
+    """Of `cells (frames, P, cells of a patch)`, what was on each patch before what is there now: `(frames, P)`.
+
+    It is nothing from the first frame on, until what is there changes.
+    """
+    now = cells.amax(-1)
+    was = torch.full_like(now, NOTHING)
+    for frame in range(1, len(now)):
+        was[frame] = torch.where(now[frame] == now[frame - 1], was[frame - 1], now[frame - 1])
+    return was
 
 
 def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
@@ -155,12 +169,13 @@ def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
 
 
 def _ways(scene: Scene, before: Scene | None) -> list[int]:
-    """Of the scene's things, as `maps_of` orders them, which way each has moved."""
+    """Of the scene's things, as `maps_of` orders them, which way each has moved. Shapes that come or go do it
+    while there are no others that could be taken for them.
+    """
     of_shapes = [UNKNOWN] * len(scene.shapes)
-    if before is not None:
+    if before is not None and len(before.shapes) == len(scene.shapes):
         of_shapes = [
-            WAYS.index(way_of(was, shape) or "still")
-            for was, shape in zip(before.shapes, scene.shapes, strict=True)
+            WAYS.index(way_of(was, shape) or "still") for was, shape in zip(before.shapes, scene.shapes)
         ]
     return [UNKNOWN] * len(scene.bars) + of_shapes + [UNKNOWN] * len(scene.texts)
 
@@ -229,13 +244,14 @@ class LabelledClips(IterableDataset):
     def video(self, scenes: list[Scene]) -> Clip:
         chosen = [scenes[i] for i in get_index(None, 1, len(scenes) - 1, num_segments=self.frames)]
         transform, box = build_transform(TILE), (0, 0, *ONE_TILE)
-        labels = [
+        by_frame = [
             labels_of(scene, box, self.patch_size, before) for before, scene in zip([None, *chosen], chosen)
         ]
+        labels = Labels(*map(torch.stack, zip(*by_frame)))
         return Clip(
             torch.stack([transform(draw(scene)) for scene in chosen]),
             torch.tensor([[self.frames, 1, 1]] * self.frames),
-            Labels(*map(torch.stack, zip(*labels))),
+            labels._replace(was=what_was(labels.cells)),
         )
 
 
