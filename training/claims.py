@@ -145,7 +145,7 @@ def write_start(folder: Path, name: str, seed: int, base: Path | None = None):
     model = new_model(name, seed, tokenizer, base)
     if base is None:
         model.set_attn_implementation("eager")  # as the recipes
-        teach(model.model.vision_model, seed=seed, **SEEING)
+        teach(model.model, seed=seed, **SEEING)
     processor = PVCProcessor(PVCImageProcessor.from_model_config(model.config), tokenizer)
     generation = generation_config(tokenizer)
     save_folder(unfinished, type(model), model.config, generation, model.state_dict(), processor)

@@ -1,4 +1,5 @@
-"""Teaches the ViT of InternVL-Tiny to see, before there is an LLM, and that of PVC-Tiny to look back in time.
+"""Teaches the ViT of InternVL-Tiny to see, before there is an LLM; then that of PVC-Tiny to look back in
+time, and its projector to hand on what is seen.
 
     torchrun --nproc-per-node 2 -m pvc.training.seeing FOLDER     on two cores, with OMP_NUM_THREADS=1
 
@@ -12,7 +13,10 @@ Linear heads, thrown away in the end, say
   that crosses its upper half, and its lower, letter by letter;
 - of each patch of a video's frames, which way the shape on it has moved since the frame before, and what was
   to be seen there before what is: another colour, say. Temporal attention alone can know that: a ViT without
-  it is shown single frames.
+  it is shown single frames;
+- of each visual token what the LLM will have to know of its block: what is written, and which shapes are in
+  its patches, their ways, and what was there before. A projector that begins at random, as that of PVC does,
+  learns little of this from answers.
 
 The small worlds know all of this, so that a tile gives a thousand labels and not the few tokens of an answer:
 what answers hardly begin to teach takes minutes on a CPU.
@@ -22,6 +26,7 @@ with the recipes alone, on millions of samples.
 """
 
 import argparse
+import math
 import os
 from functools import partial
 from itertools import islice
@@ -35,8 +40,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from pvc.modeling_intern_vit import InternVisionModel
-from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
+from pvc.modeling_intern_vit import ClipLayout, InternVisionModel
+from pvc.modeling_pvc import PVCForConditionalGeneration, PVCModel, pixel_shuffle
 from pvc.training import cpu_attention
 from pvc.training.muon import IS_MATRIX, MuonWithAdamW, is_matrix
 from pvc.training.seeing_labels import (
@@ -60,40 +65,76 @@ from pvc.training.worlds_pictures import TILE
 
 logger = logging.get_logger(__name__)
 
+TOLD_BY_TOKENS = ("letters", "ways", "shapes", "was")  # of the labels
+BY_TOKENS = " by tokens"
+
 
 class Seer(nn.Module):
-    """A ViT and the heads that tell what is in its patches."""
+    """A ViT, the projector where it makes a visual token of each block, and the heads that tell what is to be
+    seen in patches, in blocks and in visual tokens.
+    """
 
-    def __init__(self, vit: InternVisionModel):
+    def __init__(self, model: PVCModel):
         super().__init__()
-        self.vit = vit
-        width, side = vit.config.hidden_size, TILE // vit.config.patch_size
-        self.cells = nn.Linear(width, CELLS[0] * CELLS[1] * len(CLASSES))
-        self.letters = nn.Linear(BLOCK**2 * width, HALVES * MAX_LETTERS * len(LETTERS))
-        self.middle = nn.Linear(width, 2 * side)
-        self.ways = nn.Linear(width, len(WAYS))
-        self.shapes = nn.Linear(width, len(SHAPES))
-        self.was = nn.Linear(width, len(CLASSES))
+        self.vit, self.side = model.vision_model, TILE // model.config.vision_config.patch_size
+        self.choices = {  # of a patch; letters are of a block
+            "cells": (CELLS[0] * CELLS[1], len(CLASSES)),
+            "letters": (HALVES, MAX_LETTERS, len(LETTERS)),
+            "middle": (2, self.side),
+            "ways": (len(WAYS),),
+            "shapes": (len(SHAPES),),
+            "was": (len(CLASSES),),
+        }
+        width, in_block = model.config.vision_config.hidden_size, BLOCK**2
+        self.of_patches = nn.ModuleDict()
+        for name, choices in self.choices.items():
+            width_in = in_block * width if name == "letters" else width
+            self.of_patches[name] = nn.Linear(width_in, math.prod(choices))
+        self.projector, self.of_tokens = None, nn.ModuleDict()
+        if model.projector.block == BLOCK:
+            self.projector = model.projector
+            for name in TOLD_BY_TOKENS:
+                number = math.prod(self.choices[name]) * (1 if name == "letters" else in_block)
+                self.of_tokens[name] = nn.Linear(model.config.llm_config.hidden_size, number)
 
-    def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> Labels:
-        """Logits in place of the labels, `(moments, …, choices)`, of tiles and their grid as in a `Clip`."""
-        patches = self.vit(tiles, grid).last_hidden_state[:, 1:]
-        side = TILE // self.vit.config.patch_size
-        blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=side), BLOCK).flatten(1, 2)
-        return Labels(
-            self.cells(patches).unflatten(-1, (-1, len(CLASSES))).float(),
-            self.letters(blocks).unflatten(-1, (HALVES, MAX_LETTERS, -1)).float(),
-            self.middle(patches).unflatten(-1, (2, -1)).float(),
-            self.ways(patches).float(),
-            self.shapes(patches).float(),
-            self.was(patches).float(),
+    def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Logits `(moments, …, choices)` by name of the labels, of tiles and their grid as in a `Clip`; those
+        that visual tokens tell as well are there a second time, `BY_TOKENS` behind the name.
+        """
+        clips = ClipLayout.from_grid(grid, len(tiles))
+        hidden_states = self.vit(tiles, clips=clips).last_hidden_state
+        patches = hidden_states[:, 1:]
+        blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
+        logits = {
+            name: head(blocks if name == "letters" else patches) for name, head in self.of_patches.items()
+        }
+        if self.projector:
+            tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))
+            tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
+            for name, head in self.of_tokens.items():
+                told = head(tokens)
+                logits[name + BY_TOKENS] = told if name == "letters" else self.by_patch(told)
+        return {
+            name: told.unflatten(-1, self.choices[name.removesuffix(BY_TOKENS)]).float()
+            for name, told in logits.items()
+        }
+
+    def by_patch(self, told: torch.Tensor) -> torch.Tensor:
+        """Logits of blocks, those of their patches side by side, as logits of the tile's patches."""
+        return rearrange(
+            told,
+            "b (h w) (bh bw n) -> b (h bh w bw) n",
+            h=self.side // BLOCK,
+            bh=BLOCK,
+            bw=BLOCK,
         )
 
-    def loss(self, clip: Clip) -> tuple[torch.Tensor, Labels]:
+    def loss(self, clip: Clip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
         loss = 0
-        for name, told in logits._asdict().items():
+        for name, told in logits.items():
+            name = name.removesuffix(BY_TOKENS)
             told, right = told.flatten(0, -2), getattr(clip.labels, name).flatten()
             weight = told.new_ones(told.shape[-1])
             if name in MOSTLY_NOTHING:
@@ -103,22 +144,24 @@ class Seer(nn.Module):
         return loss, logits
 
 
-def told_rightly(logits: Labels, labels: Labels) -> dict[str, float]:
+def told_rightly(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float]:
     """Shares of what there is to tell of each kind, leaving out where nothing is; of texts as a whole."""
     shares = {}
-    for name, told, right in zip(Labels._fields, logits, labels):
+    for teller, told in logits.items():
+        name = teller.removesuffix(BY_TOKENS)
+        right = getattr(labels, name)
         is_right, is_known = told.argmax(-1) == right, right != UNKNOWN
         if name == "letters":
             is_right, is_known = (is_right | ~is_known).all(-1), is_known.any(-1)
         elif name in MOSTLY_NOTHING:
-            is_known = right != NOTHING
+            is_known &= right != NOTHING
         if is_known.any():
-            shares[name] = is_right[is_known].float().mean().item()
+            shares[teller] = is_right[is_known].float().mean().item()
     return shares
 
 
 def teach(
-    vit: InternVisionModel,
+    model: PVCModel,
     *,
     steps: int,
     batch: int,
@@ -126,15 +169,21 @@ def teach(
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
 ) -> Seer:
-    """Trains `vit` in place on clips of `tasks`, in bfloat16 where matrices are multiplied; logs loss and
-    what is told rightly. Of several processes each takes `batch` clips of its own.
+    """Trains what `Seer` has of `model` in place, on clips of `tasks`, in bfloat16 where matrices are
+    multiplied; logs loss and what is told rightly. Of several processes each takes `batch` clips of its own.
 
-    Its matrices with Muon, which needs a third fewer steps than AdamW here; the rest with AdamW.
+    AdaLN in the projector is left to the answers. Matrices of layers are trained with Muon, which needs a
+    third fewer steps than AdamW here; the rest with AdamW.
     """
     torch.manual_seed(seed)
-    seer = Seer(vit).train()
+    seer = Seer(model).train()
+    taught = [
+        (name, parameter)
+        for name, parameter in seer.named_parameters()
+        if not (model.config.adaptive_compression and name.startswith("projector.norm."))
+    ]
     of_matrices, others = [], []
-    for name, parameter in seer.named_parameters():
+    for name, parameter in taught:
         (of_matrices if is_matrix(name, parameter) else others).append(parameter)
     optimizer = MuonWithAdamW(
         [
@@ -146,16 +195,18 @@ def teach(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
     rank = _rank()
-    clips = DataLoader(LabelledClips.for_vit(vit, seed + rank, tasks), batch_size=batch, collate_fn=together)
+    labelled = LabelledClips.for_vit(seer.vit, seed + rank, tasks)
+    clips = DataLoader(labelled, batch_size=batch, collate_fn=together)
+    parameters = of_matrices + others
     for step, clip in zip(range(1, steps + 1), clips):
         with torch.autocast(clip.tiles.device.type, torch.bfloat16):
             loss, logits = seer.loss(clip)
-        loss.backward()
-        _average_gradients(seer)
-        nn.utils.clip_grad_norm_(seer.parameters(), 1.0)
+        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
+            parameter.grad = gradient
+        _average_gradients(parameters)
+        nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
-        optimizer.zero_grad()
         if step % 100 == 0 and rank == 0:
             shares = told_rightly(logits, clip.labels)
             right = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
@@ -167,10 +218,10 @@ def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def _average_gradients(seer: Seer):
+def _average_gradients(parameters: list[nn.Parameter]):
     """Of all processes, where there are several."""
     if dist.is_initialized():
-        gradients = [parameter.grad for parameter in seer.parameters()]
+        gradients = [parameter.grad for parameter in parameters]
         together = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(together)
         torch.nn.utils.vector_to_parameters(together / dist.get_world_size(), gradients)
@@ -208,7 +259,7 @@ def main():
         arguments.folder, dtype=torch.float32, attn_implementation=cpu_attention.NAME
     )
     teach(
-        model.model.vision_model,
+        model.model,
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,

@@ -151,7 +151,7 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
 
 
 def what_was(cells: torch.Tensor) -> torch.Tensor:
-    """Of `cells (frames, P, cells of a patch)`, what was on each patch before what is there now: `(frames, P)`.
+    """Of `cells (frames, P, cells of a patch)`, what was on each patch before what is there: `(frames, P)`.
 
     It is nothing from the first frame on, until what is there changes.
     """
