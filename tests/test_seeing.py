@@ -18,6 +18,7 @@ from pvc.training.seeing_labels import (
     CLASS,
     CLASSES,
     LETTERS,
+    MAX_LETTERS,
     NOTHING,
     SHAPES,
     UNKNOWN,
@@ -244,6 +245,17 @@ def test_visual_tokens_tell_what_patches_do_where_each_is_of_one_block():
     assert set(Seer(seeing_model().model)(clip.tiles, clip.grid)) == patches | of_tokens
     of_internvl = seeing_model(downsample_ratio=0.5, adaptive_compression=False)
     assert set(Seer(of_internvl.model)(clip.tiles, clip.grid)) == patches
+
+
+def test_the_eighth_letters_that_few_words_have_count_as_much_as_the_first(monkeypatch):
+    clip = together(list(islice(LabelledClips(0, PATCH, ("read_all",)), 8)))
+    known = (clip.labels.letters != UNKNOWN).sum((0, 1, 2))
+    assert 0 < known[-1] < known[0] / 2
+    letters = torch.zeros(*clip.labels.letters.shape, len(LETTERS), requires_grad=True)
+    monkeypatch.setattr(Seer, "forward", lambda *_: {"letters": letters})
+    Seer(seeing_model().model).loss(clip)[0].backward()
+    of_places = letters.grad.abs().sum((0, 1, 2, 4))
+    torch.testing.assert_close(of_places, of_places[:1].expand(MAX_LETTERS))
 
 
 def test_what_visual_tokens_tell_of_patches_stands_where_the_projector_took_them_from():

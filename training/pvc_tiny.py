@@ -5,7 +5,7 @@
     torchrun … -m pvc.training.seeing START              its ViT learns to see
     python -m pvc.training.pvc_tiny internvl START INTERNVL     the same in InternVL2's layout
     pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
-    torchrun … -m pvc.training.seeing PVC --steps 4000   its ViT learns to see what moves
+    torchrun … -m pvc.training.seeing PVC --steps 4000   to see what moves, and its projector to hand that on
     $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
     $TRAIN tiny-tune --model ONE --output TINY           all of it together
     python -m pvc.training.pvc_tiny install TINY ROOT    the result, in bfloat16

@@ -135,13 +135,23 @@ class Seer(nn.Module):
         loss = 0
         for name, told in logits.items():
             name = name.removesuffix(BY_TOKENS)
-            told, right = told.flatten(0, -2), getattr(clip.labels, name).flatten()
+            right = getattr(clip.labels, name)
             weight = told.new_ones(told.shape[-1])
             if name in MOSTLY_NOTHING:
                 weight[NOTHING] = 0.1
-            size = weight[right[right != UNKNOWN]].sum().clamp(min=1)
-            loss = loss + F.cross_entropy(told, right, weight, reduction="sum") / size
+            if name == "letters":  # the last, which few words have, count as much as the first
+                parts = zip(told.unbind(-2), right.unbind(-1), strict=True)
+                loss = loss + sum(_mean_loss(*part, weight) for part in parts) / MAX_LETTERS
+            else:
+                loss = loss + _mean_loss(told, right, weight)
         return loss, logits
+
+
+def _mean_loss(told: torch.Tensor, right: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """Cross entropy of logits `(…, choices)`, a mean over what is known; `weight (choices,)`."""
+    told, right = told.flatten(0, -2), right.flatten()
+    size = weight[right[right != UNKNOWN]].sum().clamp(min=1)
+    return F.cross_entropy(told, right, weight, reduction="sum") / size
 
 
 def told_rightly(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float]:
