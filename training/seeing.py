@@ -217,6 +217,7 @@ def teach(
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
+        optimizer.zero_grad()
         if step % 100 == 0 and rank == 0:
             shares = told_rightly(logits, clip.labels)
             right = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
