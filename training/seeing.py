@@ -187,13 +187,10 @@ def teach(
     """
     torch.manual_seed(seed)
     seer = Seer(model).train()
-    taught = [
-        (name, parameter)
-        for name, parameter in seer.named_parameters()
-        if not (model.config.adaptive_compression and name.startswith("projector.norm."))
-    ]
     of_matrices, others = [], []
-    for name, parameter in taught:
+    for name, parameter in seer.named_parameters():
+        if model.config.adaptive_compression and name.startswith("projector.norm."):
+            continue
         (of_matrices if is_matrix(name, parameter) else others).append(parameter)
     optimizer = MuonWithAdamW(
         [
@@ -211,8 +208,7 @@ def teach(
     for step, clip in zip(range(1, steps + 1), clips):
         with torch.autocast(clip.tiles.device.type, torch.bfloat16):
             loss, logits = seer.loss(clip)
-        for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters)):
-            parameter.grad = gradient
+        loss.backward(inputs=parameters)
         _average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
