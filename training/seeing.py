@@ -2,6 +2,7 @@
 time, and its projector to hand on what is seen.
 
     torchrun --nproc-per-node 2 -m pvc.training.seeing FOLDER     on two cores, with OMP_NUM_THREADS=1
+    python -m pvc.training.seeing FOLDER --workers 14             on a GPU
 
 InternVL begins with a ViT that others have trained, on more pictures than PVC ever saw; this stands for it.
 Linear heads, thrown away in the end, say
@@ -101,7 +102,7 @@ class Seer(nn.Module):
         """Logits `(moments, …, choices)` by name of the labels, of tiles and their grid as in a `Clip`; those
         that visual tokens tell as well are there a second time, `BY_TOKENS` behind the name.
         """
-        clips = ClipLayout.from_grid(grid, len(tiles))
+        clips = ClipLayout.from_grid(grid, len(tiles)).to(tiles.device)
         hidden_states = self.vit(tiles, clips=clips).last_hidden_state
         patches = hidden_states[:, 1:]
         blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
@@ -150,7 +151,7 @@ class Seer(nn.Module):
 def _mean_loss(told: torch.Tensor, right: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Cross entropy of logits `(…, choices)`, a mean over what is known; `weight (choices,)`."""
     told, right = told.flatten(0, -2), right.flatten()
-    size = weight[right[right != UNKNOWN]].sum().clamp(min=1)
+    size = ((right != UNKNOWN) * weight[right.clamp(min=0)]).sum().clamp(min=1)
     return F.cross_entropy(told, right, weight, reduction="sum") / size
 
 
@@ -178,15 +179,17 @@ def teach(
     learning_rate: float,
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
+    workers: int = 0,
 ) -> Seer:
-    """Trains what `Seer` has of `model` in place, on clips of `tasks`, in bfloat16 where matrices are
-    multiplied; logs loss and what is told rightly. Of several processes each takes `batch` clips of its own.
+    """Trains what `Seer` has of `model` in place, where it lies, on clips of `tasks`, in bfloat16 where
+    matrices are multiplied; logs loss and what is told rightly. Of several processes each takes `batch` clips
+    of its own; `workers` draw them beside it.
 
     AdaLN in the projector is left to the answers. Matrices of layers are trained with Muon, which needs a
     third fewer steps than AdamW here; the rest with AdamW.
     """
     torch.manual_seed(seed)
-    seer = Seer(model).train()
+    seer = Seer(model).to(model.device).train()
     of_matrices, others = [], []
     for name, parameter in seer.named_parameters():
         if model.config.adaptive_compression and name.startswith("projector.norm."):
@@ -203,10 +206,11 @@ def teach(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
     rank = _rank()
     labelled = LabelledClips.for_vit(seer.vit, seed + rank, tasks)
-    clips = DataLoader(labelled, batch_size=batch, collate_fn=together)
+    clips = DataLoader(labelled, batch_size=batch, collate_fn=together, num_workers=workers)
     parameters = of_matrices + others
     for step, clip in zip(range(1, steps + 1), clips):
-        with torch.autocast(clip.tiles.device.type, torch.bfloat16):
+        clip = clip.to(model.device)
+        with torch.autocast(model.device.type, torch.bfloat16):
             loss, logits = seer.loss(clip)
         loss.backward(inputs=parameters)
         _average_gradients(parameters)
@@ -259,21 +263,28 @@ def main():
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw, for a GPU")
     arguments = parser.parse_args()
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
-    model = PVCForConditionalGeneration.from_pretrained(
-        arguments.folder, dtype=torch.float32, attn_implementation=cpu_attention.NAME
+    device = (
+        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     )
+    model = PVCForConditionalGeneration.from_pretrained(
+        arguments.folder,
+        dtype=torch.float32,
+        attn_implementation=cpu_attention.NAME if device.type == "cpu" else "sdpa",
+    ).to(device)
     teach(
         model.model,
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
+        workers=arguments.workers,
     )
     if not model.config.vision_config.num_temporal_layers:
         clips = LabelledClips.for_vit(model.model.vision_model, seed=1)
-        to_unit_size(model.model.vision_model, together(list(islice(clips, 64))).tiles)
+        to_unit_size(model.model.vision_model, together(list(islice(clips, 64))).tiles.to(device))
     if _rank() == 0:
         model.save_pretrained(arguments.folder)
 

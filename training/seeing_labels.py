@@ -191,6 +191,11 @@ class Clip(NamedTuple):
     grid: torch.Tensor  # (frames, 3): see `InternVisionModel.forward`
     labels: Labels  # of each moment: of a picture that is repeated, those of the tile again and again
 
+    def to(self, device: torch.device) -> "Clip":
+        """Tiles and labels there; the grid stays, its values are read."""
+        labels = Labels(*(one.to(device) for one in self.labels))
+        return self._replace(tiles=self.tiles.to(device), labels=labels)
+
 
 class LabelledClips(IterableDataset):
     """Endless `Clip`s of small worlds.
