@@ -12,7 +12,7 @@ from training_runs import in_processes
 
 from pvc.modeling_pvc import pixel_shuffle
 from pvc.preprocess import build_transform, picture_tiles
-from pvc.training.seeing import BY_TOKENS, Seer, teach, to_unit_size
+from pvc.training.seeing import BY_TOKENS, Seer, Teller, teach, to_unit_size
 from pvc.training.seeing_labels import (
     BLOCK,
     CLASS,
@@ -215,11 +215,21 @@ def test_a_vit_that_looks_back_in_time_is_shown_videos_and_taught_ways():
     vit = model.vision_model
     layer = vit.encoder.layers[-1]
     assert layer.temporal_gate.any()  # it was zero
-    clip = next(iter(LabelledClips.for_vit(vit, 1, VIDEOS_SEEN)))
+    clip = next(iter(LabelledClips.for_model(model, 1, VIDEOS_SEEN)))
     assert len(clip.tiles) == 8
     ways = seer(clip.tiles, clip.grid)["ways"]
     torch.nn.functional.cross_entropy(ways.flatten(0, 1), clip.labels.ways.flatten()).backward()
     assert all(p.grad.any() for p in layer.temporal_attn.parameters())
+
+
+def test_a_worker_draws_the_clips_that_would_be_drawn_here():
+    weights = []
+    for workers in (0, 1):
+        model = seeing_model().model
+        teach(model, steps=2, batch=2, learning_rate=1e-3, workers=workers)
+        weights.append(model.state_dict())
+    for name, value in weights[0].items():
+        assert torch.equal(value, weights[1][name]), name
 
 
 def test_teaching_lowers_the_loss_and_leaves_the_llm_and_the_projectors_adaln():
@@ -262,8 +272,9 @@ def test_what_visual_tokens_tell_of_patches_stands_where_the_projector_took_them
     side = TILE // PATCH
     of_patches = torch.randn(2, side, side, 5)
     of_blocks = pixel_shuffle(of_patches, BLOCK).flatten(1, 2)
-    told = Seer(seeing_model().model).by_patch(of_blocks)
-    assert torch.equal(told, of_patches.flatten(1, 2))
+    tell = Teller(BLOCK**2 * 5, (5,), side=BLOCK)
+    tell.linear = torch.nn.Identity()
+    assert torch.equal(tell(of_blocks), of_patches.flatten(1, 2))
 
 
 def test_scaling_to_unit_size_changes_the_size_alone():

@@ -66,8 +66,34 @@ from pvc.training.worlds_pictures import TILE
 
 logger = logging.get_logger(__name__)
 
-TOLD_BY_TOKENS = ("letters", "ways", "shapes", "was")  # of the labels
+OF_BLOCKS = ("letters",)  # of the labels; others are of patches
+TOLD_BY_TOKENS = ("letters", "ways", "shapes", "was")
 BY_TOKENS = " by tokens"
+
+
+class Teller(nn.Module):
+    """A linear head that tells one kind of labels, `choices` as in `Seer.choices`.
+
+    Args:
+        width: of what it tells them from.
+        side: that has so many patches on a side, of which each gets labels of its own.
+    """
+
+    def __init__(self, width: int, choices: tuple[int, ...], side: int = 1):
+        super().__init__()
+        self.choices, self.side = choices, side
+        self.linear = nn.Linear(width, side**2 * math.prod(choices))
+
+    def forward(self, seen: torch.Tensor) -> torch.Tensor:
+        """Logits `(B, N * side^2, …, choices)` of what is seen `(B, N, width)`, row by row of a square."""
+        told = rearrange(
+            self.linear(seen),
+            "b (h w) (sh sw n) -> b (h sh w sw) n",
+            h=math.isqrt(seen.shape[1]),
+            sh=self.side,
+            sw=self.side,
+        )
+        return told.unflatten(-1, self.choices).float()
 
 
 class Seer(nn.Module):
@@ -86,17 +112,16 @@ class Seer(nn.Module):
             "shapes": (len(SHAPES),),
             "was": (len(CLASSES),),
         }
-        width, in_block = model.config.vision_config.hidden_size, BLOCK**2
-        self.of_patches = nn.ModuleDict()
+        width, token_width = model.config.vision_config.hidden_size, model.config.llm_config.hidden_size
+        self.of_patches, self.of_blocks, self.of_tokens = (nn.ModuleDict() for _ in range(3))
+        self.projector = model.projector if model.projector.block == BLOCK else None
         for name, choices in self.choices.items():
-            width_in = in_block * width if name == "letters" else width
-            self.of_patches[name] = nn.Linear(width_in, math.prod(choices))
-        self.projector, self.of_tokens = None, nn.ModuleDict()
-        if model.projector.block == BLOCK:
-            self.projector = model.projector
-            for name in TOLD_BY_TOKENS:
-                number = math.prod(self.choices[name]) * (1 if name == "letters" else in_block)
-                self.of_tokens[name] = nn.Linear(model.config.llm_config.hidden_size, number)
+            if name in OF_BLOCKS:
+                self.of_blocks[name] = Teller(BLOCK**2 * width, choices)
+            else:
+                self.of_patches[name] = Teller(width, choices)
+            if self.projector and name in TOLD_BY_TOKENS:
+                self.of_tokens[name] = Teller(token_width, choices, side=1 if name in OF_BLOCKS else BLOCK)
 
     def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits `(moments, …, choices)` by name of the labels, of tiles and their grid as in a `Clip`; those
@@ -106,29 +131,13 @@ class Seer(nn.Module):
         hidden_states = self.vit(tiles, clips=clips).last_hidden_state
         patches = hidden_states[:, 1:]
         blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
-        logits = {
-            name: head(blocks if name == "letters" else patches) for name, head in self.of_patches.items()
-        }
+        logits = {name: tell(patches) for name, tell in self.of_patches.items()}
+        logits |= {name: tell(blocks) for name, tell in self.of_blocks.items()}
         if self.projector:
             tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))
             tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
-            for name, head in self.of_tokens.items():
-                told = head(tokens)
-                logits[name + BY_TOKENS] = told if name == "letters" else self.by_patch(told)
-        return {
-            name: told.unflatten(-1, self.choices[name.removesuffix(BY_TOKENS)]).float()
-            for name, told in logits.items()
-        }
-
-    def by_patch(self, told: torch.Tensor) -> torch.Tensor:
-        """Logits of blocks, those of their patches side by side, as logits of the tile's patches."""
-        return rearrange(
-            told,
-            "b (h w) (bh bw n) -> b (h bh w bw) n",
-            h=self.side // BLOCK,
-            bh=BLOCK,
-            bw=BLOCK,
-        )
+            logits |= {name + BY_TOKENS: tell(tokens) for name, tell in self.of_tokens.items()}
+        return logits
 
     def loss(self, clip: Clip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
@@ -205,7 +214,7 @@ def teach(
     )
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
     rank = _rank()
-    labelled = LabelledClips.for_vit(seer.vit, seed + rank, tasks)
+    labelled = LabelledClips.for_model(model, seed + rank, tasks)
     clips = DataLoader(labelled, batch_size=batch, collate_fn=together, num_workers=workers)
     parameters = of_matrices + others
     for step, clip in zip(range(1, steps + 1), clips):
@@ -283,7 +292,7 @@ def main():
         workers=arguments.workers,
     )
     if not model.config.vision_config.num_temporal_layers:
-        clips = LabelledClips.for_vit(model.model.vision_model, seed=1)
+        clips = LabelledClips.for_model(model.model, seed=1)
         to_unit_size(model.model.vision_model, together(list(islice(clips, 64))).tiles.to(device))
     if _rank() == 0:
         model.save_pretrained(arguments.folder)

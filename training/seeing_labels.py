@@ -10,7 +10,7 @@ from einops import rearrange, reduce
 from PIL import Image, ImageDraw
 from torch.utils.data import IterableDataset, get_worker_info
 
-from pvc.modeling_intern_vit import InternVisionModel
+from pvc.modeling_pvc import PVCModel
 from pvc.preprocess import build_transform, get_index
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_chance import LOOKS
@@ -33,7 +33,6 @@ CLASS = {name: number for number, name in enumerate(CLASSES)}
 SHAPES = ["nothing", *map(str, LOOKS)]
 MOSTLY_NOTHING = ("cells", "shapes", "was")  # of the labels
 MAX_LETTERS = 8
-IMAGE_REPEATS = 4
 UNKNOWN = -100  # as in `F.cross_entropy`
 
 
@@ -115,23 +114,35 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
         )
         for map_ in (classes, numbers)
     )
-    height, width = (patch_size // cells for cells in CELLS)
-    cells = classes[:, height // 2 :: height, width // 2 :: width]  # what is in their middle
-    pixels = (numbers[..., None] == np.arange(1, len(things) + 1)).sum((1, 2))  # (P, things)
     side = TILE // patch_size
-    middle, ways = np.full((len(pixels), 2), UNKNOWN), np.full(len(pixels), UNKNOWN)
-    ways_of_things = _ways(scene, before)
-    for patch in np.flatnonzero(pixels.any(-1)):
-        number = pixels[patch].argmax()
-        middle[patch] = _patch_at(things[number].middle, box, side)
-        ways[patch] = ways_of_things[number]
-    shapes = np.full((side, side), NOTHING)
-    for shape in scene.shapes:
-        if _is_in((shape.x, shape.y), box):
-            column, row = _patch_at((shape.x, shape.y), box, side)
-            shapes[row, column] = SHAPES.index(str(shape.look))
-    halves = reduce(
-        pixels * [bool(thing.letters) for thing in things],
+    pixels = (numbers[..., None] == np.arange(len(things) + 1)).sum((1, 2))  # (P, 1 + things)
+    pixels[:, 0] = 0  # so that the most of nothing but zeros is nothing
+    shown = pixels.argmax(-1)  # numbers of things
+    middles = [_patch_at(thing.middle, box, side) for thing in things]
+    labels = (
+        _cells(classes),
+        _letters(pixels, things, box, side),
+        np.array([[UNKNOWN, UNKNOWN], *middles])[shown],
+        np.array([UNKNOWN, *_ways(scene, before)])[shown],
+        _shapes(scene, box, side),
+        np.full(side**2, UNKNOWN),
+    )
+    return Labels(*(torch.from_numpy(x.astype(np.int64)) for x in labels))
+
+
+def _cells(classes: np.ndarray) -> np.ndarray:
+    """What is in the middle of each cell of patches, given what is at their pixels `(P, ph, pw)`."""
+    height, width = (size // cells for size, cells in zip(classes.shape[1:], CELLS))
+    middles = classes[:, height // 2 :: height, width // 2 :: width]
+    return rearrange(middles, "p ch cw -> p (ch cw)")
+
+
+def _letters(pixels: np.ndarray, things: list[Thing], box: Box, side: int) -> np.ndarray:
+    """The letters, in the box, of the text that has most of each half of a block; `pixels (P, 1 + things)`
+    are how many a thing has of each patch.
+    """
+    of_halves = reduce(
+        pixels * [False, *(bool(thing.letters) for thing in things)],
         "(h half ph w pw) things -> (h w) half things",
         "sum",
         h=side // BLOCK,
@@ -139,15 +150,22 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
         ph=BLOCK // HALVES,
         pw=BLOCK,
     )
-    letters = np.full((*halves.shape[:2], MAX_LETTERS), UNKNOWN)
-    for half in zip(*halves.any(-1).nonzero()):
-        written = things[halves[half].argmax()].letters
-        if seen := [LETTERS.index(letter) for letter, where in written if _is_in(_middle(where), box)]:
-            told = [*seen, 0][:MAX_LETTERS]
-            letters[half][: len(told)] = told
-    cells = rearrange(cells, "p ch cw -> p (ch cw)")
-    labels = (cells, letters, middle, ways, shapes.flatten(), np.full(len(pixels), UNKNOWN))
-    return Labels(*(torch.from_numpy(x.astype(np.int64)) for x in labels))
+    told = np.full((1 + len(things), MAX_LETTERS), UNKNOWN)
+    for number, thing in enumerate(things, start=1):
+        if seen := [LETTERS.index(letter) for letter, where in thing.letters if _is_in(_middle(where), box)]:
+            letters = [*seen, LETTERS.index("")][:MAX_LETTERS]
+            told[number, : len(letters)] = letters
+    return told[of_halves.argmax(-1)]
+
+
+def _shapes(scene: Scene, box: Box, side: int) -> np.ndarray:
+    """Which shape has its middle in each patch."""
+    shapes = np.full((side, side), NOTHING)
+    for shape in scene.shapes:
+        if _is_in((shape.x, shape.y), box):
+            column, row = _patch_at((shape.x, shape.y), box, side)
+            shapes[row, column] = SHAPES.index(str(shape.look))
+    return shapes.flatten()
 
 
 def what_was(cells: torch.Tensor) -> torch.Tensor:
@@ -218,12 +236,13 @@ class LabelledClips(IterableDataset):
         self.repeats, self.frames = repeats, frames
 
     @classmethod
-    def for_vit(cls, vit: InternVisionModel, seed: int, tasks: tuple[str, ...] | None = None):
-        """What a ViT is to see: one that looks back in time, pictures that are repeated and videos."""
-        if not vit.config.num_temporal_layers:
-            return cls(seed, vit.config.patch_size, tasks or TASKS_SEEN)
+    def for_model(cls, model: PVCModel, seed: int, tasks: tuple[str, ...] | None = None):
+        """What its ViT is to see: one that looks back in time, pictures that are repeated and videos."""
+        patch_size = model.config.vision_config.patch_size
+        if not model.config.vision_config.num_temporal_layers:
+            return cls(seed, patch_size, tasks or TASKS_SEEN)
         tasks = tasks or (*PICTURES_SEEN, *PICTURES_SEEN, *VIDEOS_SEEN)
-        return cls(seed, vit.config.patch_size, tasks, repeats=IMAGE_REPEATS, frames=ENOUGH)
+        return cls(seed, patch_size, tasks, repeats=model.config.image_repeats, frames=ENOUGH)
 
     def __iter__(self):
         worker = get_worker_info()
