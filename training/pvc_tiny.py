@@ -7,7 +7,7 @@
     pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
     torchrun … -m pvc.training.seeing PVC --steps 4000   to see what moves, and its projector to hand that on
     $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
-    $TRAIN tiny-tune --model ONE --output TINY           all of it together
+    $TRAIN tiny-tune --model ONE --output TINY           its LLM goes on, on other worlds
     python -m pvc.training.pvc_tiny install TINY ROOT    the result, in bfloat16
 
 TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
