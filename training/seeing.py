@@ -76,7 +76,7 @@ class Teller(nn.Module):
 
     Args:
         width: of what it tells them from.
-        side: that has so many patches on a side, of which each gets labels of its own.
+        side: 1, or where it tells each patch of a block: how many stand on a side of the block.
     """
 
     def __init__(self, width: int, choices: tuple[int, ...], side: int = 1):
