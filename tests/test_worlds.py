@@ -446,6 +446,16 @@ def test_held_out_phrasings_have_no_word_that_training_lacks():
     assert words(phrase for task in TASKS.values() for phrase in task.held_out) <= trained
 
 
+def test_long_words_and_pictures_of_several_tiles_come_more_often_in_training():
+    training, held_out = (made("word", 400, held_out=is_held_out) for is_held_out in (False, True))
+
+    def share(drawn, is_hard):
+        return statistics.mean(map(is_hard, drawn))
+
+    for is_hard in (lambda world: len(world.answer) > 6, lambda world: max(world.scenes[0].size) > TILE):
+        assert share(training, is_hard) > 1.3 * share(held_out, is_hard)
+
+
 def test_words_to_read_are_in_one_split_alone():
     for held_out in (False, True):
         chance = Chance("0", held_out=held_out)

@@ -6,6 +6,7 @@ answers are few, the answer is drawn first and the scenes to fit it, so that all
 """
 
 from collections.abc import Sequence
+from math import prod
 from typing import NamedTuple
 
 from pvc.training.worlds_chance import LOOKS, MARGIN, Chance
@@ -56,6 +57,12 @@ def with_others(chance: Chance, looks: list[Look], others: list[Look], most: int
     return together
 
 
+def _size(chance: Chance) -> tuple[int, int]:
+    """Of a picture. Several tiles are harder than one, and come more often in training."""
+    size = chance.choice(SIZES)
+    return size if chance.held_out else max(size, chance.choice(SIZES), key=prod)
+
+
 # -------------------------------------------------------------------------------------------------- reading
 
 
@@ -68,7 +75,7 @@ def number(chance: Chance) -> World:
 
 
 def _one_text(chance: Chance, text: str) -> World:
-    size = chance.choice(SIZES)
+    size = _size(chance)
     written = chance.text(text, size)
     looks = chance.looks(chance.choice((0, 0, 0, 1, 2)))
     shapes = chance.shapes(looks, size, avoid=[written.box], crowd=MAX_SHAPES)
@@ -82,7 +89,7 @@ COLUMNS = ("on the left", "on the right")
 def word_at(chance: Chance) -> World:
     """Two or three words below each other, or two beside each other."""
     places = chance.choice((*ROWS.values(), COLUMNS))
-    size = (2 * TILE, TILE) if places == COLUMNS else chance.choice(SIZES)
+    size = (2 * TILE, TILE) if places == COLUMNS else _size(chance)
     columns, rows = (len(places), 1) if places == COLUMNS else (1, len(places))
     width, height = size[0] // columns, size[1] // rows
     texts = [chance.text(chance.word(), (width, height)) for _ in places]
@@ -100,7 +107,7 @@ ROW_HEIGHT = 24  # pixels: enough for the smallest letters
 
 def read_all(chance: Chance) -> World:
     """Rows of one or two words or numbers each, which stand on one line."""
-    size = chance.choice(SIZES)
+    size = _size(chance)
     rows = chance.randint(1, min(4, size[1] // ROW_HEIGHT))
     texts = []
     for row in range(rows):
@@ -140,7 +147,7 @@ def _short_text(chance: Chance, width: float) -> str:
 
 def _scene(chance: Chance, looks: list[Look]) -> Scene:
     """A picture of shapes of the given looks. Where they are few, a word may stand between them."""
-    size = chance.choice(SIZES)
+    size = _size(chance)
     has_word = len(looks) <= 3 and chance.random() < 0.2
     texts = [chance.text(chance.word(3, 5), size)] if has_word else []
     shapes = chance.shapes(looks, size, avoid=[text.box for text in texts])
@@ -209,7 +216,7 @@ PLACES = {
 def place(chance: Chance) -> World:
     it, answer = chance.choice(LOOKS), chance.choice(list(PLACES))
     others = chance.looks(chance.randrange(4), [look for look in LOOKS if look != it])
-    width, height = size = chance.choice(SIZES)
+    width, height = size = _size(chance)
     left, top, right, bottom = PLACES[answer]
     crowd = len(others) + 1
     area = (left * width, top * height, right * width, bottom * height)
