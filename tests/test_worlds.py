@@ -446,14 +446,20 @@ def test_held_out_phrasings_have_no_word_that_training_lacks():
     assert words(phrase for task in TASKS.values() for phrase in task.held_out) <= trained
 
 
-def test_long_words_and_pictures_of_several_tiles_come_more_often_in_training():
-    training, held_out = (made("word", 400, held_out=is_held_out) for is_held_out in (False, True))
-
-    def share(drawn, is_hard):
-        return statistics.mean(map(is_hard, drawn))
-
-    for is_hard in (lambda world: len(world.answer) > 6, lambda world: max(world.scenes[0].size) > TILE):
-        assert share(training, is_hard) > 1.3 * share(held_out, is_hard)
+@pytest.mark.parametrize(
+    ("task", "is_hard"),
+    [
+        ("word", lambda world: len(world.answer) > 6),
+        ("word", lambda world: max(world.scenes[0].size) > TILE),
+        ("relation", lambda world: world.slots["it"].split()[0] == world.slots["other"].split()[0]),
+    ],
+    ids=["long words", "several tiles", "shapes of one colour"],
+)
+def test_what_is_hard_comes_more_often_in_training(task, is_hard):
+    training, held_out = (
+        statistics.mean(map(is_hard, made(task, 400, held_out=split))) for split in (False, True)
+    )
+    assert training > 1.3 * held_out > 0
 
 
 def test_words_to_read_are_in_one_split_alone():
