@@ -1,11 +1,14 @@
 """How PVC-Tiny is made: an InternVL-Tiny that becomes a PVC by the converter, as InternVL2 does."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from pvc.convert_weights import Conversion, Options
 from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.training.pvc_tiny import as_internvl, install, start
+from pvc.training.pvc_tiny import as_internvl, install, mean, start
 from pvc.training.samples import read_meta
 from pvc.training.tiny_tokenizer import write_tokenizer
 from pvc.training.train import RECIPES, Recipe, read_recipe
@@ -49,6 +52,27 @@ def test_what_is_installed_is_the_model_in_bfloat16_without_new_parameters(inter
     assert after.dtype == torch.bfloat16 and after.config.new_parameters == []
     for name, value in before.state_dict().items():
         assert torch.equal(after.state_dict()[name], value.bfloat16())
+
+
+def test_the_mean_is_three_parts_of_what_was_before_and_seven_of_what_came_after(internvl_tiny, tmp_path):
+    after, weights = tmp_path / "after", load_file(internvl_tiny / "model.safetensors")
+    shutil.copytree(internvl_tiny, after)
+    save_file({name: value + 1 for name, value in weights.items()}, after / "model.safetensors")
+    (after / "checkpoint-5").mkdir()
+    mean(internvl_tiny, after, tmp_path / "mean")
+    told = PVCForConditionalGeneration.from_pretrained(tmp_path / "mean", dtype=torch.float32).state_dict()
+    assert all(torch.allclose(told[name], value + 0.7, atol=1e-5) for name, value in weights.items())
+    assert not (tmp_path / "mean" / "checkpoint-5").exists()
+
+
+def test_models_of_other_shapes_have_no_mean(internvl_tiny, tmp_path):
+    shutil.copytree(internvl_tiny, tmp_path / "narrow")
+    weights = load_file(internvl_tiny / "model.safetensors")
+    narrow = {name: value[:1].clone() for name, value in weights.items()}
+    save_file(narrow, tmp_path / "narrow" / "model.safetensors")
+    with pytest.raises(ValueError, match="different names or shapes"):
+        mean(internvl_tiny, tmp_path / "narrow", tmp_path / "mean")
+    assert not (tmp_path / "mean").exists()
 
 
 @pytest.mark.parametrize("name", ["tiny-pretrain", "tiny-tune"])

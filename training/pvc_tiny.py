@@ -7,7 +7,9 @@
     pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
     torchrun … -m pvc.training.seeing PVC --steps 4000   to see what moves, and its projector to hand that on
     $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
-    $TRAIN tiny-tune --model ONE --output TINY           its LLM goes on, on other worlds
+    $TRAIN tiny-tune --model ONE --output TWO            its LLM goes on, on other worlds
+    $TRAIN tiny-tune --model TWO --output THREE          and on others again: another seed in the JSON
+    python -m pvc.training.pvc_tiny mean TWO THREE TINY  their mean tells more than either
     python -m pvc.training.pvc_tiny install TINY ROOT    the result, in bfloat16
 
 TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
@@ -47,6 +49,7 @@ INTERNVL_NAMES = {  # ours -> those of InternVL2's code
 TABLES = ("tok_embeddings.weight", "position_embedding", "class_embedding")
 TABLE_STD = 0.5
 BRANCH_ENDS = ("attn.proj.weight", "fc2.weight", "attention.wo.weight", "feed_forward.w2.weight")
+BEFORE_SHARE = 0.3  # of the weights that training went on from, in `mean`
 NUM_FRAMES = 8  # of a video, unless it is said: the small worlds' states are that long
 
 
@@ -151,6 +154,23 @@ def _internvl_name(name: str) -> str:
     return INTERNVL_NAMES[prefix] + name.removeprefix(prefix)
 
 
+def mean(before: Path, after: Path, target: Path):
+    """Copies the model in `after` to `target`, with the mean of its weights and those in `before`.
+
+    `after` was trained on from `before`, which keeps a part of what later data did not ask for (WiSE-FT,
+    arXiv 2109.01903).
+
+    Raises:
+        ValueError: the weights of the two are not of the same names and shapes.
+    """
+    old, new = (load_file(folder / WEIGHTS) for folder in (before, after))
+    if {name: old[name].shape for name in old} != {name: new[name].shape for name in new}:
+        raise ValueError(f"{before} and {after} have weights of different names or shapes: no mean of them")
+    shutil.copytree(after, target, ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = {name: torch.lerp(new[name].float(), old[name].float(), BEFORE_SHARE) for name in new}
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+
+
 def install(folder: Path, root: Path):
     """Copies the model in `folder`, in bfloat16, into `root`, where the code and the tokenizer lie."""
     model = PVCForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
@@ -175,6 +195,7 @@ def main():
     for function, names in (
         (start, ["folder"]),
         (as_internvl, ["folder", "target"]),
+        (mean, ["before", "after", "target"]),
         (install, ["folder", "root"]),
     ):
         command = commands.add_parser(function.__name__.removeprefix("as_"), help=function.__doc__)

@@ -196,7 +196,7 @@ def side_of(one: Shape, other: Shape) -> str | None:
 def relation(chance: Chance) -> World:
     """Two shapes of one colour are harder to tell apart, and come more often in training."""
     it, other = chance.looks(2, distinct=True)
-    if not chance.held_out and chance.random() < 0.5:
+    if not chance.held_out and chance.random() < 0.6:
         other = chance.choice([look for look in LOOKS if look.colour == it.colour and look != it])
     answer = chance.choice(("left", "right", "above", "below"))
     looks = with_others(chance, [it, other], [look for look in LOOKS if look not in (it, other)], most=4)
