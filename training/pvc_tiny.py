@@ -155,10 +155,9 @@ def _internvl_name(name: str) -> str:
 
 
 def mean(before: Path, after: Path, target: Path):
-    """Copies the model in `after` to `target`, with the mean of its weights and those in `before`.
+    """Copies the model in `after`, which was trained on from `before`, to `target`, with the mean of both.
 
-    `after` was trained on from `before`, which keeps a part of what later data did not ask for (WiSE-FT,
-    arXiv 2109.01903).
+    The mean keeps some of what the later data asked for less (WiSE-FT, arXiv 2109.01903).
 
     Raises:
         ValueError: the weights of the two are not of the same names and shapes.
