@@ -15,3 +15,26 @@ def pytest_configure():
     os.environ["HF_HUB_OFFLINE"] = "1"
     os.environ["HF_MODULES_CACHE"] = _MODULES.name
     torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        for mark in item.iter_markers("attack"):
+            # user properties reach the reports through xdist too
+            item.user_properties += [("attack", kind) for kind in mark.args]
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Counts the kinds of `@pytest.mark.attack("F1")` that were refused, and names those that were not."""
+    outcomes = {}
+    for outcome in ("passed", "failed", "error"):
+        for report in terminalreporter.stats.get(outcome, []):
+            for name, kind in report.user_properties:
+                if name == "attack":
+                    outcomes.setdefault(kind, set()).add(outcome)
+
+    if outcomes:
+        refused = sorted(kind for kind, seen in outcomes.items() if seen == {"passed"})
+        others = sorted(set(outcomes) - set(refused))
+        line = f"attacks: {len(refused)} of {len(outcomes)} kinds refused"
+        terminalreporter.write_line(line + (f"; NOT refused: {', '.join(others)}" if others else ""))
