@@ -6,9 +6,9 @@ moves), so that an answer can be told right from wrong. Nothing in them is rando
 preprocess.py.
 """
 
+import importlib
 from pathlib import Path
 
-import av
 from PIL import Image
 
 from pvc.training.worlds_drawing import Look, Scene, Shape, Text, draw, text_extent
@@ -60,6 +60,7 @@ def _draw_frame(frame: int) -> Image.Image:
 
 def write_video(path: Path, pictures: list[Image.Image]) -> None:
     """Encodes pictures as H.264, or as MPEG-4 where PyAV was built without libx264."""
+    av = importlib.import_module("av")  # only here: whoever draws scenes alone needs no PyAV
     codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=VIDEO_FPS)

@@ -7,6 +7,7 @@ that torch's profiler sees; unlike resident memory, both repeat exactly.
 """
 
 import gc
+import os
 import statistics
 import time
 from collections.abc import Callable
@@ -18,6 +19,9 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from pvc.benchmarks.counting import REST, follow_parts
+
+# torch's profiler logs each start and stop ("USDT: ...") on stderr, unless its level is above them all
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
 MATMUL_SIDE = {"cuda": 8192, "cpu": 1536}
 COPIED_BYTES = {"cuda": 2**31, "cpu": 2**27}  # far beyond any cache
@@ -157,6 +161,9 @@ class Rates:
     def look(self, meter: Meter):
         self.flops_per_s = max(self.flops_per_s, meter.matmul_flops_per_s())
         self.bytes_per_s = max(self.bytes_per_s, meter.copied_bytes_per_s())
+
+    def row(self) -> dict[str, float]:
+        return {"matmul TFLOP/s": self.flops_per_s / 1e12, "copy GB/s": self.bytes_per_s / 1e9}
 
 
 def median_of_each(rows: list[dict[str, float]]) -> dict[str, float]:

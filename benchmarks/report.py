@@ -9,6 +9,7 @@ import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -16,6 +17,10 @@ from xml.sax.saxutils import escape
 import torch
 
 from pvc import CHECKPOINT
+
+Row = dict[str, str | int | float]  # column, with its unit -> value
+Tables = dict[str, list[Row]]
+Say = Callable[[str], None]  # is told what is being done
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 420, 70, 230, 40, 50  # pixels
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#7f7f7f")
@@ -31,8 +36,12 @@ def about(preset: str, command: str, device: torch.device | None = None, dtype: 
     facts["transformers"] = version("transformers")
     if device is None:
         return facts
-    hardware = torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
-    return facts | {"hardware": hardware, "dtype": dtype}
+    return facts | {"hardware": hardware(device), "dtype": dtype}
+
+
+def hardware(device: torch.device) -> str:
+    """The name of a GPU or processor."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else _processor()
 
 
 def _commit() -> str:
@@ -52,7 +61,7 @@ def _processor() -> str:
     return f"{name or platform.machine()}, {kind}, {cores}"
 
 
-def write(folder: Path, name: str, facts: dict[str, str], tables: dict[str, list[dict]]) -> str:
+def write(folder: Path, name: str, facts: dict[str, str], tables: Tables) -> str:
     """Writes `name.json` and `name.md` into a folder, which is made; returns the Markdown."""
     folder.mkdir(parents=True, exist_ok=True)
     results = {"about": facts, "tables": tables}
@@ -62,7 +71,7 @@ def write(folder: Path, name: str, facts: dict[str, str], tables: dict[str, list
     return text
 
 
-def markdown(facts: dict[str, str], tables: dict[str, list[dict]]) -> str:
+def markdown(facts: dict[str, str], tables: Tables) -> str:
     lines = [f"{name}: `{fact}`  " for name, fact in facts.items() if fact]
     for title, rows in tables.items():
         lines += ["", f"### {title}", "", *_table(rows)]
@@ -78,7 +87,9 @@ def _table(rows: list[dict]) -> list[str]:
 
 def _cell(value: str | int | float) -> str:
     if isinstance(value, str):
-        return value
+        return value.replace("|", "\\|").replace("\n", " ")
+    if not math.isfinite(value):
+        return str(value)
     if isinstance(value, int):
         return f"{value:,}"
     if value == 0:

@@ -18,6 +18,7 @@ layers. With so little to spare, PYTORCH_CUDA_ALLOC_CONF=expandable_segments:Tru
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -33,7 +34,7 @@ from pvc.benchmarks.contestants import PVC, prefill
 from pvc.benchmarks.counting import counted
 from pvc.benchmarks.measure import Meter
 from pvc.benchmarks.presets import find_preset
-from pvc.benchmarks.suite import Row, Say, Tables
+from pvc.benchmarks.report import Row, Say, Tables
 from pvc.conversation import Clip, clip_rows, media_tokens
 from pvc.conversion.plan import meta_model, new_parameters
 from pvc.training.encoding import IGNORED, Encoded, MediaFile
@@ -219,11 +220,18 @@ def recipe_for(meter: Meter, steps: int) -> Recipe:
 
 
 def make_trainer(
-    contestant: PVC, recipe: Recipe, rows: RandomRows, meter: Meter, folder: Path, clock: StepClock
+    contestant: PVC,
+    recipe: Recipe,
+    rows: RandomRows,
+    meter: Meter,
+    folder: Path,
+    clock: StepClock,
+    attention: str = "sdpa",
 ) -> StepTrainer:
-    """Ready to train a model made on the meter's device, in float32."""
+    """Ready to train a model made on the meter's device, in float32; `attention` is the LLM's."""
     arguments = training_arguments(recipe, folder)
     model = contestant.build(meter.device, torch.float32)
+    model.set_attn_implementation({"llm_config": attention})
     model.config.new_parameters = new_parameters("average")
     choose_trained(model, recipe.train)
     trainer = StepTrainer(model, arguments, rows, None, callbacks=[clock])
@@ -257,15 +265,21 @@ def write_training(
             that the Trainer does not take or that has too little memory.
     """
     contestant, meter = PVC("PVC", find_preset(preset)), Meter.named(device, dtype)
-    _check(contestant, preset, meter)
+    check(contestant, preset, meter)
     facts = report.about(preset, command, meter.device, meter.dtype_name)
-    peak = PEAK_FLOPS_PER_S.get(facts["hardware"]) if meter.dtype == torch.bfloat16 else None
+    peak = peak_flops_per_s(meter)
     facts["MFU"] = f"of {peak / 1e12:,.0f} TFLOP/s" if peak else NO_PEAK
     tables = measure(contestant, meter, steps, peak, Path(folder), say)
     return report.write(Path(folder), "train", facts, tables)
 
 
-def _check(contestant: PVC, name: str, meter: Meter):
+def peak_flops_per_s(meter: Meter) -> float | None:
+    """Of the device in dense bfloat16; None where it is not known, or another dtype is trained in."""
+    return PEAK_FLOPS_PER_S.get(report.hardware(meter.device)) if meter.dtype == torch.bfloat16 else None
+
+
+def check(contestant: PVC, name: str, meter: Meter):
+    """Raises a ValueError for what `write_training` cannot measure, and says why."""
     if not contestant.preset.has_llm:
         raise ValueError(f"preset is {name!r}, which has no LLM to train: expected 8B, 2B, small or tiny")
     if meter.dtype not in (torch.bfloat16, torch.float32):
@@ -293,36 +307,76 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def measure(
-    contestant: PVC, meter: Meter, steps: int, peak_flops_per_s: float | None, folder: Path, say: Say
+    contestant: PVC, meter: Meter, steps: int, peak_rate: float | None, folder: Path, say: Say
 ) -> Tables:
     """A row of what the timed steps come to, and a row for each."""
     say("Measuring the device")
     matmul_flops_per_s = meter.matmul_flops_per_s()
     meter.release()
+
     say("Counting FLOPs")
-    recipe = recipe_for(meter, WARM_UP + steps)
-    rows = RandomRows(contestant, recipe, WARM_UP + steps)
-    flops = [BACK_AND_FORTH * forward for forward in forward_flops(contestant, rows.samples)]
+    plan = Plan.drawn(contestant, meter, steps)
+
+    total, each = measure_steps(contestant, plan, meter, matmul_flops_per_s, peak_rate, folder, say)
+    return {"Training": [total], "Steps": each}
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps to be timed: the recipe, a row of samples for each step, and the FLOPs that it needs."""
+
+    recipe: Recipe
+    rows: RandomRows
+    flops: list[int]
+
+    @classmethod
+    def drawn(cls, contestant: PVC, meter: Meter, steps: int) -> "Plan":
+        """`steps` to be timed, after those that warm up."""
+        recipe = recipe_for(meter, WARM_UP + steps)
+        rows = RandomRows(contestant, recipe, WARM_UP + steps)
+        return cls(
+            recipe, rows, [BACK_AND_FORTH * flops for flops in forward_flops(contestant, rows.samples)]
+        )
+
+
+def measure_steps(
+    contestant: PVC,
+    plan: Plan,
+    meter: Meter,
+    matmul_rate: float,
+    peak_rate: float | None,
+    folder: Path,
+    say: Say,
+    attention: str = "sdpa",
+) -> tuple[Row, list[Row]]:
+    """What the timed steps come to, and a row for each; `attention` is the LLM's implementation.
+
+    `matmul_rate` is the device's measured FLOP/s, `peak_rate` what its maker says (None: not known).
+    """
+    rows = plan.rows
     say("Building")
     clock = StepClock(meter, say)
-    trainer = make_trainer(contestant, recipe, rows, meter, folder, clock)
+    trainer = make_trainer(contestant, plan.recipe, rows, meter, folder, clock, attention)
     loss = trainer.train().training_loss
-    each = [_step_row(*step) for step in zip(rows.samples, flops, clock.seconds)][WARM_UP:]
+    each = [_step_row(*step) for step in zip(rows.samples, plan.flops, clock.seconds)][WARM_UP:]
+
     say("Measuring memory")
     longest = max(range(len(rows)), key=lambda i: num_moments(rows.samples[i]))
+    peak = peak_bytes(trainer, meter, rows[longest])
+
     seconds = sum(row["s"] for row in each)
     flops_per_s = sum(row["TFLOP"] for row in each) * 1e12 / seconds
     total = {
-        "steps": steps,
-        "s a step": seconds / steps,
+        "attention": attention,
+        "steps": len(each),
+        "s a step": seconds / len(each),
         "tokens/s": sum(row["tokens"] for row in each) / seconds,
         "frames/s": sum(row["frames"] for row in each) / seconds,
         "TFLOP/s": flops_per_s / 1e12,
-        "of matmul rate": flops_per_s / matmul_flops_per_s,
+        "of matmul rate": flops_per_s / matmul_rate,
     }
-    total |= {"MFU": flops_per_s / peak_flops_per_s} if peak_flops_per_s else {}
-    total |= {"peak GB": peak_bytes(trainer, meter, rows[longest]) / 1e9, "loss": loss}
-    return {"Training": [total], "Steps": each}
+    total |= {"MFU": flops_per_s / peak_rate} if peak_rate else {}
+    return total | {"peak GB": peak / 1e9, "loss": loss}, each
 
 
 def _step_row(samples: Sequence[Encoded], flops: int, seconds: float) -> Row:

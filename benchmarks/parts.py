@@ -1,0 +1,369 @@
+"""The parts of a run on a GPU: what each measures or checks, most worth first.
+
+Each part is a function of a `Part`, to which it gives rows as they come. A step of a part that fails is
+recorded and the next goes on; a step for which there is no time left is not begun. How parts are run, one
+process each, is `on_gpu.py`'s; the measurements themselves are those of `pvc bench run` and `train`.
+"""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from pvc.benchmarks import counting
+from pvc.benchmarks.contestants import PVC, Contestant, NativeInternVL
+from pvc.benchmarks.inference import (
+    decoding_row,
+    first_token_row,
+    first_tokens_s,
+    long_rows,
+    near_rows,
+    of_copy_rate,
+)
+from pvc.benchmarks.journal import Journal
+from pvc.benchmarks.measure import Meter, Rates
+from pvc.benchmarks.presets import Preset, Workload, find_preset
+from pvc.benchmarks.report import Row, hardware
+from pvc.modeling_intern_vit import ClipLayout
+
+TRAINED = {"8B": "2B"}  # preset of inference -> of training, where one device cannot hold its training
+LONG_LIMIT_GB = 40  # that 1,024 frames must stay under, weights and pixels included
+TOP_KERNELS = 15
+REQUESTS = (1, 4, 16)
+TRAINING_STEPS = 4
+RUNS = 3  # whose median is taken
+COMPILED_TILES = 32
+
+
+@dataclass
+class Part:
+    """One part as it runs: what it measures with, where its rows go, and when it must be done."""
+
+    name: str
+    journal: Journal
+    preset_name: str
+    meter: Meter
+    deadline: float  # by time.monotonic()
+    statuses: list[str] = field(default_factory=list)  # of the steps that gave no result
+
+    @property
+    def preset(self) -> Preset:
+        return find_preset(self.preset_name)
+
+    @cached_property
+    def rates(self) -> Rates:
+        rates = Rates()
+        rates.look(self.meter)
+        self.meter.release()
+        return rates
+
+    def row(self, table: str, row: Row):
+        self.journal.append(self.name, table=table, row=row)
+
+    def step(self, name: str, function: Callable[[], object]):
+        """The function's result; None where it failed, or where there is no time left to begin it."""
+        try:
+            if time.monotonic() > self.deadline:
+                raise TimeoutError("no time left")
+            return function()
+        except Exception as error:  # whatever it is, the other steps' figures are not to be lost
+            self.problem(name, error)
+        self.meter.release()  # here the error no longer holds what the step had made
+        return None
+
+    def problem(self, step: str, error: Exception):
+        text = f"{type(error).__name__}: {error}".strip()[:600]
+        self.journal.append(self.name, step=step, problem=text)
+        self.statuses.append(_status_of(error))
+
+
+def _status_of(error: Exception) -> str:
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return "out of memory"
+    if isinstance(error, TimeoutError):
+        return "out of time"
+    if isinstance(error, ImportError):
+        return "package missing"
+    return "failed"
+
+
+# --------------------------------------------------------------------------------------------- 1. the device
+
+
+def device(part: Part):
+    """What the device is and can do."""
+    meter = part.meter
+    row = {"device": hardware(meter.device)}
+    if meter.is_cuda:
+        facts = torch.cuda.get_device_properties(meter.device)
+        row |= {"memory GB": facts.total_memory / 1e9, "multiprocessors": facts.multi_processor_count}
+        row |= {"capability": f"{facts.major}.{facts.minor}", "CUDA": torch.version.cuda or ""}
+        row |= {"cuDNN": str(torch.backends.cudnn.version())}
+    part.row("Device", row | part.rates.row())
+
+
+# -------------------------------------------------------------------------------------------- 2. correctness
+
+
+def correctness(part: Part):
+    """The checks of `correctness.py`; one that differs makes the part fail."""
+    from pvc.benchmarks.correctness import checks, is_wrong
+
+    for check in checks(part.meter):
+        row = part.step(check.name, check.row)
+        if row is not None:
+            part.row("Checks", row)
+        if row is not None and is_wrong(row):
+            part.statuses.append("failed")
+
+
+# ---------------------------------------------------------------------------------------------- 3. inference
+
+
+def inference(part: Part):
+    """PVC, InternVL2 in this code and transformers' InternVL in turns; then decoding and long video."""
+    meter, preset = part.meter, part.preset
+    part.row("What the device can do", part.rates.row())
+
+    models = []
+    for contestant in _compared(preset):
+        build = partial(contestant.build, meter.device, meter.dtype)
+        model = part.step(f"building {contestant.name}", build)
+        models += [] if model is None else [(contestant, model)]
+    if not models or models[0][0].name != "PVC":
+        return  # said already
+
+    for workload in _asked(preset):
+        done = part.step(workload.name, partial(_first_tokens, part, models, workload))
+        if not done:
+            part.step(f"{workload.name}, PVC alone", partial(_first_tokens, part, models[:1], workload))
+
+    pvc = models[0]
+    del models
+    meter.release()
+
+    ways = {"eager": {}} | ({"fast_decode": {"fast_decode": True}} if preset.compiles else {})
+    for way, options in ways.items():
+        part.step(f"decoding, {way}", partial(_decoding, part, pvc, way, options))
+    part.step("long video", partial(_long_video, part, pvc))
+
+
+def _compared(preset: Preset) -> list[Contestant]:
+    own = [PVC("PVC", preset), PVC("InternVL2, this code", preset, is_internvl2=True)]
+    return [*own, NativeInternVL("InternVL, native", preset)] if preset.internvl_text else own
+
+
+def _asked(preset: Preset) -> list[Workload]:
+    """The image, and the two longest videos."""
+    return [preset.workloads[0], *preset.workloads[1:][-2:]]
+
+
+def _first_tokens(part: Part, models: list, workload: Workload) -> bool:
+    spent_of_each = first_tokens_s(models, workload, part.meter, RUNS)
+    rows = [
+        first_token_row(contestant, model, workload, part.meter, spent)
+        for (contestant, model), spent in zip(models, spent_of_each)
+    ]
+    for row in rows:
+        row["of PVC's time"] = row["first token ms"] / rows[0]["first token ms"]
+        part.row("Time to the first token", row)
+
+    (contestant, model), spent = models[0], spent_of_each[0]
+    costs = counting.count_first_token(contestant, workload, model)
+    for row in near_rows(contestant.name, workload.name, spent, costs, part.rates):
+        part.row("How near each part is", row)
+    return True
+
+
+def _decoding(part: Part, built: tuple, way: str, options: dict):
+    row = decoding_row(*built, part.meter, way, **options)
+    part.row("Decoding", of_copy_rate(row, part.rates))
+
+
+def _long_video(part: Part, built: tuple):
+    for row in long_rows(*built, part.meter):
+        under = "yes" if row["peak in all GB"] < LONG_LIMIT_GB else "NO"
+        part.row("Long video", row | {f"under {LONG_LIMIT_GB} GB": under})
+
+
+# ------------------------------------------------------------------------------------------------ 4. profile
+
+
+def profiled(part: Part):
+    """The kernels of the slowest part of the first token of the longest video."""
+    meter, preset = part.meter, part.preset
+    contestant, workload = PVC("PVC", preset), preset.workloads[-1]
+    model = contestant.build(meter.device, meter.dtype)
+
+    (spent,) = first_tokens_s([(contestant, model)], workload, meter, runs=1)
+    groups = counting.grouped(spent)
+    slowest = max((group for group in groups if group != counting.REST), key=groups.get)
+    function = _alone(slowest, contestant, model, workload, meter)
+
+    activity = ProfilerActivity.CUDA if meter.is_cuda else ProfilerActivity.CPU
+    with torch.no_grad(), profile(activities=[activity]) as profiler:
+        function()
+        meter.synchronize()
+
+    for row in _kernel_rows(profiler, meter):
+        part.row(f"Top kernels of the {slowest}, {workload.name}", row)
+
+
+def _alone(group: str, contestant: PVC, model, workload: Workload, meter: Meter) -> Callable[[], object]:
+    """The part of a first token as a function; run once, so that nothing is loaded while it is profiled."""
+    if group == "prefill":
+        tokens = contestant.num_visual_tokens(workload) + workload.text_tokens
+        function = partial(counting.prefill, model, tokens)
+    else:  # the projector is little, and goes with the ViT
+        function = partial(contestant.encode, model, contestant.media(workload, meter.device, meter.dtype))
+
+    with torch.no_grad():
+        function()
+    return function
+
+
+def _kernel_rows(profiler: profile, meter: Meter) -> list[Row]:
+    name = "self_device_time_total" if meter.is_cuda else "self_cpu_time_total"
+    events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, name))
+    total_us = sum(getattr(event, name) for event in events) or 1
+
+    rows = []
+    for event in events[:TOP_KERNELS]:
+        spent_us = getattr(event, name)
+        row = {"kernel": event.key[:100], "calls": event.count, "ms": spent_us / 1e3}
+        rows.append(row | {"share": spent_us / total_us})
+    return rows
+
+
+# ----------------------------------------------------------------------------------------------- 5. training
+
+
+def training(part: Part):
+    """Steps of the recipe on packed rows, the LLM's attention by sdpa and by what else there is."""
+    import tempfile
+    from pathlib import Path
+
+    from pvc.benchmarks import training as steps
+
+    name = TRAINED.get(part.preset_name, part.preset_name)
+    contestant, meter = PVC("PVC", find_preset(name)), part.meter
+    steps.check(contestant, name, meter)
+    plan = steps.Plan.drawn(contestant, meter, TRAINING_STEPS)
+    peak = steps.peak_flops_per_s(meter)
+
+    for attention in _attentions(meter):
+        with tempfile.TemporaryDirectory() as folder:
+            measure = partial(
+                steps.measure_steps,
+                contestant,
+                plan,
+                meter,
+                part.rates.flops_per_s,
+                peak,
+                Path(folder),
+                lambda _: None,
+                attention,
+            )
+            result = part.step(attention, measure)
+        if result is not None:
+            part.row("Training", {"preset": name} | result[0])
+        gc.collect()
+        meter.release()
+
+
+def _attentions(meter: Meter) -> list[str]:
+    """Implementations that take packed rows here; flex attention's backward pass needs a GPU."""
+    from transformers.utils import is_flash_attn_2_available
+
+    others = {
+        "flex_attention": meter.is_cuda,
+        "flash_attention_2": meter.is_cuda and is_flash_attn_2_available(),
+    }
+    return ["sdpa", *(name for name, is_there in others.items() if is_there)]
+
+
+# --------------------------------------------------------------------------------------------- 6. throughput
+
+
+def throughput(part: Part):
+    """Several requests at a time; layers of the ViT compiled."""
+    meter, preset = part.meter, part.preset
+    contestant = PVC("PVC", preset)
+    model = contestant.build(meter.device, meter.dtype)
+
+    for requests in REQUESTS:
+        step = partial(_batch_row, contestant, model, meter, requests)
+        row = part.step(f"{requests} requests", step)
+        if row is not None:
+            part.row("Requests at a time", row)
+
+    layers = model.model.vision_model.encoder.layers
+    for name, layer in {"spatial": layers[0], "temporal": layers[-1]}.items():
+        row = part.step(f"compiled layer, {name}", partial(_compiled_row, contestant, layer, name, meter))
+        if row is not None:
+            part.row("A layer of the ViT compiled", row)
+
+
+def _batch_row(contestant: PVC, model, meter: Meter, requests: int) -> Row:
+    """So many questions about an image each, answered in one call."""
+    workload, new_tokens = contestant.preset.workloads[0], contestant.preset.new_tokens
+    inputs = contestant.inputs(workload, meter.device, meter.dtype)
+    batch = {name: x.repeat(requests, *[1] * (x.dim() - 1)) for name, x in inputs.items()}
+    length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
+    function = partial(model.generate, **batch, **length, do_sample=False)
+
+    function()
+    seconds, peak = meter.seconds(function), meter.peak_bytes(function)
+    return {
+        "requests": requests,
+        "workload": workload.name,
+        "new tokens": new_tokens,
+        "s": seconds,
+        "requests/s": requests / seconds,
+        "tokens/s": requests * new_tokens / seconds,
+        "peak over weights GB": peak / 1e9,
+    }
+
+
+@torch.no_grad()
+def _compiled_row(contestant: PVC, layer, name: str, meter: Meter) -> Row:
+    """One layer on a video's tiles, eager and compiled in turns; traced alone at sizes for tests."""
+    preset = contestant.preset
+    tiles = min(COMPILED_TILES, preset.frames[-1])
+    width = contestant.config.vision_config.hidden_size
+    x = torch.randn(tiles, preset.patches**2 + 1, width, device=meter.device, dtype=meter.dtype)
+    grid = torch.tensor([[tiles, 1, 1]] * tiles)
+    clips = (ClipLayout.from_grid(grid, tiles).to(meter.device),) if name == "temporal" else ()
+
+    backend = "inductor" if preset.compiles else "eager"
+    compiled = torch.compile(layer, dynamic=False, backend=backend)
+    first_s = meter.seconds(lambda: compiled(x.clone(), *clips))
+    eager_s, compiled_s = meter.interleaved(
+        5, lambda: layer(x.clone(), *clips), lambda: compiled(x.clone(), *clips)
+    )
+
+    expected = layer(x.clone(), *clips)
+    return {
+        "layer": name,
+        "tiles": tiles,
+        "backend": backend,
+        "compile s": first_s,
+        "eager ms": statistics.median(eager_s) * 1e3,
+        "eager over compiled": statistics.median(a / b for a, b in zip(eager_s, compiled_s)),
+        "relative difference": float((compiled(x.clone(), *clips) - expected).norm() / expected.norm()),
+    }
+
+
+PARTS = {
+    "device": device,
+    "correctness": correctness,
+    "inference": inference,
+    "profile": profiled,
+    "training": training,
+    "throughput": throughput,
+}
