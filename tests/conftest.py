@@ -29,7 +29,7 @@ def pytest_terminal_summary(terminalreporter):
     outcomes = {}
     for outcome in ("passed", "failed", "error"):
         for report in terminalreporter.stats.get(outcome, []):
-            for name, kind in report.user_properties:
+            for name, kind in getattr(report, "user_properties", []):  # none where a file fails to import
                 if name == "attack":
                     outcomes.setdefault(kind, set()).add(outcome)
 
