@@ -280,11 +280,14 @@ def read_media(kind: str, file: str) -> dict:
 def find_model(name: str, trust_remote_code: bool, status) -> str:
     """The folder of the model `name`, which is downloaded where it is a Hub id.
 
-    A folder is trusted, being named; of a Hub id, transformers asks whether its code may run.
+    A folder is trusted, being named, with the code in it and none elsewhere; of a Hub id, transformers asks
+    whether its code may run.
     """
     from huggingface_hub import snapshot_download
     from transformers import PreTrainedConfig
     from transformers.dynamic_module_utils import resolve_trust_remote_code
+
+    from pvc.conversion.files import check_code_within
 
     folder = os.path.expanduser(name)
     is_folder = os.path.isdir(folder)
@@ -297,11 +300,13 @@ def find_model(name: str, trust_remote_code: bool, status) -> str:
     if config.get("model_type") != "pvc":
         raise ValueError(f"{name} is no PVC: model_type in its config.json is {config.get('model_type')!r}")
     if is_folder:
+        check_code_within(folder)
         return folder
     status.stop()  # what follows asks, and shows its own progress
     why = f"{name} has code of its own, which --trust-remote-code runs without asking."
     resolve_trust_remote_code(trust_remote_code or None, name, False, True, error_message=why)
     folder = snapshot_download(name)
+    check_code_within(folder)
     status.start()
     return folder
 

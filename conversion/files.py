@@ -1,5 +1,7 @@
-"""Checkpoints as files: safetensors read by name from mapped shards, written tensor by tensor, and a folder
-that is put in its place whole.
+"""Checkpoints as files: JSON objects, safetensors read by name from mapped shards and written tensor by
+tensor, the files that a folder leads to, and a folder that is replaced as a whole.
+
+A checkpoint may be a stranger's: what is read here is checked, and an error names the file.
 
 safetensors' own writer takes all tensors of a file at once, two gigabytes here; `write_shards` holds one at
 a time. What the tensors are called and how they are made is left to `plan.py`.
@@ -7,6 +9,7 @@ a time. What the tensors are called and how they are made is left to `plan.py`.
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,12 +20,25 @@ from typing import NamedTuple
 import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 2_000_000_000
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+JSON_BYTES = 100_000_000  # tokenizer.json, the largest, has 34 MB in the largest vocabularies
+JSON_DEPTH = 50  # configurations have 5; Python's own functions on nested objects end near 300
+CONFIG_FILES = (  # from which transformers takes the classes to load; `auto_map` names their code
+    "config.json",
+    "generation_config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+    "video_preprocessor_config.json",
+)
+CUSTOM_GENERATE = "custom_generate/generate.py"  # transformers runs it without any auto_map
+HUB_BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 class CheckpointError(ValueError):
@@ -36,6 +52,195 @@ class TensorInfo(NamedTuple):
     @property
     def nbytes(self) -> int:
         return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+# ---- JSON
+
+
+def read_json(path: Path | str) -> dict:
+    """The object in a JSON file.
+
+    Raises:
+        CheckpointError: where it is not JSON in UTF-8, no object, too large, nested too deeply, or has a
+            name twice.
+        OSError: where it cannot be read.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise CheckpointError(f"{path} is not JSON, but a folder or a device")
+    if size > JSON_BYTES:
+        raise CheckpointError(f"{path} has {size:,} bytes: expected a JSON file of at most {JSON_BYTES:,}")
+
+    try:
+        values = json.loads(path.read_bytes().decode(), object_pairs_hook=_object)
+    except RecursionError as error:
+        raise _nested_too_deeply(path) from error
+    except ValueError as error:  # of the syntax, of the encoding, or of a number
+        raise CheckpointError(f"{path} is not JSON: {error}") from error
+
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} holds no object of JSON, but a {type(values).__name__}")
+    if _depth_is_above(values, JSON_DEPTH):
+        raise _nested_too_deeply(path)
+    return values
+
+
+def _object(pairs: list[tuple]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"{twice[:80]!r} is there twice in one object")
+    return values
+
+
+def _depth_is_above(values, limit: int) -> bool:
+    level = [values]
+    for _ in range(limit):
+        within = [list(x.values()) if isinstance(x, dict) else x for x in level]
+        level = [x for items in within for x in items if isinstance(x, (dict, list))]
+        if not level:
+            return False
+    return True
+
+
+def _nested_too_deeply(path: Path) -> CheckpointError:
+    return CheckpointError(f"{path} is nested too deeply: expected at most {JSON_DEPTH} levels")
+
+
+# ---- what a folder leads to
+
+
+def is_within(file: Path, folder: Path) -> bool:
+    """Whether `file`, its symbolic links followed, lies in `folder`, or among the blobs of the Hub cache
+    that `folder` is a snapshot of.
+    """
+    try:
+        real, folder = Path(file).resolve(), Path(folder).resolve()
+    except (OSError, RuntimeError):  # links that lead to each other
+        return False
+    if real.is_relative_to(folder):
+        return True
+
+    repository = folder.parent.parent  # models--org--name/snapshots/COMMIT
+    is_snapshot = folder.parent.name == "snapshots" and repository.name.startswith("models--")
+    is_blob = real.parent == repository / "blobs" and HUB_BLOB.fullmatch(real.name) is not None
+    return is_snapshot and is_blob
+
+
+def check_code_within(folder: Path | str):
+    """Checks that all code which transformers would run for the model in `folder` lies in it.
+
+    To be called before `trust_remote_code=True`: a folder that is trusted is not trusted to name files
+    elsewhere, or other repositories. What the code itself does is not looked at.
+
+    Raises:
+        CheckpointError: where an `auto_map`, an import or a symbolic link leads elsewhere, or a
+            configuration cannot be read.
+    """
+    folder = Path(folder)
+    waiting = [folder / CUSTOM_GENERATE]
+    for name, values in _configurations(folder):
+        waiting += [folder / f"{x}.py" for x in code_modules(values, folder / name)]
+
+    seen = set()
+    while waiting:
+        file = waiting.pop()
+        if file in seen:
+            continue
+        seen.add(file)
+        if not is_within(file, folder):
+            raise CheckpointError(
+                f"{file} is a link that leads out of the folder, to code that would be run: copy the code"
+            )
+        if file.is_file():
+            waiting += [file.parent / f"{x}.py" for x in imported_modules(file)]
+
+
+def _configurations(folder: Path) -> Iterator[tuple[str, dict]]:
+    """Names and values of the configuration files in `folder`."""
+    waiting = [name for name in CONFIG_FILES if (folder / name).is_file()]
+    for name in waiting:
+        values = read_json(folder / name)
+        yield name, values
+
+        others = values.get("configuration_files") or []  # for other versions of transformers
+        if not isinstance(others, list) or not all(isinstance(x, str) and _is_plain(x) for x in others):
+            raise CheckpointError(
+                f"configuration_files of {folder / name} is no list of names of files there"
+            )
+        waiting += [x for x in others if x not in waiting and (folder / x).is_file()]
+
+
+def _is_plain(name: str) -> bool:
+    return name == os.path.basename(name) and "\\" not in name and name not in ("", ".", "..")
+
+
+def code_modules(values: dict, path: Path | str) -> set[str]:
+    """Names of the modules that any `auto_map` in `values`, the configuration file `path`, leads to.
+
+    Raises:
+        CheckpointError: for one that is no plain name of a file beside `path`.
+    """
+    return {reference.partition(".")[0] for reference in code_classes(values, path)}
+
+
+def code_classes(values: dict, path: Path | str) -> set[str]:
+    """As `code_modules`, with the classes: "module.Class"."""
+    found, waiting = set(), [values]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, dict):
+            found |= _references(value.get("auto_map"), path)
+            waiting += value.values()
+        elif isinstance(value, list):
+            waiting += value
+    return found
+
+
+def _references(auto_map, path: Path | str) -> set[str]:
+    if auto_map is None:
+        return set()
+    if not isinstance(auto_map, dict):
+        raise CheckpointError(f"auto_map of {path} is {auto_map!r:.80}: expected an object")
+    entries = [x for entry in auto_map.values() for x in (entry if isinstance(entry, list) else [entry])]
+    references = [x for x in entries if x is not None]
+    for reference in references:
+        _check_reference(reference, path)
+    return set(references)
+
+
+def _check_reference(reference, path: Path | str):
+    if isinstance(reference, str) and "--" in reference:
+        raise CheckpointError(
+            f"auto_map of {path} leads to another repository ({reference}), so that a revision would not pin "
+            f"the code: write {reference.partition('--')[2]!r}, and have the file in the folder"
+        )
+    parts = reference.split(".") if isinstance(reference, str) else []
+    if len(parts) != 2 or not all(part.isidentifier() for part in parts):
+        raise CheckpointError(
+            f"auto_map of {path} has {reference!r:.200}: expected 'module.Class' of a file beside it"
+        )
+
+
+def imported_modules(file: Path) -> list[str]:
+    """Names of the modules that the Python file `file` imports from beside it, as transformers finds them.
+
+    Raises:
+        CheckpointError: where it is no text, or imports from elsewhere.
+    """
+    try:
+        names = get_relative_imports(file)
+    except ValueError as error:  # of the encoding
+        raise CheckpointError(f"{file} is not Python: {error}") from error
+    for name in names:
+        if not name.isidentifier():
+            raise CheckpointError(f"{file} imports .{name}: expected a file beside it")
+    return names
+
+
+# ---- weights
 
 
 class SourceWeights:
@@ -193,6 +398,9 @@ def _write_file(path: Path, infos: dict[str, TensorInfo], make, progress):
             progress(name, info.nbytes)
         file.flush()
         os.fsync(file.fileno())
+
+
+# ---- the folder
 
 
 @contextmanager
