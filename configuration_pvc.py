@@ -8,6 +8,7 @@ error; token ids are checked where they are used, since small vocabularies exist
 from transformers import AutoConfig, PretrainedConfig
 
 from .conversation import get_conv_template
+from .json_files import check_json_files
 
 MODEL_TYPES = ("pvc", "pvc_internvl", "internvl_chat")  # ours, the release's, InternVL's
 LLM_TYPES = ("internlm2", "llama", "qwen2", "qwen3", "phi3")
@@ -320,6 +321,7 @@ class PVCConfig(PretrainedConfig):
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """transformers' own, which gives nothing where there is no config.json: that would be the 8B."""
+        check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")

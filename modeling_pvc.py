@@ -14,6 +14,7 @@ Shapes: `num_tiles` tiles as they come, unrepeated; `R` rows (one moment of one 
 
 from functools import partial
 from json import JSONDecodeError
+from pickle import UnpicklingError
 
 import torch
 from einops import rearrange
@@ -33,6 +34,7 @@ from .configuration_pvc import PVCConfig
 from .conversation import get_conv_template
 from .dialogue_cache_pvc import DialogueCache
 from .fast_decode_pvc import fast_decode_options
+from .json_files import check_json_files
 from .live_pvc import LiveVideo
 from .modeling_intern_vit import (
     AdaLN,
@@ -47,6 +49,8 @@ from .modeling_internlm2 import InternLM2Model, causal_lm_output
 logger = logging.get_logger(__name__)
 
 OLD_ARGUMENTS = ("use_flash_attn", "load_in_8bit", "load_in_4bit")
+DAMAGED = (SafetensorError, JSONDecodeError, RecursionError, UnpicklingError, EOFError)
+DAMAGED_PICKLES = ("corrupt file", "PytorchStreamReader")  # in torch's RuntimeErrors
 UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
 
 
@@ -298,12 +302,19 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         work.
         """
         kwargs = _translate_old_arguments(kwargs)
+        check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         try:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
-        except (SafetensorError, JSONDecodeError) as error:
+        except DAMAGED as error:
             raise OSError(
                 f"{pretrained_model_name_or_path}: a file of weights or their index is damaged ({error}): "
                 "copy or download it again"
+            ) from error
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in DAMAGED_PICKLES):
+                raise
+            raise OSError(
+                f"{pretrained_model_name_or_path}: a pickle of weights is damaged ({error})"
             ) from error
 
     def live_video(self, tokenizer, **settings) -> LiveVideo:

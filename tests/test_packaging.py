@@ -30,6 +30,7 @@ MODEL_FILES = [
     "conversation.py",
     "dialogue_cache_pvc.py",
     "fast_decode_pvc.py",
+    "json_files.py",
     "live_pvc.py",
     "modeling_intern_vit.py",
     "modeling_internlm2.py",

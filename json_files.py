@@ -1,0 +1,108 @@
+"""JSON files of a checkpoint, which a stranger may have made: objects in UTF-8 of limited size and depth.
+
+transformers takes a file's content for what it expects, so that a list in the place of an object ends in a
+TypeError somewhere, and a deeply nested one in a RecursionError. What is read here, or checked before
+transformers reads it, is refused by the file's name. What the values mean is left to the configurations.
+"""
+
+import json
+import os
+from pathlib import Path
+
+JSON_BYTES = 100_000_000  # tokenizer.json, the largest, has 34 MB in the largest vocabularies
+JSON_DEPTH = 50  # configurations have 5; Python's own functions on nested objects end near 300
+INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+READ_WITH_WEIGHTS = ("config.json", "generation_config.json")
+
+
+def read_json_object(path: str | os.PathLike) -> dict:
+    """The object in the file `path`.
+
+    Raises:
+        ValueError: where it is not JSON in UTF-8, no object, too large, nested too deeply, or has a name
+            twice.
+        OSError: where it cannot be read.
+    """
+    path = Path(path)
+    size = path.stat().st_size
+    if not path.is_file():
+        raise ValueError(f"{path} is not JSON, but a folder or a device")
+    if size > JSON_BYTES:
+        raise ValueError(f"{path} has {size:,} bytes: expected a JSON file of at most {JSON_BYTES:,}")
+
+    too_deep = f"{path} is nested too deeply: expected at most {JSON_DEPTH} levels of JSON"
+    try:
+        values = json.loads(path.read_bytes().decode(), object_pairs_hook=_object)
+    except RecursionError as error:
+        raise ValueError(too_deep) from error
+    except ValueError as error:  # of the syntax, of the encoding, or of a number
+        raise ValueError(f"{path} is not JSON: {error}") from error
+
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds no object of JSON, but a {type(values).__name__}")
+    if _is_deeper(values, JSON_DEPTH):
+        raise ValueError(too_deep)
+    return values
+
+
+def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
+    """Which file beside the index `path` holds which tensor.
+
+    Raises:
+        ValueError, OSError: as `read_json_object`, and where it is no index of files beside it.
+    """
+    try:
+        weight_map = read_json_object(path).get("weight_map")
+    except ValueError as error:
+        raise ValueError(f"{path} is not an index of weights: {error}") from error
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{path} is not an index of weights: weight_map is no object")
+
+    for name, file in weight_map.items():
+        if not isinstance(file, str) or not is_plain_name(file):
+            raise ValueError(
+                f"{path} is not an index of weights: {name!r:.200} is in {file!r:.200}, expected the name of "
+                "a file beside it"
+            )
+    return weight_map
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` is that of a file in a folder, on any system, and leads nowhere else."""
+    return name not in ("", ".", "..") and not any(sign in name for sign in "/\\:\0")
+
+
+def check_json_files(folder: str | os.PathLike | None, subfolder: str | None = None):
+    """Checks the files that transformers reads when it loads a model; nothing where there is no such folder.
+
+    Raises:
+        ValueError, OSError: as `read_json_object` and `read_weight_index`.
+    """
+    if folder is None:
+        return
+    folder = os.path.join(folder, subfolder or "")
+    for name in READ_WITH_WEIGHTS:
+        if os.path.isfile(path := os.path.join(folder, name)):
+            read_json_object(path)
+    for name in INDEXES:
+        if os.path.isfile(path := os.path.join(folder, name)):
+            read_weight_index(path)
+
+
+def _object(pairs: list[tuple]) -> dict:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        names = sorted(name for name, _ in pairs)
+        twice = next(name for name, following in zip(names, names[1:]) if name == following)
+        raise ValueError(f"{twice!r:.80} is there twice in one object")
+    return values
+
+
+def _is_deeper(values, limit: int) -> bool:
+    level = [values]
+    for _ in range(limit):
+        children = [item.values() if isinstance(item, dict) else item for item in level]
+        level = [x for items in children for x in items if isinstance(x, (dict, list))]
+        if not level:
+            return False
+    return True
