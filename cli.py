@@ -29,9 +29,9 @@ from typer.core import TyperGroup
 
 from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.conversion.matching import UnmatchedParameters
+from pvc.conversion.printable import printable
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
-CONTROL_CHARACTERS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab and line feed
 COMMANDS = """\
 /image FILE   show a picture with the next question; may be repeated
 /video FILE   show a video, or a folder of frames, likewise
@@ -152,7 +152,7 @@ def convert(
             )
             conversion = convert_weights.Conversion(folder, os.path.expanduser(target), options)
         if dry_run:
-            print(conversion.plan.by_kind())
+            print(printable(conversion.plan.by_kind()))
         _say(conversion.plan.summary())
         if not dry_run:
             with _bytes_bar("Writing", conversion.plan.nbytes) as advance:
@@ -161,7 +161,7 @@ def convert(
         if verify and not dry_run:
             with Console(stderr=True).status("Comparing"):
                 differences = conversion.verify()
-            print(*differences, sep="\n")
+            print(*map(printable, map(str, differences)), sep="\n")
 
 
 @app.command()
@@ -180,7 +180,7 @@ def push(
     with _failures_told(tell=_in_one_line):  # the Hub's reason is in a later line
         with Console(stderr=True).status("Loading"):
             from pvc import publish
-        print(publish.push(folder, repo_id, private=private, revision=revision, message=message))
+        print(printable(publish.push(folder, repo_id, private=private, revision=revision, message=message)))
 
 
 @app.command()
@@ -216,7 +216,7 @@ def bench(
 
                 text = write_training(out, preset, device, dtype, runs, command, say)
             drawn = [] if action == "train" else report.plot(out)
-        print(text, end="")
+        print(printable(text), end="")
         if drawn:
             _say(f"plotted: {', '.join(map(str, drawn))}")
 
@@ -235,7 +235,7 @@ def _given(**options) -> dict:
 
 
 def _say(text: str, style: str = "dim"):
-    Console(stderr=True).print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    Console(stderr=True).print(printable(text), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 @contextmanager
@@ -287,16 +287,21 @@ def find_model(name: str, trust_remote_code: bool, status) -> str:
     from transformers import PreTrainedConfig
     from transformers.dynamic_module_utils import resolve_trust_remote_code
 
-    from pvc.conversion.files import check_code_within
+    from pvc.conversion.files import check_code_within, read_json
 
     folder = os.path.expanduser(name)
     is_folder = os.path.isdir(folder)
     if not is_folder and (os.path.exists(folder) or not HUB_ID.fullmatch(name)):
         raise ValueError(f"MODEL is {name!r}: expected a folder or a Hub id (pictures are given by --image)")
     try:
-        config, _ = PreTrainedConfig.get_config_dict(folder if is_folder else name)
+        if is_folder:
+            config = read_json(os.path.join(folder, "config.json"))
+        else:
+            config, _ = PreTrainedConfig.get_config_dict(name)
     except OSError as error:
         raise ValueError(f"{name}: {_first_line(error)}") from error
+    except (AttributeError, TypeError, RecursionError) as error:  # of the Hub's config.json
+        raise ValueError(f"config.json of {name} is no object of JSON") from error
     if config.get("model_type") != "pvc":
         raise ValueError(f"{name} is no PVC: model_type in its config.json is {config.get('model_type')!r}")
     if is_folder:
@@ -445,7 +450,7 @@ class Dialogue:
 
 def _print_answer(text: str):
     """Prints at once, with U+FFFD for control characters, which would command the terminal."""
-    print(CONTROL_CHARACTERS.sub("\ufffd", text), end="", flush=True)
+    print(printable(text), end="", flush=True)
 
 
 # ---- training
@@ -507,7 +512,7 @@ def check_data(
         with Console(stderr=True).status("Loading") as status:
             processor = load_processor(find_model(model or str(CHECKPOINT), trust, status))
         report = check(data, processor, options, decode=decode, num_workers=workers)
-    print(report)
+    print(printable(str(report)))
     if report.broken:
         raise Exit(1)
 

@@ -8,7 +8,8 @@ whole or not at all. The parts are in `conversion/`: the source's configuration 
 of which tensor (`plan.py`, `matching.py`), files (`files.py`), and the comparison of both (`verify.py`).
 """
 
-import json
+import os
+import re
 import shutil
 import sys
 import tempfile
@@ -17,12 +18,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import yaml
 from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversation import IMAGE_CONTEXT, get_conv_template
+from pvc.conversion.checks import check_config, check_depth, values_of
 from pvc.conversion.configs import (
     RELEASED,
     internvl_config,
@@ -32,7 +35,15 @@ from pvc.conversion.configs import (
     released_config,
     source_ratio,
 )
-from pvc.conversion.files import CheckpointError, SourceWeights, check_free_disk, placed_whole, write_shards
+from pvc.conversion.files import (
+    CheckpointError,
+    SourceWeights,
+    check_free_disk,
+    placed_whole,
+    read_json,
+    real_target,
+    write_shards,
+)
 from pvc.conversion.matching import read_key_map
 from pvc.conversion.plan import (
     Plan,
@@ -47,8 +58,16 @@ from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.publish import model_card
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
+LICENSE_NAME = re.compile(r"[\w.+-]{1,64}", re.ASCII)  # as the Hub abbreviates licences
 TOKENIZER_FILES = ("tokenizer.model", "tokenizer.json", "vocab.json")
 NEEDED_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja", "README.md"]
+TOKENIZER_JSON = (
+    "added_tokens.json",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "vocab.json",
+)
 SMALL_FILES_BYTES = 64_000_000  # tokenizer, code, configuration: more than they are
 
 
@@ -80,25 +99,25 @@ class Conversion:
 
     Raises:
         CheckpointError, ValueError: where the source, or what is asked for, does not allow it.
+        OSError: where a file cannot be read, or `target` is a link that leads nowhere.
     """
 
     def __init__(self, source: Path | str, target: Path | str, options: Options):
         self.source, self.target, self.options = Path(source), Path(target), options
-        if self.target.resolve() in (self.source.resolve(), *self.source.resolve().parents):
+        real_source = Path(os.path.realpath(source))
+        if real_target(target) in (real_source, *real_source.parents):
             raise ValueError(f"TARGET {target} is, or holds, the source: choose another")
         values = read_config(self.source)
         self.tokenizer = load_tokenizer(self.source, values) if options.tokenizer else None
-        self.plan = self._plan(values, _image_token_id(values, self.tokenizer, options.image_token_id))
-        vocab_size = self.plan.config.llm_config.vocab_size
-        if self.tokenizer is not None and len(self.tokenizer) > vocab_size:
-            raise CheckpointError(
-                f"the tokenizer has {len(self.tokenizer)} tokens, but the LLM's vocabulary {vocab_size}"
-            )
+        with values_of(self.source / "config.json"):
+            self.plan = self._plan(values, _image_token_id(values, self.tokenizer, options.image_token_id))
+        self.generation = _generation_config(self.source, self.plan.config, self.tokenizer)
 
     def _plan(self, values: dict, image_token_id: int) -> Plan:
         options, weights = self.options, SourceWeights(self.source)
         if values["model_type"] == RELEASED:
             config = released_config(values, options.template, image_token_id, options.temporal_layers)
+            self._check_config(config, weights)
             plan = plan_released(config, weights, options.key_map and read_key_map(options.key_map))
             if "mlp_add_ops" in values:
                 said = values["mlp_add_ops"]
@@ -115,11 +134,21 @@ class Conversion:
                 image_repeats=options.image_repeats,
                 downsample_ratio=options.downsample_ratio,
                 new_parameters=new_parameters(options.projector_init),
-                tiles=json.loads(tiles.read_text()) if tiles.is_file() else None,
+                tiles=read_json(tiles) if tiles.is_file() else None,
             )
+            self._check_config(config, weights)
             plan = plan_internvl(config, weights, source_ratio(values), options.projector_init)
         config.dtype = main_dtype(weights)
         return plan
+
+    def _check_config(self, config: PVCConfig, weights: SourceWeights):
+        path, vocab_size = self.source / "config.json", config.llm_config.vocab_size
+        check_depth(config, len(weights.infos), path)
+        if self.tokenizer is not None and len(self.tokenizer) > vocab_size:
+            raise CheckpointError(
+                f"the tokenizer has {len(self.tokenizer)} tokens, but the LLM's vocabulary {vocab_size}"
+            )
+        check_config(config, path)
 
     def run(
         self,
@@ -153,10 +182,10 @@ class Conversion:
         if self.tokenizer is not None:
             images = PVCImageProcessor.from_model_config(config)
             PVCProcessor(images, self.tokenizer, template=config.template).save_pretrained(folder)
-        _generation_config(self.source, config, self.tokenizer).save_pretrained(folder)
+        self.generation.save_pretrained(folder)
         card = model_card(config, base_model=base_model, license=_license(self.source), name=self.target.name)
-        (folder / "README.md").write_text(card)
-        (folder / "conversion.tsv").write_text(self.plan.report())
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        (folder / "conversion.tsv").write_text(self.plan.report(), encoding="utf-8")
 
 
 def load_tokenizer(folder: Path, values: dict):
@@ -175,13 +204,17 @@ def load_tokenizer(folder: Path, values: dict):
         for file in folder.iterdir():
             if file.suffix in (".json", ".txt", ".model", ".jinja") and not _is_models(file.name):
                 shutil.copyfile(file, Path(alone) / file.name)
+        for name in TOKENIZER_JSON:
+            if (Path(alone) / name).is_file():
+                read_json(folder / name)
         try:
             if llm_type == "internlm2" and (folder / "tokenizer.model").is_file():
                 tokenizer = InternLM2Tokenizer.from_pretrained(alone)
             else:
                 tokenizer = AutoTokenizer.from_pretrained(alone)
-        except (OSError, ValueError, KeyError) as error:
-            raise CheckpointError(f"the tokenizer of {folder} cannot be read: {error}") from error
+        except Exception as error:  # of any type: tokenizers and sentencepiece raise their own
+            reason = " ".join(str(error).split())
+            raise CheckpointError(f"the tokenizer of {folder} cannot be read: {reason:.500}") from error
     if IMAGE_CONTEXT not in tokenizer.get_added_vocab():
         raise CheckpointError(f"the tokenizer of {folder} has no {IMAGE_CONTEXT}: is it an InternVL's?")
     return tokenizer
@@ -204,10 +237,11 @@ def _image_token_id(values: dict, tokenizer, given: int | None) -> int:
 
 def _generation_config(source: Path, config: PVCConfig, tokenizer) -> GenerationConfig:
     """The source's, with the template's end tokens where it names none."""
-    try:
-        generation = GenerationConfig.from_pretrained(source)
-    except OSError:
-        generation = GenerationConfig()
+    path = source / "generation_config.json"
+    generation = GenerationConfig()
+    if path.is_file():
+        with values_of(path):
+            generation = GenerationConfig.from_dict(read_json(path))
     if tokenizer is not None and generation.eos_token_id is None:
         stop = get_conv_template(config.template).stop_token_ids(tokenizer)
         generation.eos_token_id = stop or tokenizer.eos_token_id
@@ -216,6 +250,8 @@ def _generation_config(source: Path, config: PVCConfig, tokenizer) -> Generation
         generation.pad_token_id = llm.pad_token_id if tokenizer is None else tokenizer.pad_token_id
     if generation.bos_token_id is None:
         generation.bos_token_id = llm.bos_token_id
+    with values_of(path):
+        generation.validate(strict=True)  # as saving it does
     return generation
 
 
@@ -224,7 +260,11 @@ def _license(source: Path) -> str | None:
     card = source / "README.md"
     if not card.is_file():
         return None
-    return ModelCard.load(card, ignore_metadata_errors=True).data.license
+    try:
+        license = ModelCard.load(card, ignore_metadata_errors=True).data.license
+    except (yaml.YAMLError, ValueError, TypeError, AttributeError):  # not even text, or no metadata
+        return None
+    return license if isinstance(license, str) and LICENSE_NAME.fullmatch(license) else None
 
 
 if __name__ == "__main__":

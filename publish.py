@@ -9,6 +9,8 @@ import ast
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fnmatch import fnmatch
+from glob import escape
 from pathlib import Path
 from string import Template
 
@@ -17,12 +19,23 @@ import yaml
 from huggingface_hub import HfApi, ModelCard, ModelCardData, constants
 from huggingface_hub.errors import HfHubHTTPError, HTTPError
 from huggingface_hub.utils import validate_repo_id
-from transformers.dynamic_module_utils import get_relative_imports
 from transformers.utils import logging
 
 from pvc import CHECKPOINT
 from pvc.configuration_pvc import AUTO_MAP, PVCConfig
-from pvc.conversion.files import INDEX, SINGLE, CheckpointError, SourceWeights
+from pvc.conversion.checks import check_config, check_depth, values_of
+from pvc.conversion.files import (
+    CONFIG_FILES,
+    INDEX,
+    SINGLE,
+    CheckpointError,
+    SourceWeights,
+    check_code_within,
+    imported_modules,
+    is_within,
+    read_json,
+)
+from pvc.conversion.printable import in_a_line
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor
 
@@ -220,7 +233,7 @@ def push(
             repo_id=repo_id,
             folder_path=folder,
             revision=revision,
-            allow_patterns=files,
+            allow_patterns=[escape(name) for name in files],  # patterns to the Hub's client
             delete_patterns=OLD_WEIGHTS,
             commit_message=message or "Upload PVC",
         )
@@ -239,7 +252,8 @@ def _tell_what_stays(folder: Path, files: list[str]):
     sent = {name.partition("/")[0] for name in files}
     visible = sorted(path.name for path in folder.iterdir() if path.name[0] not in "._")
     if left_out := [name for name in visible if name not in sent]:
-        logger.warning(f"not part of the checkpoint, and not sent: {', '.join(left_out)}")
+        names = ", ".join(map(in_a_line, left_out))
+        logger.warning(f"not part of the checkpoint, and not sent: {names}")
 
 
 @contextmanager
@@ -265,10 +279,13 @@ def checked_files(folder: Path) -> list[str]:
     """Names of the files that the checkpoint in `folder` consists of.
 
     Raises:
-        CheckpointError: where it is not whole, or would not load where `pvc` is not installed.
+        CheckpointError: where it is not whole, leads out of the folder, or would not load where `pvc` is not
+            installed.
     """
     if not folder.is_dir():
         raise CheckpointError(f"FOLDER is {str(folder)!r}, which is no folder")
+    _check_links(folder)
+    check_code_within(folder)
     needed = ("config.json", "tokenizer_config.json", "processor_config.json")
     configs = {name: _read_json(folder, name) for name in needed}
     _check_config(folder, configs["config.json"])
@@ -281,7 +298,12 @@ def checked_files(folder: Path) -> list[str]:
             f"{WAYS_OUT['tokenizer_config.json']}"
         )
     weights = _weight_files(folder)
-    optional = [path.relative_to(folder).as_posix() for x in OPTIONAL_FILES for path in folder.glob(x)]
+    optional = [
+        path.relative_to(folder).as_posix()
+        for pattern in OPTIONAL_FILES
+        for path in folder.glob(pattern)
+        if path.is_file()
+    ]
     for name in optional:
         if name.endswith(".json"):
             _read_json(folder, name)
@@ -290,20 +312,32 @@ def checked_files(folder: Path) -> list[str]:
     return sorted({*needed, "chat_template.jinja", *code, *weights, *optional})
 
 
+def _check_links(folder: Path):
+    """Refuses links of the folder to files elsewhere, which would be sent, or written, in their place."""
+    patterns = [*CONFIG_FILES, "chat_template.jinja", "*.safetensors", INDEX, *OPTIONAL_FILES]
+    entries = list(folder.iterdir())
+    entries += (folder / "assets").iterdir() if (folder / "assets").is_dir() else []
+    for path in entries:
+        name = path.relative_to(folder).as_posix()
+        is_sent = any(fnmatch(name, x) for x in patterns if x.count("/") == name.count("/"))
+        if is_sent and not is_within(path, folder):
+            raise CheckpointError(
+                f"{path} is a symbolic link, or in one, that leads out of the folder: put a copy of the file "
+                "in its place, if it is meant for everybody"
+            )
+    if (folder / README).exists() and not (folder / README).is_file():
+        raise CheckpointError(f"{folder / README} is no file")
+
+
 def _lacks(folder: Path, name: str) -> CheckpointError:
     return CheckpointError(f"{folder} lacks {name}: {WAYS_OUT[name]}")
 
 
 def _read_json(folder: Path, name: str) -> dict:
     try:
-        values = json.loads((folder / name).read_text(encoding="utf-8"))
+        return read_json(folder / name)
     except FileNotFoundError as error:
         raise _lacks(folder, name) from error
-    except ValueError as error:
-        raise CheckpointError(f"{folder / name} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{folder / name} holds no object of JSON, but a {type(values).__name__}")
-    return values
 
 
 def _check_config(folder: Path, values: dict):
@@ -321,14 +355,12 @@ def _check_config(folder: Path, values: dict):
 def _auto_classes(configs: dict[str, dict]) -> dict[str, tuple[str, str]]:
     """ "module.Class" of each class that transformers' Auto classes must find, with what names it."""
     processor, tokenizer = configs["processor_config.json"], configs["tokenizer_config.json"]
+    images = processor.get("image_processor")
+    images = images if isinstance(images, dict) else {}
     needs = [
         ("config.json", configs["config.json"], AUTO_MAP),
         ("processor_config.json", processor, ["AutoProcessor"]),
-        (
-            "image_processor in processor_config.json",
-            processor.get("image_processor") or {},
-            ["AutoImageProcessor"],
-        ),
+        ("image_processor in processor_config.json", images, ["AutoImageProcessor"]),
     ]
     if "auto_map" in tokenizer or tokenizer.get("tokenizer_class") == "InternLM2Tokenizer":
         needs.append(("tokenizer_config.json", tokenizer, ["AutoTokenizer"]))
@@ -348,13 +380,8 @@ def _auto_classes(configs: dict[str, dict]) -> dict[str, tuple[str, str]]:
 def _code_files(folder: Path, auto_classes: dict[str, str]) -> list[str]:
     """The files that `auto_classes` are in, and those that these import."""
     classes_of, seen = {}, {}
-    for reference, place in auto_classes.items():
+    for reference in auto_classes:
         module, _, name = reference.rpartition(".")
-        if "--" in module:
-            raise CheckpointError(
-                f"auto_map of {place} leads to another repository ({reference}), so that a revision would "
-                f"not pin the code: write {reference.partition('--')[2]!r}, and have the file in the folder"
-            )
         classes_of.setdefault(module, set()).add(name)
     waiting = list(classes_of)
     while waiting:
@@ -362,7 +389,7 @@ def _code_files(folder: Path, auto_classes: dict[str, str]) -> list[str]:
         if name not in seen:
             seen[name] = (folder / name).is_file()
             file = (folder if seen[name] else CHECKPOINT) / name  # the package's tells what else is needed
-            waiting += get_relative_imports(file) if file.is_file() else []
+            waiting += imported_modules(file) if file.is_file() else []
     if missing := sorted(name for name, is_there in seen.items() if not is_there):
         raise CheckpointError(
             f"{folder} lacks code that its auto_map leads to, {', '.join(missing)}: copy the files of these "
@@ -376,7 +403,7 @@ def _code_files(folder: Path, auto_classes: dict[str, str]) -> list[str]:
 def _check_code(file: Path, classes: set[str]):
     try:
         tree = ast.parse(file.read_text(encoding="utf-8"))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:  # the last two: nested deeply
         raise CheckpointError(f"{file} is not Python: {error}") from error
     if absent := classes - {node.name for node in tree.body if isinstance(node, ast.ClassDef)}:
         raise CheckpointError(f"{file} has no {', '.join(sorted(absent))}, which auto_map names")
@@ -385,8 +412,12 @@ def _check_code(file: Path, classes: set[str]):
 def _weight_files(folder: Path) -> list[str]:
     """The files of the weights, which hold each that the model needs; their values are not read."""
     infos = SourceWeights(folder).infos
-    with torch.device("meta"):
-        model = PVCForConditionalGeneration(PVCConfig.from_pretrained(folder))
+    with values_of(folder / "config.json"):
+        config = PVCConfig.from_pretrained(folder)
+        check_depth(config, len(infos), folder / "config.json")
+        check_config(config, folder / "config.json")
+        with torch.device("meta"):
+            model = PVCForConditionalGeneration(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name for name in model.all_tied_weights_keys if name not in infos}
     if missing := [name for name in expected if name not in infos and name not in tied]:

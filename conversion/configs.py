@@ -7,7 +7,6 @@ attention settings and generation settings of older versions. No weights here.
 """
 
 import inspect
-import json
 from pathlib import Path
 
 from transformers import AutoConfig, PretrainedConfig
@@ -19,7 +18,7 @@ from pvc.configuration_pvc import (
     InternVisionConfig,
     PVCConfig,
 )
-from pvc.conversion.files import CheckpointError
+from pvc.conversion.files import CheckpointError, read_json
 
 INTERNVL, NATIVE, RELEASED = "internvl_chat", "internvl", "pvc_internvl"
 # what the official classes take where a configuration file is silent
@@ -58,17 +57,14 @@ def read_config(folder: Path) -> dict:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: expected the folder of a model, or its Hub id")
-    try:
-        values = json.loads(path.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
+    values = read_json(path)
     model_type = values.get("model_type")
     if model_type == "pvc":
         raise CheckpointError(f"{folder} is a PVC already")
-    if model_type not in (INTERNVL, NATIVE, RELEASED):
+    if not isinstance(model_type, str) or model_type not in (INTERNVL, NATIVE, RELEASED):
         raise CheckpointError(
-            f"{path} has model_type {model_type!r}: expected {INTERNVL!r} (InternVL 2 to 3.5), {NATIVE!r} "
-            f"(the same in transformers' own layout) or {RELEASED!r} (the released PVC)"
+            f"{path} has model_type {model_type!r:.100}: expected {INTERNVL!r} (InternVL 2 to 3.5), "
+            f"{NATIVE!r} (the same in transformers' own layout) or {RELEASED!r} (the released PVC)"
         )
     if values.get("quantization_config"):
         raise CheckpointError(f"{folder} is quantised: convert the checkpoint that it was made from")
@@ -79,6 +75,7 @@ def released_config(
     values: dict, template: str | None, image_token_id: int, temporal_layers: int
 ) -> PVCConfig:
     """The configuration of the released PVC in our fields."""
+    vision, llm = _vision_fields(part(values, "vision_config")), part(values, "llm_config")
     order = values.get("tile_repeat_way", "tile")
     if order not in ("tile", "frame"):
         raise CheckpointError(
@@ -86,10 +83,11 @@ def released_config(
             "'tile' (each tile with its repeats in a row) or 'frame' (all tiles, then again) into config.json"
         )
     temporal = temporal_layers if values.get("use_temporal", True) else 0
+    _check_temporal_layers(temporal, vision)
     return PVCConfig(
         **_internvl_fields(values, template) | {"downsample_ratio": values.get("downsample_ratio", 0.25)},
-        vision_config=_vision_fields(values["vision_config"]) | {"num_temporal_layers": temporal},
-        llm_config=llm_fields(values["llm_config"]),
+        vision_config=vision | {"num_temporal_layers": temporal},
+        llm_config=llm_fields(llm),
         image_repeats=values.get("image_repeat_time", 4),
         video_repeats=values.get("video_repeat_time", 1),
         image_token_id=image_token_id,
@@ -119,8 +117,9 @@ def internvl_config(
     if values["model_type"] == NATIVE:
         vision, llm, fields = _native_fields(values, template or "internvl2_5", tiles or {})
     else:
-        vision, llm = _vision_fields(values["vision_config"]), values["llm_config"]
+        vision, llm = _vision_fields(part(values, "vision_config")), part(values, "llm_config")
         fields = _internvl_fields(values, template)
+    _check_temporal_layers(temporal_layers, vision)
     return PVCConfig(
         **fields | {"downsample_ratio": downsample_ratio},
         vision_config=vision | {"num_temporal_layers": temporal_layers},
@@ -132,19 +131,35 @@ def internvl_config(
 
 
 def source_ratio(values: dict) -> float:
-    return values.get("downsample_ratio", INTERNVL_DEFAULTS["downsample_ratio"])
+    ratio = values.get("downsample_ratio", INTERNVL_DEFAULTS["downsample_ratio"])
+    if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 1e-3 < ratio <= 1:
+        raise CheckpointError(
+            f"downsample_ratio of the source is {ratio!r:.100}: expected above 0 and at most 1"
+        )
+    return ratio
 
 
 def llm_values(values: dict) -> dict:
     """The part of a configuration file that is the LLM's."""
-    return values["text_config" if values["model_type"] == NATIVE else "llm_config"]
+    return part(values, "text_config" if values["model_type"] == NATIVE else "llm_config")
+
+
+def part(values: dict, name: str) -> dict:
+    """The object `name` of a configuration file, which has one for each part of the model."""
+    if not isinstance(values.get(name), dict):
+        kind = type(values[name]).__name__ if name in values else "missing"
+        raise CheckpointError(f"{name} of config.json is {kind}: expected an object")
+    return values[name]
 
 
 def llm_fields(values: dict) -> dict:
     """What the LLM's class knows among `values`, and `model_type`."""
-    architecture = (values.get("architectures") or [None])[0]
-    llm_type = values.get("model_type") or LLM_TYPE_OF_ARCHITECTURE.get(architecture)
-    if llm_type not in LLM_TYPES:
+    architectures = values.get("architectures")
+    architecture = str(architectures[0]) if architectures and isinstance(architectures, list) else None
+    llm_type = values.get("model_type")
+    if llm_type in (None, ""):
+        llm_type = LLM_TYPE_OF_ARCHITECTURE.get(architecture)
+    if not isinstance(llm_type, str) or llm_type not in LLM_TYPES:
         expected = ", ".join(LLM_TYPES)
         raise CheckpointError(f"the LLM is a {llm_type or architecture}: expected one of {expected}")
     if llm_type == "internlm2":
@@ -160,7 +175,9 @@ def _internvl_fields(values: dict, template: str | None) -> dict:
     fields["template"] = template or values.get("template")
     if not fields["template"]:
         raise CheckpointError("config.json names no prompt template: name one with --template")
-    fields["force_image_size"] = values.get("force_image_size") or values["vision_config"]["image_size"]
+    fields["force_image_size"] = values.get("force_image_size") or part(values, "vision_config").get(
+        "image_size"
+    )
     return fields
 
 
@@ -170,6 +187,12 @@ def _vision_fields(values: dict) -> dict:
         raise CheckpointError(f"vision_config lacks {', '.join(missing)}")
     known = inspect.signature(InternVisionConfig).parameters.keys()
     return VISION_DEFAULTS | {name: value for name, value in values.items() if name in known}
+
+
+def _check_temporal_layers(temporal_layers: int, vision: dict):
+    layers = vision["num_hidden_layers"]
+    if isinstance(layers, int) and not 0 <= temporal_layers <= layers:
+        raise ValueError(f"--temporal-layers is {temporal_layers}: expected 0 to {layers}, the ViT's layers")
 
 
 def _native_fields(values: dict, template: str, tiles: dict) -> tuple[dict, dict, dict]:

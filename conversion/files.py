@@ -21,14 +21,16 @@ import torch
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+from pvc.configuration_pvc import MODEL_TYPES
+from pvc.json_files import is_plain_name, read_json_object, read_weight_index
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 2_000_000_000
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-JSON_BYTES = 100_000_000  # tokenizer.json, the largest, has 34 MB in the largest vocabularies
-JSON_DEPTH = 50  # configurations have 5; Python's own functions on nested objects end near 300
 CONFIG_FILES = (  # from which transformers takes the classes to load; `auto_map` names their code
     "config.json",
     "generation_config.json",
@@ -38,6 +40,30 @@ CONFIG_FILES = (  # from which transformers takes the classes to load; `auto_map
     "video_preprocessor_config.json",
 )
 CUSTOM_GENERATE = "custom_generate/generate.py"  # transformers runs it without any auto_map
+CHECKPOINT_FILES = (  # patterns; code beside them is known by `auto_map`
+    *CONFIG_FILES,
+    "*.safetensors",
+    "*.safetensors.index.json",
+    "pytorch_model*.bin",
+    "pytorch_model.bin.index.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "conversion.tsv",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "vocab.json",
+    "README.md",
+    "LICENSE*",
+    "NOTICE*",
+    ".gitattributes",
+)
+CHECKPOINT_FOLDERS = {  # and what lies in them
+    "__pycache__": (".pyc",),
+    "assets": (".png", ".jpg", ".jpeg", ".gif", ".webp", ".svg", ".mp4"),
+}
 HUB_BLOB = re.compile("[0-9a-f]{40}|[0-9a-f]{64}")
 
 
@@ -58,55 +84,11 @@ class TensorInfo(NamedTuple):
 
 
 def read_json(path: Path | str) -> dict:
-    """The object in a JSON file.
-
-    Raises:
-        CheckpointError: where it is not JSON in UTF-8, no object, too large, nested too deeply, or has a
-            name twice.
-        OSError: where it cannot be read.
-    """
-    path = Path(path)
-    size = path.stat().st_size
-    if not path.is_file():
-        raise CheckpointError(f"{path} is not JSON, but a folder or a device")
-    if size > JSON_BYTES:
-        raise CheckpointError(f"{path} has {size:,} bytes: expected a JSON file of at most {JSON_BYTES:,}")
-
+    """`read_json_object`, with a CheckpointError for what is not one."""
     try:
-        values = json.loads(path.read_bytes().decode(), object_pairs_hook=_object)
-    except RecursionError as error:
-        raise _nested_too_deeply(path) from error
-    except ValueError as error:  # of the syntax, of the encoding, or of a number
-        raise CheckpointError(f"{path} is not JSON: {error}") from error
-
-    if not isinstance(values, dict):
-        raise CheckpointError(f"{path} holds no object of JSON, but a {type(values).__name__}")
-    if _depth_is_above(values, JSON_DEPTH):
-        raise _nested_too_deeply(path)
-    return values
-
-
-def _object(pairs: list[tuple]) -> dict:
-    values = dict(pairs)
-    if len(values) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"{twice[:80]!r} is there twice in one object")
-    return values
-
-
-def _depth_is_above(values, limit: int) -> bool:
-    level = [values]
-    for _ in range(limit):
-        within = [list(x.values()) if isinstance(x, dict) else x for x in level]
-        level = [x for items in within for x in items if isinstance(x, (dict, list))]
-        if not level:
-            return False
-    return True
-
-
-def _nested_too_deeply(path: Path) -> CheckpointError:
-    return CheckpointError(f"{path} is nested too deeply: expected at most {JSON_DEPTH} levels")
+        return read_json_object(path)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
 
 
 # ---- what a folder leads to
@@ -139,7 +121,16 @@ def check_code_within(folder: Path | str):
         CheckpointError: where an `auto_map`, an import or a symbolic link leads elsewhere, or a
             configuration cannot be read.
     """
-    folder = Path(folder)
+    for _ in code_files(Path(folder)):
+        pass
+
+
+def code_files(folder: Path) -> Iterator[Path]:
+    """The Python files that the configurations in `folder` lead to, and those that these import.
+
+    Raises:
+        CheckpointError: as `check_code_within`.
+    """
     waiting = [folder / CUSTOM_GENERATE]
     for name, values in _configurations(folder):
         waiting += [folder / f"{x}.py" for x in code_modules(values, folder / name)]
@@ -155,6 +146,7 @@ def check_code_within(folder: Path | str):
                 f"{file} is a link that leads out of the folder, to code that would be run: copy the code"
             )
         if file.is_file():
+            yield file
             waiting += [file.parent / f"{x}.py" for x in imported_modules(file)]
 
 
@@ -166,15 +158,11 @@ def _configurations(folder: Path) -> Iterator[tuple[str, dict]]:
         yield name, values
 
         others = values.get("configuration_files") or []  # for other versions of transformers
-        if not isinstance(others, list) or not all(isinstance(x, str) and _is_plain(x) for x in others):
+        if not isinstance(others, list) or not all(isinstance(x, str) and is_plain_name(x) for x in others):
             raise CheckpointError(
                 f"configuration_files of {folder / name} is no list of names of files there"
             )
         waiting += [x for x in others if x not in waiting and (folder / x).is_file()]
-
-
-def _is_plain(name: str) -> bool:
-    return name == os.path.basename(name) and "\\" not in name and name not in ("", ".", "..")
 
 
 def code_modules(values: dict, path: Path | str) -> set[str]:
@@ -271,9 +259,9 @@ class SourceWeights:
         if not path.exists():
             return None
         try:
-            return json.loads(path.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(f"{path} is not an index of weights: {error!r}") from error
+            return read_weight_index(path)
+        except ValueError as error:
+            raise CheckpointError(f"{error}: download it again") from error
 
     def _files(self) -> list[str]:
         there = sorted(path.name for path in self.folder.glob("*.safetensors"))
@@ -410,19 +398,20 @@ def placed_whole(target: Path, overwrite: bool = False) -> Iterator[Path]:
     However it is interrupted, `target` is as it was, or absent, or the new one whole; what an interruption
     leaves beside it is removed by the next call.
 
+    A symbolic link stays: the folder that it leads to is replaced.
+
     Raises:
-        FileExistsError: where `target` exists, unless it is empty, or `overwrite` is set and it is a model's
-            folder.
+        OSError: where `target` cannot be replaced, see `check_replaceable`.
         BlockingIOError: where another process is writing to the same target.
     """
-    target = Path(os.path.abspath(target))
+    target = real_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced, lock = (target.parent / f".{target.name}.{x}" for x in ("partial", "replaced", "lock"))
     try:
         with FileLock(lock, timeout=0):
             try:
                 _clean_up(partial, replaced, target)  # after a call that was killed
-                _check_replaceable(target, overwrite)
+                check_replaceable(target, overwrite)
                 partial.mkdir()
                 yield partial
                 if target.exists():
@@ -438,21 +427,85 @@ def placed_whole(target: Path, overwrite: bool = False) -> Iterator[Path]:
 
 def _clean_up(partial: Path, replaced: Path, target: Path):
     """Removes what is left beside the target; undoes the first of two renames where there was no second."""
+    for leftover in (partial, replaced):
+        if leftover.is_symlink():  # no call of ours leaves one
+            leftover.unlink()
     if replaced.exists() and not target.exists():
         replaced.rename(target)
     shutil.rmtree(partial, ignore_errors=True)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
-def _check_replaceable(target: Path, overwrite: bool):
-    if not target.exists() or (target.is_dir() and not any(target.iterdir())):
+def real_target(target: Path | str) -> Path:
+    """The folder that `target` is or, as a symbolic link, leads to.
+
+    Raises:
+        FileNotFoundError: for a link that leads nowhere.
+    """
+    target = Path(os.path.abspath(target))
+    if target.is_symlink() and not target.exists():
+        raise FileNotFoundError(
+            f"{target} is a symbolic link that leads nowhere: remove it, or make its folder"
+        )
+    return Path(os.path.realpath(target))
+
+
+def check_replaceable(target: Path | str, overwrite: bool):
+    """Checks that a new folder may take the place of `target`.
+
+    Raises:
+        FileExistsError: where it exists, unless it is an empty folder, or `overwrite` is set and it holds a
+            checkpoint and nothing else.
+        FileNotFoundError: for a link that leads nowhere.
+    """
+    target = real_target(target)
+    if not target.exists():
+        return
+    if os.path.ismount(target):
+        raise FileExistsError(f"{target} is where a disk is mounted: choose a folder in it as TARGET")
+    if target.is_dir() and not any(target.iterdir()):
         return
     if not overwrite:
         raise FileExistsError(f"{target} exists: choose another TARGET, or replace it with --overwrite")
-    if not (target / "config.json").is_file():
+    if not _is_models(target):
         raise FileExistsError(
-            f"{target} is no model's folder (it has no config.json): --overwrite does not replace it"
+            f"{target} is no model's folder (no config.json there names a model_type): --overwrite does not "
+            "replace it"
         )
+    if foreign := foreign_files(target):
+        raise FileExistsError(
+            f"{target} has files that are no checkpoint's, {_listed(foreign)}: move them first, --overwrite "
+            "would delete them"
+        )
+
+
+def _is_models(folder: Path) -> bool:
+    """Whether config.json of `folder` is a model's, or says nothing at all and is the only file."""
+    try:
+        values = read_json(folder / "config.json")
+    except (OSError, CheckpointError):
+        return False
+    if not values:
+        return len(list(folder.iterdir())) == 1
+    model_type = values.get("model_type")
+    return isinstance(model_type, str) and model_type in {*MODEL_TYPES, *CONFIG_MAPPING}
+
+
+def foreign_files(folder: Path) -> list[str]:
+    """What lies in a checkpoint's folder and is no part of it: code counts where `auto_map` leads to it."""
+    code = {file.name for file in code_files(folder) if file.parent == folder}
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name in code or any(path.match(pattern) for pattern in CHECKPOINT_FILES):
+            is_part = path.is_file()
+        elif path.name in CHECKPOINT_FOLDERS and path.is_dir() and not path.is_symlink():
+            suffixes = CHECKPOINT_FOLDERS[path.name]
+            is_part = all(x.suffix in suffixes and x.is_file() for x in path.iterdir())
+        else:
+            is_part = False
+        if not is_part:
+            found.append(path.name)
+    return found
 
 
 def check_free_disk(target: Path, nbytes: int):

@@ -23,6 +23,7 @@ from torch import nn
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import CheckpointError, SourceWeights, TensorInfo, shard_names
 from pvc.conversion.matching import internvl_name, match_parameters
+from pvc.conversion.printable import in_a_line
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
 NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
@@ -104,7 +105,7 @@ class Plan:
             *(f"dropped: {name} ({why})" for name, why in self.dropped.items()),
             *self.remarks,
         ]
-        return "\n".join(lines)
+        return "\n".join(map(in_a_line, lines))
 
     def by_kind(self) -> str:
         """What becomes of what: a line for the tensors whose names differ in the layer alone."""
@@ -113,10 +114,11 @@ class Plan:
             sources = " + ".join(map(_without_layer, recipe.sources)) or "(new)"
             kind = (_without_layer(name), sources, recipe.info.shape, recipe.reason)
             kinds.setdefault(kind, []).append(name)
-        return "\n".join(
+        lines = [
             f"{name} {list(shape)}{f' x{len(names)}' * (len(names) > 1)} <- {sources}: {why}"
             for (name, sources, shape, why), names in kinds.items()
-        )
+        ]
+        return "\n".join(map(in_a_line, lines))
 
     def report(self) -> str:
         """A line for every tensor of the target and for what was dropped, as tab-separated text."""
@@ -124,7 +126,7 @@ class Plan:
         for name, recipe in self.recipes.items():
             rows.append((name, " + ".join(recipe.sources) or "(new)", recipe.reason))
         rows += [("(dropped)", name, why) for name, why in self.dropped.items()]
-        return "\n".join("\t".join(row) for row in rows) + "\n"
+        return "".join("\t".join(map(in_a_line, row)) + "\n" for row in rows)
 
 
 def _without_layer(name: str) -> str:

@@ -316,13 +316,13 @@ def test_existing_folder_is_replaced_only_when_told_and_only_a_models(original, 
     target.mkdir()  # empty: nothing is lost
     conversion = Conversion(original, target, Options(temporal_layers=2))
     conversion.run()
-    (target / "notes").write_text("mine")
+    (target / "README.md").write_text("mine")
     with pytest.raises(FileExistsError, match="--overwrite"):
         conversion.run()
-    assert (target / "notes").read_text() == "mine"
+    assert (target / "README.md").read_text() == "mine"
     conversion.options.overwrite = True
     conversion.run()
-    assert not (target / "notes").exists() and (target / "config.json").exists()
+    assert (target / "README.md").read_text() != "mine" and (target / "config.json").exists()
     (target / "config.json").unlink()
     with pytest.raises(FileExistsError, match="no model's folder"):
         conversion.run()
