@@ -1,10 +1,15 @@
 """PVC: Progressive Visual Token Compression, a vision-language model for images and videos.
 
-The modules of this package are the files that travel with every checkpoint (`modeling_pvc`, `preprocess`,
-...); import from them directly. `CHECKPOINT` is the folder of PVC-Tiny, the small model that comes with the
+    import pvc
+    model = pvc.PVCForConditionalGeneration.from_pretrained(pvc.CHECKPOINT)
+
+The modules of this package are the files that travel with every checkpoint (`pvc.modeling_pvc`,
+`pvc.preprocess`, ...). They, and the names of `EXPORTS`, are imported when they are first used, so that
+`import pvc` takes no time. `CHECKPOINT` is the folder of PVC-Tiny, the small model that comes with the
 package.
 """
 
+from importlib import import_module
 from pathlib import Path
 
 CHECKPOINT = Path(__file__).resolve().parent
@@ -12,3 +17,38 @@ ABOUT_CHECKPOINT = (
     "PVC-Tiny knows small worlds alone: coloured shapes, where they are and where they move, and words, the "
     "long ones often with a wrong letter. Of several pictures it knows little, of anything else nothing."
 )
+EXPORTS = {  # name -> module
+    "PVCConfig": "configuration_pvc",
+    "PVCForConditionalGeneration": "modeling_pvc",
+    "PVCProcessor": "processing_pvc",
+    "load_image": "preprocess",
+    "load_video": "preprocess",
+    "quantization_config": "modeling_pvc",
+}
+
+__all__ = ["ABOUT_CHECKPOINT", "CHECKPOINT", *EXPORTS]
+
+
+def __getattr__(name: str):
+    if name in EXPORTS:
+        value = getattr(import_module(f"{__name__}.{EXPORTS[name]}"), name)
+    elif name == "__version__":
+        from importlib.metadata import version
+
+        value = version("pvc")
+    elif name in _modules():
+        return import_module(f"{__name__}.{name}")  # which sets it here
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *EXPORTS, *_modules(), "__version__"})
+
+
+def _modules() -> set[str]:
+    files = {path.stem for path in CHECKPOINT.glob("*.py")}
+    packages = {path.parent.name for path in CHECKPOINT.glob("*/__init__.py")}
+    return {name for name in files | packages if name.isidentifier() and not name.startswith("_")}

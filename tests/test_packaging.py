@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import zipfile
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ import torch
 from builders import tiny_model
 from transformers.dynamic_module_utils import get_imports, get_relative_imports
 
+import pvc
 from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
@@ -129,6 +131,33 @@ def test_model_files_import_without_any_optional_package(tmp_path):
     script = "for name in sys.argv[1:]:\n    __import__(name)\nprint(sys.modules['pvc'].__file__)"
     printed = run_python(script, *modules, cwd=tmp_path, hidden=(*NEVER_NEEDED, "sentencepiece"))
     assert Path(printed.strip()).is_relative_to(tmp_path)
+
+
+def test_import_of_the_package_imports_neither_torch_nor_transformers(tmp_path):
+    (tmp_path / "pvc").symlink_to(ROOT)
+    script = "import pvc, dir_of_pvc\nprint({'torch', 'transformers', 'numpy', 'PIL'} & set(sys.modules))"
+    (tmp_path / "dir_of_pvc.py").write_text("import pvc\nassert 'modeling_pvc' in dir(pvc), dir(pvc)\n")
+    assert run_python(script, cwd=tmp_path) == "set()\n"
+
+
+def test_modules_and_public_names_are_reached_after_import_of_the_package_alone(tmp_path):
+    (tmp_path / "pvc").symlink_to(ROOT)
+    script = """
+import pvc
+names = ["PVCConfig", "PVCForConditionalGeneration", "PVCProcessor", "load_image", "load_video"]
+assert all(getattr(pvc, name).__name__ == name for name in names), names
+assert pvc.load_image is pvc.preprocess.load_image and pvc.conversion.__path__
+assert pvc.quantization_config is pvc.modeling_pvc.quantization_config
+assert set(names) <= set(pvc.__all__) <= set(dir(pvc)) and {"modeling_pvc", "training"} <= set(dir(pvc))
+assert not hasattr(pvc, "nothing") and not hasattr(pvc, "tests")
+from pvc import *
+print(PVCConfig.model_type)
+"""
+    assert run_python(script, cwd=tmp_path) == "pvc\n"
+
+
+def test_version_is_that_of_the_installed_package():
+    assert pvc.__version__ == version("pvc")
 
 
 # ---- a saved folder, and a Hub repository
