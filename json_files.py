@@ -12,7 +12,13 @@ from pathlib import Path
 JSON_BYTES = 100_000_000  # tokenizer.json, the largest, has 34 MB in the largest vocabularies
 JSON_DEPTH = 50  # configurations have 5; Python's own functions on nested objects end near 300
 INDEXES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-READ_WITH_WEIGHTS = ("config.json", "generation_config.json")
+READ_BY_MODEL = ("config.json", "generation_config.json")
+READ_BY_PROCESSOR = (
+    "config.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+    "tokenizer_config.json",
+)
 
 
 def read_json_object(path: str | os.PathLike) -> dict:
@@ -72,8 +78,11 @@ def is_plain_name(name: str) -> bool:
     return name not in ("", ".", "..") and not any(sign in name for sign in "/\\:\0")
 
 
-def check_json_files(folder: str | os.PathLike | None, subfolder: str | None = None):
-    """Checks the files that transformers reads when it loads a model; nothing where there is no such folder.
+def check_json_files(
+    folder: str | os.PathLike | None, subfolder: str | None = None, names: tuple[str, ...] = READ_BY_MODEL
+):
+    """Checks the files `names` and the indexes of weights before transformers reads them; nothing where
+    there is no such folder.
 
     Raises:
         ValueError, OSError: as `read_json_object` and `read_weight_index`.
@@ -81,7 +90,7 @@ def check_json_files(folder: str | os.PathLike | None, subfolder: str | None = N
     if folder is None:
         return
     folder = os.path.join(folder, subfolder or "")
-    for name in READ_WITH_WEIGHTS:
+    for name in names:
         if os.path.isfile(path := os.path.join(folder, name)):
             read_json_object(path)
     for name in INDEXES:

@@ -14,6 +14,7 @@ Shapes: `num_tiles` tiles as they come, unrepeated; `R` rows (one moment of one 
 
 from functools import partial
 from json import JSONDecodeError
+from pathlib import Path
 from pickle import UnpicklingError
 
 import torch
@@ -107,6 +108,17 @@ class PVCPreTrainedModel(PreTrainedModel):
     def _init_weights(self, module):
         super()._init_weights(module)
         init_constant_start(module)
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """transformers' own, with weights that may be read by whom config.json may: safetensors writes files
+        for their owner alone, whatever the umask.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        folder = Path(save_directory)
+        if (folder / "config.json").is_file():  # the process that saves
+            mode = (folder / "config.json").stat().st_mode & 0o666
+            for file in folder.glob("model*.safetensors"):
+                file.chmod(mode)
 
 
 class PVCModel(PVCPreTrainedModel):

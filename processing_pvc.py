@@ -37,6 +37,7 @@ from .conversation import (
     pad,
     video_segments,
 )
+from .json_files import READ_BY_PROCESSOR, check_json_files
 from .preprocess import open_picture, picture_tiles, read_frames
 
 logger = logging.get_logger(__name__)
@@ -259,6 +260,12 @@ class PVCProcessor(ProcessorMixin):
         if chat_template is None:
             chat_template = jinja_template(get_conv_template(template))
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+        """transformers' own; a file of a folder that is no JSON object is a ValueError with its name."""
+        check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"), READ_BY_PROCESSOR)
+        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:

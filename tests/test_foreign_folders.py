@@ -1,6 +1,7 @@
 """Folders that somebody else made: what they name is read, run, sent or replaced only within them."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,13 +11,14 @@ from conversion_sources import native_source, remote_code_source
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from pvc import CHECKPOINT, cli
+from pvc import CHECKPOINT, cli, publish
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import CheckpointError, SourceWeights, check_code_within, placed_whole
 from pvc.conversion.printable import in_a_line, printable
 from pvc.convert_weights import Conversion, Options
 from pvc.json_files import JSON_DEPTH, read_json_object
 from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.processing_pvc import PVCProcessor
 from pvc.publish import checked_files
 
 RUNS = "import os\nopen(os.environ['PVC_TEST_RAN'], 'w').close()\n\n\nclass Evil:\n    pass\n"
@@ -279,6 +281,15 @@ def test_model_says_which_file_of_its_folder_is_no_object(content, name, checkpo
         PVCForConditionalGeneration.from_pretrained(checkpoint)
     with pytest.raises((ValueError, OSError), match=name):
         PVCConfig.from_pretrained(checkpoint)
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize("name", ["config.json", "processor_config.json", "tokenizer_config.json"])
+@pytest.mark.parametrize("content", SOME)
+def test_processor_says_which_file_of_its_folder_is_no_object(content, name, checkpoint):
+    write_damaged(checkpoint / name, NO_OBJECTS[content])
+    with pytest.raises((ValueError, OSError), match=name):
+        PVCProcessor.from_pretrained(checkpoint)
 
 
 @pytest.mark.attack("F13")
@@ -622,6 +633,25 @@ def test_leftover_that_is_a_link_is_removed_and_not_followed(tmp_path):
     with placed_whole(tmp_path / "PVC") as unfinished:
         (unfinished / "config.json").write_text("{}")
     assert names(tmp_path) == {"PVC", "mine"} and names(tmp_path / "mine") == {"file"}
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
+def test_files_of_a_checkpoint_have_the_modes_that_the_umask_gives(umask, original, tmp_path):
+    before = os.umask(umask)
+    try:
+        convert(original, tmp_path / "PVC")
+        model = PVCForConditionalGeneration.from_pretrained(tmp_path / "PVC")
+        model.save_pretrained(tmp_path / "saved")
+        model.save_pretrained(tmp_path / "shards", max_shard_size="1MB")
+        (tmp_path / "PVC" / "README.md").unlink()
+        publish._write_card(tmp_path / "PVC", "someone/PVC")
+    finally:
+        os.umask(before)
+    files = [file for folder in ("PVC", "saved", "shards") for file in (tmp_path / folder).iterdir()]
+    assert any(file.name == "model-00002-of-00008.safetensors" for file in files)
+    assert {file.name: oct(file.stat().st_mode & 0o777) for file in files} == dict.fromkeys(
+        (file.name for file in files), oct(0o666 & ~umask)
+    )
 
 
 # ---- what reaches a terminal
