@@ -17,6 +17,7 @@ from xml.sax.saxutils import escape
 import torch
 
 from pvc import CHECKPOINT
+from pvc.json_files import read_json_object
 
 Row = dict[str, str | int | float]  # column, with its unit -> value
 Tables = dict[str, list[Row]]
@@ -103,21 +104,30 @@ def plot(folder: str) -> list[Path]:
 
     Raises:
         FileNotFoundError: where there are no results.
+        ValueError: where a file of results is damaged.
     """
     folder, drawn = Path(folder), []
     for name, (table, column, title) in PLOTS.items():
         if (folder / name).exists():
-            rows = json.loads((folder / name).read_text())["tables"][table]
-            lines = {}
-            for row in rows:
-                if row["frames"] > 1:
-                    lines.setdefault(row["model"], []).append((row["frames"], row[column]))
+            try:
+                lines = _lines(read_json_object(folder / name)["tables"][table], column)
+            except (KeyError, TypeError) as error:
+                raise ValueError(f"{folder / name} holds no results: make them again") from error
             path = folder / f"{Path(name).stem}.svg"
             path.write_text(line_plot(lines, title))
             drawn.append(path)
     if not drawn:
         raise FileNotFoundError(f"no {' or '.join(PLOTS)} in {folder}: `pvc bench count` or `run` makes them")
     return drawn
+
+
+def _lines(rows: list[dict], column: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (frames, value) of each model that has several frames."""
+    lines = {}
+    for row in rows:
+        if row["frames"] > 1:
+            lines.setdefault(row["model"], []).append((row["frames"], row[column]))
+    return lines
 
 
 def line_plot(lines: dict[str, list[tuple[float, float]]], title: str, x_title: str = "frames") -> str:
