@@ -29,6 +29,7 @@ from typer.core import TyperGroup
 
 from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.conversion.matching import UnmatchedParameters
+from pvc.conversion.printable import CONTROL_CHARACTERS as CONTROL_CHARACTERS
 from pvc.conversion.printable import printable
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
@@ -119,7 +120,7 @@ def convert(
     key_map: Annotated[
         str | None, Option(metavar="FILE", help="JSON: names in the released PVC to ours.")
     ] = None,
-    seed: Annotated[int, Option(help="Of the new parameters.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the new parameters.")] = 0,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace TARGET once the new one is whole.")
     ] = False,
@@ -298,6 +299,8 @@ def find_model(name: str, trust_remote_code: bool, status) -> str:
             config = read_json(os.path.join(folder, "config.json"))
         else:
             config, _ = PreTrainedConfig.get_config_dict(name)
+    except FileNotFoundError as error:
+        raise ValueError(f"{name} is no model's folder: no config.json names a model_type") from error
     except OSError as error:
         raise ValueError(f"{name}: {_first_line(error)}") from error
     except (AttributeError, TypeError, RecursionError) as error:  # of the Hub's config.json
@@ -321,6 +324,7 @@ def load_model(folder: str, device: str | None, dtype: str, quantize: str | None
     from transformers import AutoModelForImageTextToText, AutoProcessor
     from transformers.utils.logging import disable_progress_bar
 
+    from pvc.conversion.checks import WRONG_VALUES, values_of
     from pvc.modeling_pvc import quantization_config
 
     disable_progress_bar()
@@ -330,8 +334,9 @@ def load_model(folder: str, device: str | None, dtype: str, quantize: str | None
         options["quantization_config"] = quantization_config(quantize)
     if quantize or device == "auto":
         options["device_map"] = device
-    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
-    model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
+    with values_of(folder, WRONG_VALUES):
+        processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+        model = AutoModelForImageTextToText.from_pretrained(folder, **options).eval()
     return model if "device_map" in options else model.to(device), processor
 
 

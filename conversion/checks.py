@@ -30,26 +30,23 @@ MAY_BE_NONE = ("max_encoder_tiles", "pad_token_id", "bos_token_id", "eos_token_i
 IDS = ("pad_token_id", "bos_token_id", "eos_token_id")  # one, several, or none
 PROBABILITIES = ("dropout", "attention_dropout", "drop_path_rate", "resid_pdrop", "embd_pdrop")
 # what values of the wrong type or size end in, where a class does not check them itself
-FOREIGN_VALUES = (
+WRONG_VALUES = (
     ArithmeticError,
     AttributeError,
     LookupError,
     NotImplementedError,
     RecursionError,
-    RuntimeError,
     StrictDataclassError,
     TypeError,
 )
 
 
 @contextmanager
-def values_of(path: Path | str) -> Iterator[None]:
+def values_of(path: Path | str, kinds: tuple = (*WRONG_VALUES, RuntimeError)) -> Iterator[None]:
     """Names `path` in the error where its values make no configuration, or no model."""
     try:
         yield
-    except CheckpointError:
-        raise
-    except FOREIGN_VALUES as error:
+    except kinds as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(
             f"{path} has values that no such model has ({type(error).__name__}: {reason:.300})"

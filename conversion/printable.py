@@ -9,13 +9,13 @@ import re
 CONTROL = r"\x00-\x08\x0b-\x1f\x7f-\x9f"  # all but tab and line feed
 READING_ORDER = "\u2028-\u202e\u2066-\u2069"  # and the line ends that are none of a terminal's
 SURROGATES = "\ud800-\udfff"  # which no encoding has
-UNPRINTABLE = re.compile(f"[{CONTROL}{READING_ORDER}{SURROGATES}]")
+CONTROL_CHARACTERS = re.compile(f"[{CONTROL}{READING_ORDER}{SURROGATES}]")
 REPLACEMENT = "\ufffd"
 
 
 def printable(text: str) -> str:
     """`text` with U+FFFD for what would command a terminal; its lines stay."""
-    return UNPRINTABLE.sub(REPLACEMENT, text)
+    return CONTROL_CHARACTERS.sub(REPLACEMENT, text)
 
 
 def in_a_line(text: str) -> str:

@@ -734,3 +734,12 @@ def test_codes_in_names_of_files_and_values_reach_no_terminal(checkpoint, tmp_pa
         ["convert", checkpoint, "PVC"],
     ):
         assert no_codes(pvc(*command))
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize(
+    "content", [*NO_OBJECTS.values(), "{}", '{"tables": {"First token of a video": [5]}}']
+)
+def test_plot_of_damaged_results_names_their_file(content, tmp_path):
+    write_damaged(tmp_path / "count.json", content)
+    assert "count.json" in pvc("bench", "plot", "--out", tmp_path)
