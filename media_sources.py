@@ -1,91 +1,264 @@
-"""What a message may name as an image or video, turned into bytes, a file or a PIL image."""
+"""The door for images and videos: every source becomes a file opened here, or bytes, before it is decoded.
+
+A text is a path, an http(s):// or file:// address, a data: address or base64. A path leads to a regular file
+or a folder, never to a FIFO or device. Decoders get file objects: they open nothing by name, and no address.
+
+    text, dict, bytes --opened--> file object, or a folder's path --> preprocess.py, video_readers.py
+"""
 
 import base64
+import errno
+import io
 import os
-from io import BytesIO
+import re
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+from urllib.parse import unquote, urlsplit
+from urllib.request import url2pathname
 
-import numpy as np
-from huggingface_hub.errors import HTTPError
-from huggingface_hub.utils import get_session
-from PIL import Image, ImageOps
+try:
+    from .media_fetch import NamedBytes, fetch
+    from .media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
+except ImportError:  # in a clone, where this folder is no package
+    from media_fetch import NamedBytes, fetch
+    from media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
 
-from .preprocess import open_picture
-
-CHANNELS = (1, 3, 4)
-FETCH_TIMEOUT_S = 30  # without an answer, or without anything more of it
+SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # of two characters or more: C: is a drive
 
 
-def read_picture(picture) -> Image.Image:
-    """A PIL picture, upright, from a picture, a path, a file object, an http(s) address, base64 text, or an
-    array or tensor of 8-bit values or of floats from 0 to 1, channels first or last.
+# ----------------------------------------------------------------------------------------------------- files
+
+
+class Nameless:
+    """What decoders see of a file: its bytes. A name would be taken for a base of other names."""
+
+    def __init__(self, file: BinaryIO):
+        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+
+
+def file_name(file) -> str:
+    """The name of a path or file object, for errors."""
+    if isinstance(file, (str, os.PathLike)):
+        return os.fspath(file)
+    return str(getattr(file, "name", f"a {type(file).__name__}"))
+
+
+@contextmanager
+def open_file(file: str | os.PathLike | BinaryIO, max_bytes: int | None = None) -> Iterator[BinaryIO]:
+    """Yields a file object at its start: of a path, which is closed again, or of the caller.
+
+    A stream that cannot seek is read whole.
 
     Raises:
-        OSError: where there is no picture to read, with the file or address.
-        ValueError: for what is none of these.
+        FileNotFoundError, IsADirectoryError, OSError: the path cannot be opened.
+        MediaRefused: the path is no regular file, but a FIFO or device, or an address.
     """
-    if isinstance(picture, Image.Image):
-        return ImageOps.exif_transpose(picture)
-    if isinstance(picture, str) and not os.path.exists(picture):
-        picture = _fetch(picture) if _is_address(picture) else _from_base64(picture)
-    if isinstance(picture, (str, os.PathLike)) or hasattr(picture, "read"):
-        return open_picture(picture, upright=True)
-    array = np.asarray(picture)
-    if array.ndim == 2:
-        array = array[..., None]
-    elif array.ndim == 3 and array.shape[2] not in CHANNELS:
-        array = array.transpose(1, 2, 0)
-    is_float = array.dtype.kind == "f"
-    if (
-        array.ndim != 3
-        or array.size == 0
-        or array.shape[2] not in CHANNELS
-        or not (is_float or array.dtype == np.uint8)
-    ):
+    if isinstance(file, (str, os.PathLike)):
+        with open_regular(local_path(file)) as opened:
+            yield opened
+        return
+
+    yield seekable(file, max_bytes)
+
+
+def seekable(file: BinaryIO, max_bytes: int | None = None) -> BinaryIO:
+    """The file object at its start; of a stream that cannot seek all that it has left, in memory."""
+    try:
+        file.seek(0)
+        return file
+    except (AttributeError, OSError):
+        content = file.read() if max_bytes is None else file.read(max_bytes + 1)
+        check_size(len(content), max_bytes, file_name(file))
+        return NamedBytes(content, file_name(file))
+
+
+def open_regular(path: str, name: str | None = None) -> BinaryIO:
+    """Opens a regular file, without waiting where it is none; `name`: for errors, where not the path."""
+    name = path if name is None else name
+    _check_kind(os.stat(path).st_mode, name)
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb", buffering=0)
+    try:
+        _check_kind(os.fstat(file.fileno()).st_mode, name)  # it may have been exchanged in between
+    except OSError:
+        file.close()
+        raise
+    return _NamedFile(file, name)
+
+
+class _NamedFile(io.BufferedReader):
+    """An opened file with the name of its path, and not of its descriptor."""
+
+    def __init__(self, raw: io.RawIOBase, name: str):
+        super().__init__(raw)
+        self._name = name
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+
+def _check_kind(mode: int, name: str):
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
+    if not stat.S_ISREG(mode):
+        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
+        raise MediaRefused(f"{name} is {kind}: expected a regular file")
+
+
+def local_path(text: str | os.PathLike) -> str:
+    """The path that a text or path object says; file:// is taken, any other address refused by its name."""
+    path = os.fsdecode(text)
+    if "\0" in path:
+        raise MediaRefused(f"{shown(path)} has a NUL character: expected a path")
+    if not isinstance(text, str) or os.path.exists(path):
+        return path
+
+    scheme = SCHEME.match(path)
+    if scheme and scheme[1].lower() == "file":
+        return _path_of_address(path)
+    if scheme:
+        raise _refused_scheme(path, scheme[1])
+    return path
+
+
+def _refused_scheme(text: str, scheme: str) -> MediaRefused:
+    return MediaRefused(
+        f"{shown(text)}: the scheme {scheme!r} is not read here: expected a path, or, for the processor, an "
+        "http(s) address or base64"
+    )
+
+
+def _path_of_address(address: str) -> str:
+    parts = urlsplit(address)
+    if parts.netloc not in ("", "localhost"):
+        raise MediaRefused(f"{shown(address)}: expected a file of this machine, file:///path")
+    path = url2pathname(parts.path) if os.name == "nt" else unquote(address[len("file:") :])
+    if os.name != "nt" and path.startswith("//"):
+        path = "/" + path[2:].partition("/")[2]
+    if "\0" in path:
+        raise MediaRefused(f"{shown(address)} has a NUL character: expected a path")
+    return path
+
+
+# ------------------------------------------------------------------------------------ sources under a policy
+
+
+@contextmanager
+def opened(source, budget: Budget, *, kind: str) -> Iterator:
+    """Yields what decoders take: a file object, a folder's path, or as it is what is neither text nor file.
+
+    Args:
+        source: path, address, data: address or base64 as text; a dict of bytes and path, as of a data set
+            that is not decoded; a file object; anything else.
+        kind: "image" or "video", for errors.
+
+    Raises:
+        OSError: there is nothing to read: FileNotFoundError and the like.
+        MediaRefused: what the policy does not allow, a ValueError and an OSError.
+    """
+    policy = budget.policy
+    if isinstance(source, dict):
+        source = _of_dict(source, policy, kind)
+    if isinstance(source, str) and (found := _of_text(source, budget, kind)) is not None:
+        yield found
+    elif isinstance(source, (str, os.PathLike)):
+        path, may_be_folder = allowed_path(source, policy), kind == "video"
+        with _opened_path(path, os.fsdecode(source), may_be_folder) as found:
+            yield found
+    elif hasattr(source, "read"):
+        with open_file(source, policy.max_bytes) as found:
+            yield found
+    else:
+        yield source
+
+
+def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
+    """The file in a dict of "bytes" and "path", of which one may be None, as data sets have it."""
+    content, path = source.get("bytes"), source.get("path")
+    if "bytes" not in source or not (content or path) or not source.keys() <= {"bytes", "path"}:
+        keys = sorted(map(str, source))
+        noun = "a picture" if kind == "image" else "a video"
         raise ValueError(
-            f"a picture is {type(picture).__name__} {array.dtype} {np.shape(picture)}: "
-            "expected a PIL picture, a path, an address, or an array (H, W), (H, W, C) or (C, H, W) of bytes "
-            "or of floats from 0 to 1"
+            f"{noun} is dict with keys {keys}: expected 'bytes' and 'path', or the {kind} itself"
         )
-    if is_float:
-        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                f"a picture of {array.dtype} has values outside 0 to 1: pass 8-bit integers instead"
-            )
-        array = np.rint(array * 255).astype(np.uint8)
-    return Image.fromarray(array[..., 0] if array.shape[2] == 1 else array)
+    if content is None:
+        return path
+    check_size(len(content), policy.max_bytes, kind)
+    return NamedBytes(bytes(content), str(path or f"{len(content)} bytes"))
 
 
-def _is_address(source) -> bool:
-    return isinstance(source, str) and source.startswith(("http://", "https://"))
+def _of_text(text: str, budget: Budget, kind: str) -> NamedBytes | None:
+    """The content of an address, data: address or base64 text; None: the text is a path."""
+    files = budget.policy.files
+    scheme = SCHEME.match(text)
+    scheme = scheme[1].lower() if scheme else None
+    if scheme in ("http", "https"):
+        return fetch(text, budget)
+    if scheme == "data":
+        return _from_base64(text, budget.policy, kind)
+
+    is_path = scheme == "file" or (files is None and "\0" not in text and os.path.exists(text))
+    if is_path:
+        return None
+    if scheme is not None:
+        raise _refused_scheme(text, scheme)
+
+    # an image that names no file may be base64, however short; other texts of that length are names
+    is_short_base64 = kind == "image" and files in (None, False)
+    return _from_base64(text, budget.policy, kind) if is_short_base64 or _looks_like_base64(text) else None
 
 
-def _fetch(address: str) -> BytesIO:
-    """The file of an http(s) address, in memory."""
+def _looks_like_base64(text: str) -> bool:
+    """Whether a text that names no file is long enough to be a file itself."""
+    return len(text) > 255 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", text) is not None
+
+
+def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
+    """The content of base64, in lines or not, with or without `data:...,` in front."""
+    content = text.partition(",")[2] if text[:5].lower() == "data:" else text
+    check_size(len(content) * 3 // 4 - 2, policy.max_bytes, f"{kind} of base64")
     try:
-        answer = get_session().get(address, follow_redirects=True, timeout=FETCH_TIMEOUT_S)
-        answer.raise_for_status()
-    except HTTPError as error:
-        raise OSError(f"{address} cannot be fetched: {error}") from error
-    return _named(answer.content, address)
-
-
-def _from_base64(text: str) -> BytesIO:
-    content = text.partition(",")[2] if text.startswith("data:") else text
-    try:
-        return _named(base64.b64decode("".join(content.split()), validate=True), _shown(text))
+        return NamedBytes(base64.b64decode("".join(content.split()), validate=True), shown(text))
     except ValueError as error:
-        message = f"a picture is {_shown(text)}: no file, http(s) address or base64 text of a picture"
+        noun = "a picture" if kind == "image" else "a video"
+        if policy.files is False:
+            expected = f"an http(s) address or base64 text of {noun}: the media policy allows no files"
+            raise MediaRefused(f"{noun} is {shown(text)}: expected {expected}") from error
+        message = f"{noun} is {shown(text)}: no file, http(s) address or base64 text of {noun}"
         raise FileNotFoundError(message) from error
 
 
-def _shown(value, most: int = 200) -> str:
-    """A value for an error: a base64 text has megabytes."""
-    text = repr(value)
-    return text if len(text) <= most else f"{text[:most]}..."
+def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
+    """The path of a source that the policy allows; of others nothing is told, not whether they exist."""
+    name = shown(os.fspath(source))
+    if policy.files is False:
+        raise MediaRefused(f"{name}: the media policy allows no files: expected base64 or an http(s) address")
+    if policy.files is None:
+        return local_path(source)
+
+    folder, path = os.path.realpath(policy.files), os.fsdecode(source)
+    path = _path_of_address(path) if path[:5].lower() == "file:" else path
+    path = folder + os.pardir if "\0" in path else os.path.realpath(os.path.join(folder, path))
+    if path != folder and not path.startswith(os.path.join(folder, "")):
+        raise MediaRefused(f"{name} is not in the folder that the media policy allows")
+    return path
 
 
-def _named(content: bytes, name: str) -> BytesIO:
-    """A file in memory that errors can name."""
-    file = BytesIO(content)
-    file.name = name
-    return file
+@contextmanager
+def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
+    """Yields the folder, or the opened file. Errors name it as the source did, not by the whole path."""
+    try:
+        found = path if may_be_folder and os.path.isdir(path) else open_regular(path, name)
+    except OSError as error:
+        if isinstance(error, MediaRefused) or error.errno is None:
+            raise
+        raise type(error)(error.errno, os.strerror(error.errno), name) from None
+
+    try:
+        yield found
+    finally:
+        if found is not path:
+            found.close()

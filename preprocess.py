@@ -1,53 +1,98 @@
-"""Pictures and videos as tiles: the released helpers `load_image` and `load_video`, without torchvision.
+"""Images and videos as tiles: the released helpers `load_image` and `load_video`, without torchvision.
 
-Bit-identical to the released InternVL / PVC helpers: the grid of tiles that a picture is cut into, the resize
-and normalisation of a tile, the choice of a video's frames. Beyond them, `read_frames` takes what people have
-for a video, chooses by number or by rate, and tells the time of each frame. Videos are read with PyAV, or by
-name with decord, as the released code does, or torchcodec; each is imported only when a video is read.
+Bit-identical to the released InternVL / PVC helpers: the grid of tiles that an image is cut into, the resize
+and normalisation of a tile, the choice of a video's frames. Beyond them, `read_picture` and `read_frames`
+take what people have for an image or a video, show it as viewers and players do (upright, on white, with
+square pixels), choose frames by number or by rate, and tell the time of each.
 
-Repeating frames in time and describing clips to the model is left to the processor and the model. This file
-imports no other module of the package, so that a clone can say `from preprocess import load_image`.
+Opening sources is left to `media_sources.py`, decoding to `image_files.py` and `video_readers.py`, repeating
+frames in time and describing clips to the model to the processor and the model. In a clone these files can be
+imported as they are: `from preprocess import load_image`.
 
-Tensors: tiles are (num_tiles, 3, S, S) float32 RGB, normalised; a picture's row by row, its thumbnail last.
+Tensors: tiles are (num_tiles, 3, S, S) float32 RGB, normalised; an image's row by row, its thumbnail last.
 """
 
-import importlib
-import math
 import os
 import re
-from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from itertools import chain
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
+
+try:
+    from .frame_choice import FrameChoice, get_index
+    from .image_files import decoded, in_8_bits, in_rgb, on_white, open_image
+    from .media_policy import Budget
+    from .media_sources import opened
+    from .video_readers import (
+        OWN_FILES,
+        VIDEO_READERS,
+        ChooseIndices,
+        Frames,
+        MediaFile,
+        Video,
+        open_video,
+        read_video,
+    )
+except ImportError:  # in a clone, where this folder is no package
+    from frame_choice import FrameChoice, get_index
+    from image_files import decoded, in_8_bits, in_rgb, on_white, open_image
+    from media_policy import Budget
+    from media_sources import opened
+    from video_readers import (
+        OWN_FILES,
+        Frames,
+        MediaFile,
+        open_video,
+    )
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PICTURE_SUFFIXES",
+    "VIDEO_READERS",
+    "ChooseIndices",
+    "Frames",
+    "MediaFile",
+    "Video",
+    "VideoFrames",
+    "VideoSource",
+    "build_transform",
+    "dynamic_preprocess",
+    "find_closest_aspect_ratio",
+    "picture_tiles",
+    "tile_grid",
+    "get_index",
+    "load_image",
+    "load_video",
+    "load_video_ahead",
+    "open_frames",
+    "open_picture",
+    "open_video",
+    "read_frames",
+    "read_picture",
+    "read_video",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-# A seek takes about as long as decoding this many frames: the decoder drops what it holds and fills anew.
-SEEK_COST_FRAMES = 4
-
-# Frames are looked up this much late, for containers that round times: WebM and FLV to milliseconds.
-TIME_ROUNDING_S = 1e-3
+MAX_TILES = 1024  # of one image: a limit of what is computed, far beyond any model's
 
 # The files of a folder of frames; others in it are passed over.
 PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-MediaFile = str | os.PathLike | BinaryIO
-# (number of frames, average frames a second) -> indices of the frames to read, in any order, repeats allowed.
-ChooseIndices = Callable[[int, float], Sequence[int]]
-Frames = Iterator[tuple[int, np.ndarray]]  # (index, (height, width, 3) uint8 RGB, upright), indices rising
+CHANNELS = (1, 3, 4)
 VideoSource = MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.ndarray | torch.Tensor
 
 
-# -------------------------------------------------------------------------------------------------- pictures
+# ---------------------------------------------------------------------------------------------------- images
 
 
 def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
@@ -60,7 +105,7 @@ def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
 
 
 def _picture_to_tile(picture: Image.Image, input_size: int) -> torch.Tensor:
-    picture = _to_rgb(picture).resize((input_size, input_size), Image.Resampling.BICUBIC)
+    picture = in_rgb(picture).resize((input_size, input_size), Image.Resampling.BICUBIC)
     pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (3, S, S)
     tile = pixels.to(torch.float32) / 255
     mean, std = (tile.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
@@ -88,8 +133,14 @@ def find_closest_aspect_ratio(
 @lru_cache
 def _tile_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
     """All (columns, rows) of `min_num` to `max_num` tiles, fewest tiles first."""
-    sides = range(1, max_num + 1)
-    grids = [(columns, rows) for columns in sides for rows in sides if min_num <= columns * rows <= max_num]
+    if not 1 <= min_num <= max_num <= MAX_TILES:
+        expected = f"1 <= min_num <= max_num <= {MAX_TILES}"
+        raise ValueError(f"min_num={min_num}, max_num={max_num}: expected {expected}")
+    grids = [
+        (columns, rows)
+        for columns in range(1, max_num + 1)
+        for rows in range(-(-min_num // columns), max_num // columns + 1)
+    ]
     return tuple(sorted(grids, key=lambda grid: grid[0] * grid[1]))
 
 
@@ -118,12 +169,10 @@ def dynamic_preprocess(
         The tiles, row by row, as pictures of `image_size` x `image_size` in the mode of `image`.
 
     Raises:
-        ValueError: where not 1 <= min_num <= max_num.
+        ValueError: where not 1 <= min_num <= max_num <= 1024.
 
     Source: InternVL 1.5 (arXiv 2404.16821), dynamic high resolution.
     """
-    if not 1 <= min_num <= max_num:
-        raise ValueError(f"min_num={min_num}, max_num={max_num}: expected 1 <= min_num <= max_num")
     columns, rows = tile_grid(*image.size, min_num, max_num, image_size)
     resized = image.resize((columns * image_size, rows * image_size), Image.Resampling.BICUBIC)
     corners = [(column * image_size, row * image_size) for row in range(rows) for column in range(columns)]
@@ -148,7 +197,9 @@ def picture_tiles(
     Raises:
         ValueError: a picture without pixels, with greys beyond 16 bits, or too long and thin to be resized.
     """
-    picture = _to_rgb(picture)
+    # greys stay one channel until they are tiles: a third of the memory, and the same values
+    picture = in_8_bits(picture)
+    picture = picture if picture.mode == "L" else in_rgb(picture)
     try:
         tiles = dynamic_preprocess(picture, min_num, max_num, input_size, use_thumbnail)
     except MemoryError as error:  # PIL's word for a side that its filter cannot shrink so far
@@ -157,94 +208,105 @@ def picture_tiles(
     return torch.stack([_picture_to_tile(tile, input_size) for tile in tiles])  # (num_tiles, 3, S, S)
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """As the released convert("RGB"), but greys of 16 bits are scaled, where PIL would clip them at 255."""
-    if 0 in picture.size:
-        raise ValueError(f"a picture of {picture.width}x{picture.height} pixels: expected at least one pixel")
-    if picture.mode == "La":  # PIL knows no direct way from here
-        picture = picture.convert("LA")
-    if picture.mode == "I" or picture.mode.startswith("I;16"):
-        greys = np.asarray(picture).astype(np.int64)
-        if greys.min() < 0 or greys.max() > 65535:
-            found = f"mode {picture.mode} with values from {greys.min()} to {greys.max()}"
-            raise ValueError(f"a picture of {found}: expected 0 to 65535; convert it to RGB first")
-        picture = Image.fromarray(((greys * 255 + 32767) // 65535).astype(np.uint8))
-    return picture.convert("RGB")
-
-
 def load_image(
-    file: MediaFile | Image.Image, input_size: int = 448, max_num: int = 12, *, exif: bool = False
+    file: MediaFile | Image.Image,
+    input_size: int = 448,
+    max_num: int = 12,
+    *,
+    exif: bool = False,
+    white_background: bool = False,
 ) -> torch.Tensor:
-    """Reads a picture and cuts it into tiles.
+    """Reads an image and cuts it into tiles.
 
     Args:
-        file: path, file object or PIL picture.
-        input_size, max_num: side of a tile in pixels; largest number of tiles, the thumbnail not counted.
-        exif: turns the picture upright as its EXIF orientation says; ignored by default, as released.
+        file: path, file object or PIL image.
+        input_size, max_num: side of a tile in pixels; largest number of tiles, the thumbnail not counted. A
+            processor takes its own `max_tiles` instead, which is `max_dynamic_patch` of the model.
+        exif: turns the image upright as its EXIF orientation says; ignored by default, as released.
+        white_background: shows what is transparent on white, as messages do. By default alpha is dropped, as
+            released, which shows what is hidden under it, mostly black.
 
     Returns:
         (num_tiles, 3, input_size, input_size) float32; the thumbnail last, where there is more than one tile.
 
     Raises:
-        OSError: FileNotFoundError or PIL's UnidentifiedImageError, where there is no picture to read.
+        OSError: FileNotFoundError or PIL's UnidentifiedImageError, where there is no image to read.
         ValueError: as `picture_tiles`.
     """
-    return picture_tiles(open_picture(file, upright=exif), input_size, max_num)
+    picture = _opened_picture(file, upright=exif)
+    return picture_tiles(on_white(picture) if white_background else picture, input_size, max_num)
 
 
 def open_picture(file: MediaFile | Image.Image, *, upright: bool) -> Image.Image:
-    """The picture in RGB; `upright`: turned as its EXIF orientation says."""
+    """The image in RGB; `upright`: turned as its EXIF orientation says."""
+    return in_rgb(_opened_picture(file, upright))
+
+
+def _opened_picture(file: MediaFile | Image.Image, upright: bool) -> Image.Image:
     if isinstance(file, Image.Image):
-        return _to_rgb(ImageOps.exif_transpose(file) if upright else file)
-    try:
-        with Image.open(file) as picture:
-            return open_picture(picture, upright=upright)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        if getattr(error, "errno", None):
-            raise  # names the file
-        raise UnidentifiedImageError(f"{_file_name(file)} cannot be read: {error}") from error
+        return decoded(file, upright=upright)
+    return open_image(file, upright=upright)
 
 
-# ------------------------------------------------------------------------------------------ choice of frames
-
-
-def get_index(
-    bound: tuple[float, float] | None, fps: float, max_frame: int, first_idx: int = 0, num_segments: int = 32
-) -> np.ndarray:
-    """Returns the middle frame of each of `num_segments` equal segments, with the released rounding.
+def read_picture(picture, budget: Budget | None = None) -> Image.Image:
+    """A PIL image, upright and on white, of whatever a message may hold as an image.
 
     Args:
-        bound: (start, end) in seconds; None: the whole video.
-        fps: frames a second.
-        max_frame: index of the last frame.
-        first_idx: index of the first frame that may be chosen.
-        num_segments: how many frames to choose; more than there are gives some frames twice.
+        picture: a PIL image, a path, a file object, an http(s):// or file:// address, base64 text, a dict of
+            bytes and path, or an array or tensor of 8-bit values or of floats from 0 to 1, channels first or
+            last.
+        budget: of the media policy that applies; None: limits for one's own files.
 
-    Returns:
-        (num_segments,) indices; past `max_frame`, as released, where the bound lies past the video's end.
+    Raises:
+        OSError: where there is no image to read, with the file or address.
+        ValueError: for what is none of these, or what the policy does not allow.
     """
-    if num_segments < 1:
-        raise ValueError(f"num_segments={num_segments}: expected at least 1 frame")
-    start, end = (-100000, 100000) if bound is None else bound
-    first = max(first_idx, round(start * fps))
-    last = min(round(end * fps), max_frame)
-    segment = float(last - first) / num_segments
-    return np.array([int(first + segment / 2 + np.round(segment * i)) for i in range(num_segments)])
+    budget = Budget(OWN_FILES) if budget is None else budget
+    max_pixels = budget.policy.max_pixels
+    with opened(picture, budget, kind="image") as found:
+        if isinstance(found, Image.Image):
+            read = decoded(found, upright=True, max_pixels=max_pixels)
+        elif hasattr(found, "read"):
+            read = open_image(found, upright=True, max_pixels=max_pixels)
+        else:
+            read = _picture_of_array(found)
+    budget.remaining_s()
+    return on_white(read)
 
 
-def _thinned(indices: Sequence[int], max_frames: int | None) -> list[int]:
-    """At most `max_frames` of the indices, evenly spread from the first to the last."""
-    if max_frames is None or len(indices) <= max_frames:
-        return list(indices)
-    return [indices[i] for i in np.linspace(0, len(indices) - 1, max_frames).round().astype(int)]
+def _picture_of_array(picture) -> Image.Image:
+    array = _as_numpy(picture)
+    shape = array.shape
+    if array.ndim == 2:
+        array = array[..., None]
+    elif array.ndim == 3 and array.shape[2] not in CHANNELS:
+        array = array.transpose(1, 2, 0)
+
+    is_float = array.dtype.kind == "f"
+    has_shape = array.ndim == 3 and array.size > 0 and array.shape[2] in CHANNELS
+    if not has_shape or not (is_float or array.dtype == np.uint8):
+        raise ValueError(
+            f"a picture is {type(picture).__name__} {array.dtype} {shape}: "
+            "expected a PIL picture, a path, an address, or an array (H, W), (H, W, C) or (C, H, W) of bytes "
+            "or of floats from 0 to 1, of one or more pixels"
+        )
+    if is_float:
+        if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"a picture of {array.dtype} has values outside 0 to 1: pass 8-bit integers instead"
+            )
+        array = np.rint(array * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
 
 
-def _choose_by_number(first: float, last: float, num_frames: int | None, max_frames: int | None) -> list[int]:
-    """The middles of `num_frames` segments from one frame to another; None: each frame."""
-    if num_frames is None:
-        return _thinned(range(round(first), round(last) + 1), max_frames)
-    num_frames = min(num_frames, max_frames or num_frames)
-    return get_index((first, last), 1.0, round(last), num_segments=num_frames).tolist()
+def _as_numpy(array) -> np.ndarray:
+    """An array of any library; those of half precision in float32."""
+    if isinstance(array, torch.Tensor):
+        array = array.detach().cpu()
+        is_half = array.dtype in (torch.bfloat16, torch.float16)
+        return (array.float() if is_half else array).numpy()
+    array = np.asarray(array)
+    return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float16") else array
 
 
 # ---------------------------------------------------------------------------------------------------- videos
@@ -311,7 +373,7 @@ def _video_pieces(
     file, bound, input_size: int, max_num: int, num_segments: int, frames_at_once: int, backend: str
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Tiles of `frames_at_once` frames at a time, and the number of tiles of each."""
-    video = _open_video(file, backend)
+    video = open_video(file, backend)
     indices = get_index(bound, video.fps, len(video.times_s) - 1, num_segments=num_segments).tolist()
     frames, tiles, wanted = video.read(indices), {}, Counter(indices)
     for start in range(0, len(indices), frames_at_once):
@@ -329,6 +391,14 @@ class VideoFrames(NamedTuple):
     times_s: list[float] | None  # seconds after the video's first frame; None where the source has no times
 
 
+class ChosenFrames(NamedTuple):
+    """The frames that were chosen, to be read one at a time."""
+
+    indices: list[int]  # rising; a frame chosen twice is there twice
+    times_s: list[float] | None  # of each of these
+    frames: Iterator[tuple[int, Image.Image]]  # (index, RGB image), each once
+
+
 def read_frames(
     source: VideoSource,
     *,
@@ -338,61 +408,88 @@ def read_frames(
     start_s: float | None = None,
     end_s: float | None = None,
     backend: str = "pyav",
+    budget: Budget | None = None,
 ) -> VideoFrames:
-    """Reads chosen frames of a video, or of pictures that make one.
+    """Reads chosen frames of a video, or of images that make one, as players show them.
 
     Args:
-        source: path or seekable file object of a video or GIF; a folder, frame2 before frame10; a list of PIL
-            pictures, (H, W, 3) uint8 arrays or paths; a uint8 array (T, H, W, 3) or tensor (T, 3, H, W).
+        source: path, address or file object of a video, GIF or animated WebP; a folder, frame2 before
+            frame10; a list of PIL images, (H, W, 3) or (3, H, W) uint8 arrays or paths; a uint8 array
+            (T, H, W, 3) or (T, 3, H, W), or tensor (T, 3, H, W).
         num_frames: the middles of so many equal segments, as in `load_video`; None: every frame.
         fps: instead of `num_frames`, the frame on the screen each 1 / `fps` seconds, by the frames' real
             times: one that stays for longer comes several times. At most 1000.
         max_frames: upper limit; what `fps` gives is thinned evenly, its first and last frame kept.
         start_s, end_s: seconds after the first frame between which to choose, for videos only.
         backend: name of a reader in `VIDEO_READERS`.
+        budget: of the media policy that applies; None: limits for one's own files.
+
+    Returns:
+        frames upright, with square pixels, on white where transparent, all of the size of the first.
 
     Raises:
-        ValueError: a choice that the source cannot meet, frames of different sizes; else as `load_video`.
-        OSError: a picture of a list or folder cannot be read.
+        ValueError: a choice that the source cannot meet, listed frames of different sizes; else as
+            `load_video`.
+        OSError: an image of a list or folder cannot be read.
     """
-    for name, limit in (("num_frames", num_frames), ("max_frames", max_frames)):
-        if limit is not None and limit < 1:
-            raise ValueError(f"{name}={limit}: expected at least 1 frame")
-    if fps is not None and not 0 < fps <= 1000:
-        raise ValueError(f"fps={fps}: expected more than 0 and at most 1000 frames a second")
-    if hasattr(source, "read") or (isinstance(source, (str, os.PathLike)) and not os.path.isdir(source)):
-        video = _open_video(source, backend)
-        indices = _choose_by_time(video, num_frames, fps, max_frames, start_s, end_s)
-        pictures = {index: Image.fromarray(frame) for index, frame in video.read(indices)}
-        times_s = [video.times_s[index] for index in indices]
-    else:
+    options = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames, "start_s": start_s}
+    with open_frames(source, **options, end_s=end_s, backend=backend, budget=budget) as chosen:
+        pictures = dict(chosen.frames)
+    return VideoFrames([pictures[index] for index in chosen.indices], chosen.times_s)
+
+
+@contextmanager
+def open_frames(
+    source: VideoSource,
+    *,
+    num_frames: int | None = 32,
+    fps: float | None = None,
+    max_frames: int | None = None,
+    start_s: float | None = None,
+    end_s: float | None = None,
+    backend: str = "pyav",
+    budget: Budget | None = None,
+) -> Iterator[ChosenFrames]:
+    """`read_frames`, but the frames come one at a time, so that only one is held at its full size."""
+    budget = Budget(OWN_FILES) if budget is None else budget
+    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s, budget.policy.max_frames)
+    choice.check()
+
+    with opened(source, budget, kind="video") as found:
+        if hasattr(found, "read"):
+            video = open_video(found, backend, budget)
+            indices = choice.of_video(video)
+            frames = _of_equal_size(video.read(indices, as_shown=True))
+            yield ChosenFrames(indices, [video.times_s[index] for index in indices], frames)
+            return
+
         for name, value in (("fps", fps), ("start_s", start_s), ("end_s", end_s)):
             if value is not None:
                 raise ValueError(f"{name}={value}: pictures have no times; choose among them by num_frames")
-        listed = _listed_pictures(source)
-        indices = _choose_by_number(0, len(listed) - 1, num_frames, max_frames)
-        pictures = {index: _listed_picture(listed[index], index) for index in sorted(set(indices))}
-        times_s = None
-    (first, picture), *others = pictures.items()
-    for index, other in others:
-        if other.size != picture.size:
-            raise ValueError(f"frame {first} is {picture.size}, frame {index} {other.size}: resize them")
-    return VideoFrames([pictures[index] for index in indices], times_s)
+        listed = _listed_pictures(found)
+        indices = choice.by_number(0, len(listed) - 1)
+        yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))
 
 
-def _choose_by_time(video: "Video", num_frames, fps, max_frames, start_s, end_s) -> list[int]:
-    start, end = start_s or 0.0, video.end_s if end_s is None else end_s
-    # A frame late is no error: durations are rounded, and sound may last longer.
-    if not 0 <= start < min(end, video.end_s) or end > video.end_s + 1 / video.fps:
-        expected = f"0 <= start_s < end_s <= {video.end_s:.3f}, the duration of {video.name} in seconds"
-        raise ValueError(f"start_s={start_s}, end_s={end_s}: expected {expected}")
-    end = min(end, video.end_s)
-    if fps is None:  # from the frame nearest to the start to the one nearest to the end
-        ends = np.interp((start, end), video.times_s, range(len(video.times_s)))
-        return _choose_by_number(*ends.round(6).tolist(), num_frames, max_frames)  # a half stays a half
-    num_moments = max(1, math.ceil((end - start) * fps - 1e-3))  # a thousandth is rounding
-    moments_s = start + np.arange(num_moments) / fps + TIME_ROUNDING_S
-    return _thinned((np.searchsorted(video.times_s, moments_s, side="right") - 1).tolist(), max_frames)
+def _of_equal_size(frames: Frames) -> Iterator[tuple[int, Image.Image]]:
+    """Frames whose size changes inside a file are scaled to the first, as players do."""
+    size = None
+    for index, pixels in frames:
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        size = size or picture.size
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        yield index, picture
+
+
+def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:
+    size = None
+    for index in indices:
+        picture = _listed_picture(listed[index], index, budget)
+        size = size or picture.size
+        if picture.size != size:
+            raise ValueError(f"frame {indices[0]} is {size}, frame {index} {picture.size}: resize them")
+        yield index, picture
 
 
 def _listed_pictures(source: VideoSource) -> Sequence:
@@ -403,14 +500,25 @@ def _listed_pictures(source: VideoSource) -> Sequence:
             raise ValueError(f"{os.fspath(source)}: no picture here; expected {', '.join(PICTURE_SUFFIXES)}")
         return pictures
     if isinstance(source, (np.ndarray, torch.Tensor)):
-        uint8, channels = (np.uint8, 3) if isinstance(source, np.ndarray) else (torch.uint8, 1)
-        if source.dtype != uint8 or source.ndim != 4 or source.shape[channels] != 3:
-            raise ValueError(f"{_kind(source)}: expected uint8, array (T, H, W, 3) or tensor (T, 3, H, W)")
-    elif not isinstance(source, (list, tuple)):
+        return _listed_array(source)
+    if not isinstance(source, (list, tuple)):
         raise ValueError(f"{_kind(source)}: expected a video, folder, list of pictures, array or tensor")
     if len(source) == 0:
         raise ValueError(f"{_kind(source)} is empty: expected at least 1 frame")
-    return source.permute(0, 2, 3, 1).cpu().numpy() if isinstance(source, torch.Tensor) else source
+    return source
+
+
+def _listed_array(source: np.ndarray | torch.Tensor) -> np.ndarray:
+    """Frames as an array (T, H, W, 3)."""
+    uint8, channels = (np.uint8, (3, 1)) if isinstance(source, np.ndarray) else (torch.uint8, (1,))
+    axis = next((axis for axis in channels if source.ndim == 4 and source.shape[axis] == 3), None)
+    if source.dtype != uint8 or axis is None:
+        expected = "uint8, array (T, H, W, 3) or (T, 3, H, W), or tensor (T, 3, H, W)"
+        raise ValueError(f"{_kind(source)}: expected {expected}")
+    if len(source) == 0:
+        raise ValueError(f"{_kind(source)} is empty: expected at least 1 frame")
+    array = _as_numpy(source)
+    return array if axis == 3 else array.transpose(0, 2, 3, 1)
 
 
 def _natural(name: str) -> list:
@@ -418,277 +526,18 @@ def _natural(name: str) -> list:
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)] + [name]
 
 
-def _listed_picture(picture: Image.Image | np.ndarray | MediaFile, place: int) -> Image.Image:
-    if isinstance(picture, np.ndarray) and picture.dtype == np.uint8 and picture.shape[2:] == (3,):
-        picture = Image.fromarray(np.ascontiguousarray(picture))
-    if isinstance(picture, (Image.Image, str, os.PathLike)) or hasattr(picture, "read"):
-        return open_picture(picture, upright=True)
-    expected = "a PIL picture, a path, or a uint8 array (height, width, 3)"
-    raise ValueError(f"frame {place} is {_kind(picture)}: expected {expected}")
+def _listed_picture(picture, index: int, budget: Budget) -> Image.Image:
+    if isinstance(picture, (np.ndarray, torch.Tensor)):
+        is_8_bit = picture.dtype in (np.uint8, torch.uint8)
+        is_taken = is_8_bit and picture.ndim == 3 and 3 in (picture.shape[0], picture.shape[2])
+    else:
+        is_taken = isinstance(picture, (Image.Image, str, os.PathLike, dict)) or hasattr(picture, "read")
+    if not is_taken:
+        expected = "a PIL picture, a path, or a uint8 array (height, width, 3)"
+        raise ValueError(f"frame {index} is {_kind(picture)}: expected {expected}")
+    return in_rgb(read_picture(picture, budget))
 
 
 def _kind(value) -> str:
     kind = f"a {type(value).__name__}"
     return f"{kind} of {value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") else kind
-
-
-class Video(NamedTuple):
-    """A video as a reader of `VIDEO_READERS` opens it."""
-
-    name: str
-    fps: float  # average
-    times_s: list[float]  # when each frame is shown, the first at 0
-    end_s: float  # when the last one ends
-    num_readable: int  # less than there are times where the file is cut short
-    decode: Callable[[list[int]], Frames]  # of distinct frames, rising
-
-    def read(self, indices: Sequence[int]) -> Frames:
-        """Reads frames, each once; the iterator raises a ValueError for one that turns out to be damaged."""
-        for index in indices:
-            if not 0 <= index < self.num_readable:
-                raise _no_frame(self.name, index, self.num_readable, len(self.times_s))
-        return self.decode(sorted(set(indices)))
-
-
-def read_video(
-    file: MediaFile, choose_indices: ChooseIndices, *, backend: str = "pyav"
-) -> tuple[list[int], Frames]:
-    """Reads chosen frames of a video, one at a time, with the reader of `VIDEO_READERS` named `backend`.
-
-    `choose_indices` is called once with the number of frames and the average frames a second. Returns what it
-    chose, and an iterator over (index, frame), each once, indices rising; a frame is (height, width, 3) uint8
-    RGB, upright. Raises as `load_video`; for a frame that turns out to be damaged, while iterating.
-    """
-    video = _open_video(file, backend)
-    indices = [int(index) for index in choose_indices(len(video.times_s), video.fps)]
-    return indices, video.read(indices)
-
-
-def _open_video(file: MediaFile, backend: str) -> Video:
-    if backend not in VIDEO_READERS:
-        raise ValueError(f"backend={backend!r}: expected one of {', '.join(VIDEO_READERS)}")
-    return VIDEO_READERS[backend](file)
-
-
-def _import_reader(name: str, install: str):
-    try:
-        return importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # the latter two: its shared libraries do not load
-        reason = str(error).strip().partition("\n")[0]
-        raise ImportError(f"reading videos with {name} needs the package: {install} ({reason})") from error
-
-
-def _file_name(file: MediaFile) -> str:
-    return os.fspath(file) if isinstance(file, (str, os.PathLike)) else str(getattr(file, "name", file))
-
-
-def _no_frame(name: str, frame: int, readable: int, num_frames: int) -> ValueError:
-    those = f"{readable} of its {num_frames} frames can: choose frames, or a bound in seconds, among these"
-    return ValueError(f"{name}: frame {frame} cannot be read; {those}")
-
-
-# PyAV: one pass over the packets tells which frames there are, a second one decodes those asked for.
-
-
-class _VideoIndex(NamedTuple):
-    """The frames of a video, in the order they are shown. Stamps are times in the stream's own units."""
-
-    fps: float  # average
-    times_s: list[float]  # of all frames that the file intends: more than `readable` where it is cut short
-    end_s: float
-    readable: int
-    stamps: list[int]  # of the readable frames; empty where the file has none that tell frames apart
-    key_stamps: list[int]  # of the keyframes, where decoding can start
-
-
-def _pyav():
-    return _import_reader("av", "pip install av")
-
-
-@contextmanager
-def _container(file: MediaFile):
-    """Opens the file from its start; yields PyAV's container and its video stream."""
-    av = _pyav()
-    if hasattr(file, "seek"):
-        file.seek(0)
-    try:
-        container = av.open(file, metadata_errors="ignore")
-    except FileNotFoundError:
-        raise
-    except av.error.FFmpegError as error:
-        raise ValueError(f"{_file_name(file)} is not a video that can be read: {error}") from error
-    with container:
-        stream = container.streams.best("video")
-        is_text = container.format.name == "tty"  # FFmpeg plays any .txt as the screen of a terminal
-        if stream is None or is_text or stream.disposition & av.stream.Disposition.attached_pic:
-            raise ValueError(f"{_file_name(file)} is not a video: it has no video stream")
-        if stream.codec_context is None:
-            raise ValueError(f"{_file_name(file)} is in a video format that PyAV does not know")
-        yield container, stream
-
-
-def _packets(container, stream) -> Iterator:
-    """The stream's packets, in decoding order, as far as the file goes."""
-    try:
-        for packet in container.demux(stream):
-            if packet.size:  # an empty one shows nothing new, and would end the decoding
-                yield packet
-    # IndexError: PyAV met a stream that the header does not tell of, in a damaged SWF for one.
-    except (_pyav().error.FFmpegError, IndexError):
-        return  # the file is damaged from here on: _index_video counts what there is
-
-
-def _packets_from(key_stamp: int, container, stream) -> Iterator:
-    """The packets from a keyframe on; none where the container cannot go to it."""
-    try:
-        container.seek(key_stamp, stream=stream)
-    except _pyav().error.FFmpegError:
-        return iter(())
-    packets = _packets(container, stream)
-    first = next(packets, None)
-    if first is None or not first.is_keyframe or first.pts is None or first.pts > key_stamp:
-        return iter(())
-    return chain([first], packets)
-
-
-def _is_shown(packet) -> bool:
-    """Whether the packet becomes a frame: not if the edit list cuts it, nor if it is a hidden one of VP8."""
-    return not packet.is_discard and (
-        packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
-    )
-
-
-def _index_video(file: MediaFile) -> _VideoIndex:
-    """Counts frames by packets: a header may not tell (webm), or count frames that are never shown (mp4)."""
-    with _container(file) as (container, stream):
-        packets = [(p.pts, p.duration or 0, p.is_keyframe, _is_shown(p)) for p in _packets(container, stream)]
-        # An mp4 has an index of all its packets, which tells how many a file that is cut short has lost.
-        indexed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # PyAV >= 17
-        fps = float(stream.average_rate or 1)  # None: a single frame, where any rate will do
-        # AVI and ASF do not store in which order frames are shown: FFmpeg makes up their times.
-        has_stamps, stamp_s = container.format.name not in ("avi", "asf"), stream.time_base
-    shown = [(stamp, duration) for stamp, duration, _, is_shown in packets if is_shown]
-    stamps = sorted(stamp for stamp, _ in shown if stamp is not None)
-    readable, lost = len(shown), max(0, indexed - len(packets))
-    if readable == 0:
-        raise ValueError(f"{_file_name(file)} has no frame that can be read")
-    if not has_stamps or len(set(stamps)) < readable:
-        times_s = [frame / fps for frame in range(readable + lost)]
-        return _VideoIndex(fps, times_s, times_s[-1] + 1 / fps, readable, [], [])
-    times_s = [float((stamp - stamps[0]) * stamp_s) for stamp in stamps]
-    last_s = float(max(shown)[1] * stamp_s) or 1 / fps
-    end_s = max(times_s[-1] + last_s, (readable + lost) / fps if lost else 0)
-    times_s += np.linspace(times_s[-1], end_s, lost + 2)[1:-1].tolist()
-    key_stamps = sorted(stamp for stamp, _, is_key, _ in packets if is_key and stamp is not None)
-    return _VideoIndex(fps, times_s, end_s, readable, stamps, key_stamps)
-
-
-def _plan_runs(wanted: Sequence[int], index: _VideoIndex) -> list[tuple[int | None, int]]:
-    """Cuts the way to the `wanted` frames, in rising order, into runs that are decoded in one go.
-
-    A run is (stamp of the keyframe to seek to, or None: the start of the file; last frame). It pays to seek
-    where that leaps over more than `SEEK_COST_FRAMES` frames.
-    """
-    if not index.stamps:
-        return [(None, wanted[-1])]
-    runs, start, last = [], None, -1
-    for frame in wanted:
-        key = bisect_right(index.key_stamps, index.stamps[frame]) - 1  # the last keyframe not after the frame
-        key_frame = bisect_left(index.stamps, index.key_stamps[key]) if key >= 0 else 0
-        if key_frame - last > SEEK_COST_FRAMES:
-            runs.append((start, last))
-            start = index.key_stamps[key]
-        last = frame
-    runs.append((start, last))
-    return [run for run in runs if run[1] >= 0]
-
-
-def _decode(file: MediaFile, index: _VideoIndex, runs: list[tuple[int | None, int]]) -> Iterator[tuple]:
-    """Yields (frame, picture as PyAV has it) for all that comes up in the runs, wanted or not."""
-    frame_at = {stamp: frame for frame, stamp in enumerate(index.stamps)}
-    with _container(file) as (container, stream):
-        for start, last in runs:
-            for count, picture in enumerate(_decoded_pictures(container, stream, start)):
-                frame = frame_at.get(picture.pts, -1) if frame_at else count
-                yield frame, picture
-                if frame >= last:
-                    break
-
-
-def _decoded_pictures(container, stream, start: int | None) -> Iterator:
-    packets = _packets(container, stream) if start is None else _packets_from(start, container, stream)
-    for packet in chain(packets, [None]):  # None: what the decoder still holds
-        try:
-            yield from stream.decode(packet)
-        except _pyav().error.FFmpegError:
-            continue  # a damaged packet; _read_frames sees to it that no wanted frame is missing
-
-
-def _read_frames(file: MediaFile, index: _VideoIndex, wanted: list[int]) -> Frames:
-    """Reads the `wanted` frames, in rising order."""
-    missing = set(wanted)
-    whole_file = [(None, index.readable - 1)]
-    # The whole file only where a seek went wrong or a frame is damaged.
-    for runs in (_plan_runs(wanted, index), whole_file):
-        readable = 0
-        for frame, picture in _decode(file, index, runs):
-            readable += 1
-            if frame in missing:
-                missing.remove(frame)
-                yield frame, np.rot90(picture.to_ndarray(format="rgb24"), picture.rotation // 90)
-            if not missing:
-                return
-    raise _no_frame(_file_name(file), min(missing), readable, len(index.times_s))
-
-
-def _open_with_pyav(file: MediaFile) -> Video:
-    index = _index_video(file)
-    decode = partial(_read_frames, file, index)
-    return Video(_file_name(file), index.fps, index.times_s, index.end_s, index.readable, decode)
-
-
-def _decode_each(name: str, decode: Callable[[int], np.ndarray], frames: list[int], *, errors) -> Frames:
-    for frame in frames:
-        try:
-            picture = np.asarray(decode(frame))
-        except errors as error:
-            raise ValueError(f"{name}: frame {frame} cannot be read: {error}") from error
-        if picture.shape[2] != 3:  # decord misreads the rows of some rotated videos
-            raise ValueError(f"{name}: frame {frame} has {picture.shape[2]} channels: use backend='pyav'")
-        yield frame, picture
-
-
-def _open_with_decord(file: MediaFile) -> Video:
-    """As the released code reads."""
-    decord = _import_reader("decord", "pip install pvc[decord]")
-    source, name = file if hasattr(file, "read") else os.fspath(file), _file_name(file)
-    errors = (RuntimeError, decord.DECORDError)
-    try:
-        reader = decord.VideoReader(source, ctx=decord.cpu(0), num_threads=1)
-    except errors as error:
-        if isinstance(source, str) and not os.path.exists(source):
-            raise FileNotFoundError(f"no such file: {source}") from error
-        raise ValueError(f"{name} is not a video that decord can read: {error}") from error
-    times_s = reader.get_frame_timestamp(range(len(reader))).astype(float)  # (T, 2): start and end
-    times_s -= times_s[:1, :1]
-    decode = partial(_decode_each, name, lambda frame: reader[frame].asnumpy(), errors=errors)
-    fps, end_s = float(reader.get_avg_fps()), float(times_s.max(initial=0))
-    return Video(name, fps, times_s[:, 0].tolist(), end_s, len(reader), decode)
-
-
-def _open_with_torchcodec(file: MediaFile) -> Video:
-    """In its exact mode: the other gives wrong frames. PyAV tells the times, which it does not list."""
-    decoders = _import_reader("torchcodec.decoders", "pip install pvc[torchcodec], and FFmpeg's libraries")
-    video = _open_with_pyav(file)
-    if hasattr(file, "seek"):
-        file.seek(0)
-    try:
-        decoder = decoders.VideoDecoder(file, dimension_order="NHWC", seek_mode="exact")
-    except (RuntimeError, ValueError) as error:
-        raise ValueError(f"{video.name} is not a video that torchcodec can read: {error}") from error
-    if len(decoder) != len(video.times_s):
-        raise ValueError(f"{video.name}: torchcodec finds other frames ({len(decoder)}): use backend='pyav'")
-    return video._replace(decode=partial(_decode_each, video.name, decoder.__getitem__, errors=RuntimeError))
-
-
-VIDEO_READERS = {"pyav": _open_with_pyav, "decord": _open_with_decord, "torchcodec": _open_with_torchcodec}

@@ -33,14 +33,17 @@ from .conversation import (
     video_segments,
 )
 from .json_files import READ_BY_PROCESSOR, check_json_files
-from .media_sources import _fetch, _is_address, _shown, read_picture
-from .preprocess import picture_tiles, read_frames
+from .frame_choice import FrameChoice
+from .media_policy import BACKENDS, Budget, MediaPolicy
+from .media_policy import shown as _shown
+from .preprocess import ChosenFrames, open_frames, picture_tiles, read_picture
 
 logger = logging.get_logger(__name__)
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 BLOCK_TYPES = ("text", "image", "video", "image_url", "video_url")  # the latter two as OpenAI says
-VIDEO_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s", "backend")
+FRAME_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s")  # of a call or a block
+VIDEO_OPTIONS = (*FRAME_OPTIONS, "backend")  # of a call
 
 
 class Media(NamedTuple):
@@ -65,6 +68,7 @@ class PVCImageProcessor(BaseImageProcessor):
     """
 
     model_input_names = ["pixel_values", "clip_grid"]
+    _media_policy = MediaPolicy()
 
     def __init__(
         self,
@@ -103,6 +107,21 @@ class PVCImageProcessor(BaseImageProcessor):
         )
 
     @property
+    def media_policy(self) -> MediaPolicy:
+        """From where media may come, and how much of them is read. No message, call or checkpoint sets it."""
+        return self._media_policy
+
+    @media_policy.setter
+    def media_policy(self, policy: MediaPolicy):
+        if not isinstance(policy, MediaPolicy):
+            raise ValueError(f"media_policy={_shown(policy)}: expected a MediaPolicy (media_policy.py)")
+        self._media_policy = policy
+
+    def to_dict(self) -> dict:
+        """What is saved: the media policy is not."""
+        return {name: value for name, value in super().to_dict().items() if name != "_media_policy"}
+
+    @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of a tile shown once."""
         return round(self.image_size / self.patch_size * self.downsample_ratio) ** 2
@@ -110,31 +129,58 @@ class PVCImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
     ) -> BatchFeature:
-        """Cuts one picture or a list of them into tiles; pictures as `read_picture` takes them."""
-        images = images if isinstance(images, (list, tuple)) else [images]
-        return media_inputs([self.image(picture, max_tiles) for picture in images])
+        """Cuts one image, a list, or lists of them into tiles; images as `read_picture` takes them."""
+        budget = Budget(self.media_policy)
+        images = [images] if images is None else _flat(images)
+        return media_inputs([self.image(picture, max_tiles, budget=budget) for picture in images])
 
-    def image(self, picture, max_tiles: int | None = None) -> Media:
-        """One picture as a clip of one frame."""
-        tiles = self._tiles(read_picture(picture), self.max_tiles if max_tiles is None else max_tiles)
+    def image(self, picture, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
+        """One image as a clip of one frame; `budget`: of the prompt it belongs to."""
+        budget = Budget(self.media_policy) if budget is None else budget
+        picture = read_picture(picture, budget)
+        tiles = self._tiles(picture, self.max_tiles if max_tiles is None else max_tiles)
+        budget.use_tiles(len(tiles))
         clip = Clip(1, len(tiles), self.image_repeats)
         return Media(tiles, clip, [Segment("media", IMAGE_TOKEN)])
 
-    def video(self, source, *, max_tiles: int | None = None, frame_times: bool = False, **options) -> Media:
+    def video(
+        self,
+        source,
+        *,
+        max_tiles: int | None = None,
+        frame_times: bool = False,
+        budget: Budget | None = None,
+        **options,
+    ) -> Media:
         """One video as a clip; `options` as `preprocess.read_frames` takes them.
 
         Args:
             max_tiles: tiles of a frame, the thumbnail not counted; 1 unless it is said.
             frame_times: say each frame's time in the prompt.
+            budget: of the prompt it belongs to.
         """
-        video = read_frames(_fetch(source) if _is_address(source) else source, **options)
-        if frame_times and video.times_s is None:
-            raise ValueError("frame_times: the frames of a list or folder have no times")
-        tiles = [self._tiles(frame, 1 if max_tiles is None else max_tiles) for frame in video.frames]
-        clip = Clip(len(tiles), len(tiles[0]), self.video_repeats)
-        return Media(
-            torch.cat(tiles), clip, video_segments(clip.frames, video.times_s if frame_times else None)
-        )
+        budget = Budget(self.media_policy) if budget is None else budget
+        with open_frames(source, **options, budget=budget) as chosen:
+            if frame_times and chosen.times_s is None:
+                raise ValueError("frame_times: the frames of a list or folder have no times")
+            tiles = self._frame_tiles(chosen, 1 if max_tiles is None else max_tiles, budget)
+
+        clip = Clip(*tiles.shape[:2], self.video_repeats)
+        times_s = chosen.times_s if frame_times else None
+        return Media(tiles.flatten(0, 1), clip, video_segments(clip.frames, times_s))
+
+    def _frame_tiles(self, chosen: ChosenFrames, max_tiles: int, budget: Budget) -> torch.Tensor:
+        """Tiles (frames, tiles, 3, S, S). One frame at a time is held at its full size."""
+        tiles, rows = None, {}
+        for row, index in enumerate(chosen.indices):
+            rows.setdefault(index, []).append(row)
+        for index, frame in chosen.frames:
+            frame_tiles = self._tiles(frame, max_tiles)
+            if tiles is None:
+                budget.use_tiles(len(chosen.indices) * len(frame_tiles))
+                tiles = frame_tiles.new_empty(len(chosen.indices), *frame_tiles.shape)
+            tiles[rows[index]] = frame_tiles
+        return tiles
 
     def _tiles(self, picture: Image.Image, max_tiles: int) -> torch.Tensor:
         return picture_tiles(
@@ -151,9 +197,9 @@ def media_inputs(media: Sequence[Media]) -> BatchFeature:
     if not media:
         return BatchFeature({})
     rows = clip_rows(item.clip for item in media)
-    return BatchFeature(
-        {"pixel_values": torch.cat([item.tiles for item in media]), "clip_grid": torch.tensor(rows)}
-    )
+    # one alone is not copied: a video of many frames has gigabytes
+    tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
+    return BatchFeature({"pixel_values": tiles, "clip_grid": torch.tensor(rows)})
 
 
 class PVCProcessor(ProcessorMixin):
@@ -186,6 +232,18 @@ class PVCProcessor(ProcessorMixin):
         return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @property
+    def media_policy(self) -> MediaPolicy:
+        """From where media may come, and how much of them is read: `MediaPolicy.untrusted()` for a server.
+
+        It is the image processor's, so that both have one. No message, call or checkpoint sets it.
+        """
+        return self.image_processor.media_policy
+
+    @media_policy.setter
+    def media_policy(self, policy: MediaPolicy):
+        self.image_processor.media_policy = policy
+
+    @property
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
@@ -214,9 +272,7 @@ class PVCProcessor(ProcessorMixin):
         if text is None:
             if images is None or videos is not None:
                 raise ValueError("text is None: a prompt is needed, but for pictures alone")
-            return media_inputs(
-                [self.image_processor.image(x, options.media["max_tiles"]) for x in _flat(images)]
-            )
+            return self.image_processor(_flat(images), max_tiles=options.media["max_tiles"])
         prompts = [text] if isinstance(text, str) else list(text)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"text is {_shown(text)}: expected a prompt or a list of prompts, at least one")
@@ -231,10 +287,10 @@ class PVCProcessor(ProcessorMixin):
         left = {token: iter(given) for token, given in sources.items()}
         samples = []
         for prompt in prompts:
-            segments, media = [], []
+            segments, media, budget = [], [], Budget(self.media_policy)
             for part in re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", prompt):
                 if part in left:
-                    media.append(self._media(part, next(left[part]), options.media))
+                    media.append(self._media(part, next(left[part]), options.media, budget))
                     segments += media[-1].segments
                 elif part:
                     segments.append(Segment("template", part))
@@ -261,7 +317,7 @@ class PVCProcessor(ProcessorMixin):
                 of such lists. A content is a text, or blocks `{"type": "text", "text": ...}`, `{"type":
                 "image", "image" | "url" | "path" | "base64": ...}`, `{"type": "video", "video" | "url" |
                 "path": ...}`; a video block may also have options of its own (`num_frames`, `fps`,
-                `max_frames`, `start_s`, `end_s`).
+                `max_frames`, `start_s`, `end_s`), within the call's `max_frames` and the media policy.
             chat_template: a Jinja template to use instead of the model's; then the prompt is rendered as
                 text first.
             options, processor_kwargs: as of `__call__`.
@@ -300,9 +356,9 @@ class PVCProcessor(ProcessorMixin):
         """Segments and media of one list of messages."""
         conversation = get_conv_template(self.template)
         roles = {"user": conversation.roles[0], "assistant": conversation.roles[1]}
-        media = []
+        media, budget = [], Budget(self.media_policy)
         for message in messages:
-            segments, found = self._content(message["content"], options)
+            segments, found = self._content(message["content"], options, budget)
             media += found
             if message["role"] == "system":
                 conversation.system_message = "".join(segment.text for segment in segments)
@@ -313,7 +369,7 @@ class PVCProcessor(ProcessorMixin):
         segments = conversation.segments()
         return segments[:-1] if continue_final_message else segments, media  # without the message's end
 
-    def _content(self, content, options) -> tuple[list[Segment], list[Media]]:
+    def _content(self, content, options, budget: Budget) -> tuple[list[Segment], list[Media]]:
         if isinstance(content, str):
             return [Segment("text", content)], []
         segments, media = [], []
@@ -322,18 +378,18 @@ class PVCProcessor(ProcessorMixin):
             if kind == "text":
                 segments.append(Segment("text", block["text"]))
                 continue
-            own = {name: block[name] for name in VIDEO_OPTIONS if name in block}
             token = IMAGE_TOKEN if kind == "image" else VIDEO_TOKEN
-            media.append(self._media(token, _source(block, kind), options.media | own))
+            media_options = _with_own_options(block, options.media)
+            media.append(self._media(token, _source(block, kind), media_options, budget))
             segments += [*media[-1].segments, Segment("text", "\n")]
         return segments, media
 
-    def _media(self, token: str, source, options: dict) -> Media:
+    def _media(self, token: str, source, options: dict, budget: Budget) -> Media:
         if token == IMAGE_TOKEN:
-            return self.image_processor.image(source, options["max_tiles"])
-        is_listed = not isinstance(source, (str, os.PathLike)) and not hasattr(source, "read")
+            return self.image_processor.image(source, options["max_tiles"], budget=budget)
+        is_listed = not isinstance(source, (str, dict, os.PathLike)) and not hasattr(source, "read")
         num_frames = None if is_listed else self.num_frames  # frames that somebody listed are all meant
-        return self.image_processor.video(source, **{"num_frames": num_frames} | options)
+        return self.image_processor.video(source, **{"num_frames": num_frames} | options, budget=budget)
 
     def _encode(self, samples: list[tuple[list[Segment], list[Media]]], options) -> BatchFeature:
         """Encodes samples given as segments and media, in the order of the prompt."""
@@ -411,16 +467,45 @@ def _check_block(block, message: int):
         raise ValueError(f"message {message} has the block {_shown(block)}: expected {expected}")
     if kind == "text" and not isinstance(block.get("text"), str):
         raise ValueError(f"message {message} has the block {_shown(block)}: expected its text under 'text'")
+    try:
+        FrameChoice(**{name: block[name] for name in FRAME_OPTIONS if name in block}).check()
+    except ValueError as error:
+        raise ValueError(f"message {message}, {kind} block: {error}") from error
+
+
+def _with_own_options(block: dict, options: dict) -> dict:
+    """The options of a call with a block's, which may lower `max_frames`, and not choose the reader."""
+    own = {name: block[name] for name in (*FRAME_OPTIONS, "backend") if name in block}
+    limits = [x["max_frames"] for x in (own, options) if x.get("max_frames") is not None]
+    if limits:
+        own["max_frames"] = min(limits)
+
+    backend = options.get("backend", "pyav")
+    if own.get("backend", backend) != backend:
+        expected = (
+            f"one of {', '.join(BACKENDS)}, as an option of the call: a block does not choose the reader"
+        )
+        raise ValueError(f"a block has backend={_shown(own['backend'])}: expected {expected}")
+    return options | own
 
 
 def _source(block: dict, kind: str):
+    nested = ""
     for name in (kind, "url", "path", "base64", f"{kind}_url"):
         found = block.get(name)
-        found = found.get("url") if isinstance(found, dict) else found  # as OpenAI nests it
+        if isinstance(found, dict) and "bytes" not in found:  # as OpenAI nests it
+            nested = f"; what it has under {name!r} is a dict with keys {sorted(map(str, found))}"
+            found = found.get("url")
+        if name == "base64" and isinstance(found, str) and not found.startswith("data:"):
+            found = f"data:;base64,{found}"
         if found is not None:
             return found
+
     article = "an" if kind == "image" else "a"
-    raise ValueError(f"{article} {kind} block has keys {sorted(block)}: expected one of {kind}, url, path")
+    keys = sorted(map(str, block))
+    raise ValueError(
+        f"{article} {kind} block has keys {keys}: expected one of {kind}, url, path, base64{nested}"
+    )
 
 
 def _flat(sources, is_one=lambda source: False) -> list:

@@ -5,6 +5,7 @@
 """
 
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
 from typing import NamedTuple
+from unittest.mock import patch
 
 import bad_inputs
 import torch
 from builders import tiny_model
-from huggingface_hub.utils import get_session
 from PIL import Image
 
-from pvc import CHECKPOINT, media_sources, preprocess
+from pvc import CHECKPOINT, preprocess
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
@@ -210,12 +211,9 @@ def served(folder: Path) -> Iterator[str]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
-    client = type(get_session())()
-    media_sources.get_session = lambda: client
     try:
-        yield f"http://127.0.0.1:{server.server_port}"
+        with patch.dict(os.environ, HF_HUB_OFFLINE="0"):
+            yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        media_sources.get_session = get_session
-        client.close()
         server.shutdown()
         server.server_close()

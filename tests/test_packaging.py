@@ -39,6 +39,15 @@ MODEL_FILES = [
     "modeling_pvc.py",
     "tokenization_internlm2.py",
 ]
+MEDIA_FILES = [  # those of the processor that also serve a clone, each importable by itself
+    "frame_choice.py",
+    "image_files.py",
+    "media_fetch.py",
+    "media_policy.py",
+    "media_sources.py",
+    "preprocess.py",
+    "video_readers.py",
+]
 CHECKPOINT_FILES = [
     "chat_template.jinja",
     "config.json",
@@ -109,25 +118,25 @@ def run(command: list, **where) -> str:
 # ---- the files themselves
 
 
-@pytest.mark.parametrize("name", [*MODEL_FILES, "preprocess.py"])
+@pytest.mark.parametrize("name", [*MODEL_FILES, *MEDIA_FILES])
 def test_root_file_asks_for_few_packages(name):
     packages = set(get_imports(ROOT / name)) - sys.stdlib_module_names
     assert packages <= NEEDED | ({"sentencepiece"} if name.startswith("tokenization") else set())
 
 
-@pytest.mark.parametrize("name", [*MODEL_FILES, "preprocess.py"])
+@pytest.mark.parametrize("name", [*MODEL_FILES, *MEDIA_FILES])
 def test_relative_imports_are_those_that_transformers_finds_and_copies(name):
     tree = ast.parse((ROOT / name).read_text())
     imported = {(n.level, n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
     assert imported == {(1, module) for module in get_relative_imports(ROOT / name)}
-    assert all(f"{module}.py" in MODEL_FILES for _, module in imported)
+    assert all(f"{module}.py" in MODEL_FILES + MEDIA_FILES for _, module in imported)
 
 
 def test_model_files_import_without_any_optional_package(tmp_path):
     (tmp_path / "pvc").mkdir()
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path / "pvc")
-    modules = [f"pvc.{name[:-3]}" for name in [*MODEL_FILES, "preprocess.py"] if "tokenization" not in name]
+    modules = [f"pvc.{name[:-3]}" for name in [*MODEL_FILES, *MEDIA_FILES] if "tokenization" not in name]
     script = "for name in sys.argv[1:]:\n    __import__(name)\nprint(sys.modules['pvc'].__file__)"
     printed = run_python(script, *modules, cwd=tmp_path, hidden=(*NEVER_NEEDED, "sentencepiece"))
     assert Path(printed.strip()).is_relative_to(tmp_path)

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pvc import preprocess
+from pvc import video_readers
 from pvc.assets import make_assets
 from pvc.preprocess import (
     build_transform,
@@ -241,7 +241,7 @@ def read(file, frames=None) -> dict[int, np.ndarray]:
 
 
 def never_seek(monkeypatch):
-    monkeypatch.setattr(preprocess, "SEEK_COST_FRAMES", float("inf"))
+    monkeypatch.setattr(video_readers, "SEEK_COST_FRAMES", float("inf"))
 
 
 def packet_places(path) -> list[tuple[int, int]]:
@@ -311,15 +311,15 @@ def refuse(*args, **kwargs):
 def test_a_seek_counts_only_if_it_lands_on_a_keyframe_not_too_late(is_keyframe, stamp, seek, is_used):
     packets = [SimpleNamespace(is_keyframe=is_keyframe, pts=stamp, size=9), SimpleNamespace(pts=140, size=9)]
     container = SimpleNamespace(seek=seek, demux=lambda stream: iter(packets))
-    assert list(preprocess._packets_from(100, container, stream=None)) == (packets if is_used else [])
+    assert list(video_readers._packets_from(100, container, stream=None)) == (packets if is_used else [])
 
 
 @pytest.fixture
 def decoded(monkeypatch):
     """The pictures that the reader takes from the decoder."""
-    taken, inner = [], preprocess._decoded_pictures
+    taken, inner = [], video_readers._decoded_pictures
     monkeypatch.setattr(
-        preprocess, "_decoded_pictures", lambda *args: (taken.append(p) or p for p in inner(*args))
+        video_readers, "_decoded_pictures", lambda *args: (taken.append(p) or p for p in inner(*args))
     )
     return taken
 

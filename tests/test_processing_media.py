@@ -24,10 +24,9 @@ from test_processing import (
     user,
     video,
 )
-from transformers.image_utils import httpx
 
-from pvc import media_sources, processing_pvc
-from pvc.preprocess import load_image
+from pvc import processing_pvc
+from pvc.preprocess import load_image, read_frames
 from pvc.processing_pvc import PVCProcessor
 
 
@@ -64,7 +63,7 @@ def address(folder, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(media_sources, "get_session", httpx.Client)  # the Hub's own is told to be offline
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()
@@ -249,13 +248,13 @@ def test_number_of_frames_is_the_blocks_then_the_calls_then_the_processors(proce
 
 
 def test_options_of_a_video_reach_its_reader(processor, monkeypatch):
-    calls, read = [], processing_pvc.read_frames
+    calls, read = [], processing_pvc.open_frames
 
     def recording(source, **options):
         calls.append((source, options))
         return read(source, num_frames=2)
 
-    monkeypatch.setattr(processing_pvc, "read_frames", recording)
+    monkeypatch.setattr(processing_pvc, "open_frames", recording)
     own = {"fps": 2.0, "max_frames": 5, "start_s": 0.25, "end_s": 1.5, "backend": "pyav"}
     processor.apply_chat_template(
         [user(video(**own), video(), text("?"))], tokenize=True, fps=1.0, max_frames=7
@@ -285,7 +284,7 @@ def test_times_of_frames_are_said_on_request(processor):
     messages = [user(video(num_frames=2), text("When?"))]
     ids = processor.apply_chat_template(messages, tokenize=True, frame_times=True)
     said = processor.decode(ids[0]).replace("<IMG_CONTEXT>", "")
-    times = processing_pvc.read_frames(VIDEO, num_frames=2).times_s
+    times = read_frames(VIDEO, num_frames=2).times_s
     assert times[0] != times[1]
     lines = "".join(f"Frame{i + 1} at {time:.1f}s: <img></img>\n" for i, time in enumerate(times))
     assert lines + "When?" in said

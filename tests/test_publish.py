@@ -20,7 +20,7 @@ from builders import tiny_config, tiny_model
 from hub_stand_in import StandIn, environment
 from huggingface_hub import ModelCard, close_session, constants
 from safetensors.torch import save_file
-from test_packaging import MODEL_FILES, NEVER_NEEDED, run_python
+from test_packaging import MEDIA_FILES, MODEL_FILES, NEVER_NEEDED, run_python
 from typer.testing import CliRunner
 
 from pvc import CHECKPOINT, cli, publish
@@ -35,7 +35,7 @@ SHARD_SIZE = "200KB"
 FILES = {  # of a pushed checkpoint, but for the weights
     *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "README.md"),
     *("tokenizer.model", "tokenizer_config.json", "added_tokens.json"),
-    *(*MODEL_FILES, "media_sources.py", "preprocess.py", "processing_pvc.py"),
+    *(*MODEL_FILES, *MEDIA_FILES, "processing_pvc.py"),
 }
 
 

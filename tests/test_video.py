@@ -27,7 +27,7 @@ from test_preprocess import (
     write_video,
 )
 
-from pvc import preprocess
+from pvc import preprocess, video_readers
 from pvc.preprocess import get_index, load_image, load_video, load_video_ahead, picture_tiles, read_frames
 
 UNEVEN_MS = [0, 100, 200, 1500, 1600, 3100, 3200, 3300]  # when the frames of an uneven video are shown
@@ -469,7 +469,7 @@ def test_a_stream_that_the_header_does_not_tell_of_ends_the_video():
         yield SimpleNamespace(size=9)
         raise IndexError("list index out of range")  # as PyAV on damaged SWF files
 
-    assert len(list(preprocess._packets(SimpleNamespace(demux=demux), stream=None))) == 1
+    assert len(list(video_readers._packets(SimpleNamespace(demux=demux), stream=None))) == 1
 
 
 # torchcodec and decord
@@ -509,7 +509,7 @@ def test_a_torchcodec_that_does_not_load_is_an_import_error_with_its_reason(erro
     def load(name):
         raise error("Could not load libtorchcodec\nlong traceback")
 
-    monkeypatch.setattr(preprocess.importlib, "import_module", load)
+    monkeypatch.setattr(video_readers.importlib, "import_module", load)
     with pytest.raises(
         ImportError, match=r"pip install pvc\[torchcodec\].* \(Could not load libtorchcodec\)"
     ):

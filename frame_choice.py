@@ -1,0 +1,108 @@
+"""Which frames of a video are read: by number as released, by rate, between two times."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+try:
+    from .media_policy import check_number, check_real, check_whole
+    from .video_readers import Video
+except ImportError:  # in a clone, where this folder is no package
+    from media_policy import check_number, check_real, check_whole
+    from video_readers import Video
+
+# Frames are looked up this much late, for containers that round times: WebM and FLV to milliseconds.
+TIME_ROUNDING_S = 1e-3
+
+
+def get_index(
+    bound: tuple[float, float] | None, fps: float, max_frame: int, first_idx: int = 0, num_segments: int = 32
+) -> np.ndarray:
+    """Returns the middle frame of each of `num_segments` equal segments, with the released rounding.
+
+    Args:
+        bound: (start, end) in seconds; None: the whole video.
+        fps: frames a second.
+        max_frame: index of the last frame.
+        first_idx: index of the first frame that may be chosen.
+        num_segments: how many frames to choose; more than there are gives some frames twice.
+
+    Returns:
+        (num_segments,) indices; past `max_frame`, as released, where the bound lies past the video's end.
+    """
+    if num_segments < 1:
+        raise ValueError(f"num_segments={num_segments}: expected at least 1 frame")
+    start, end = (-100000, 100000) if bound is None else bound
+    first = max(first_idx, round(start * fps))
+    last = min(round(end * fps), max_frame)
+    segment = float(last - first) / num_segments
+    return np.array([int(first + segment / 2 + np.round(segment * i)) for i in range(num_segments)])
+
+
+class FrameChoice(NamedTuple):
+    """The options of `preprocess.read_frames` that choose frames, and an upper limit of their number."""
+
+    num_frames: int | None = None
+    fps: float | None = None
+    max_frames: int | None = None
+    start_s: float | None = None
+    end_s: float | None = None
+    limit: int = 2**20
+
+    def check(self):
+        """Raises a ValueError that names an option that is no number, or out of range."""
+        for name in ("num_frames", "max_frames"):
+            if getattr(self, name) is not None:
+                check_whole(name, getattr(self, name))
+        check_real("fps", self.fps, most=1000)
+        for name in ("start_s", "end_s"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name))
+
+        asked = {"max_frames": self.max_frames}
+        if self.fps is None and self.num_frames is not None:
+            asked["num_frames"] = min(self.num_frames, self.max_frames or self.num_frames)
+        for name, number in asked.items():
+            if number is not None and number > self.limit:
+                raise ValueError(
+                    f"{name}={number}: expected at most {self.limit} frames (max_frames of the policy)"
+                )
+
+    def of_video(self, video: Video) -> list[int]:
+        """Indices of frames, rising; raises a ValueError for a span that the video does not have."""
+        start, end = self.start_s or 0.0, video.end_s if self.end_s is None else self.end_s
+        # A frame late is no error: durations are rounded, and sound may last longer.
+        if not 0 <= start < min(end, video.end_s) or end > video.end_s + 1 / video.fps:
+            expected = f"0 <= start_s < end_s <= {video.end_s:.3f}, the duration of {video.name} in seconds"
+            raise ValueError(f"start_s={self.start_s}, end_s={self.end_s}: expected {expected}")
+
+        end = min(end, video.end_s)
+        if self.fps is None:  # from the frame nearest to the start to the one nearest to the end
+            ends = np.interp((start, end), video.times_s, range(len(video.times_s)))
+            return self.by_number(*ends.round(6).tolist())  # a half stays a half
+
+        # counted first, and listed when thinned: a file of some kilobytes may claim years
+        num_steps = max(1, math.ceil((end - start) * self.fps - 1e-3))  # a thousandth is rounding
+        steps = np.asarray(self._thinned(range(min(num_steps, 2**53))))
+        times_s = start + steps / self.fps + TIME_ROUNDING_S
+        return (np.searchsorted(video.times_s, times_s, side="right") - 1).tolist()
+
+    def by_number(self, first: float, last: float) -> list[int]:
+        """The middles of `num_frames` segments from one frame to another; None: each frame."""
+        if self.num_frames is None:
+            return self._thinned(range(round(first), round(last) + 1))
+        number = min(self.num_frames, self.max_frames or self.num_frames)
+        return get_index((first, last), 1.0, round(last), num_segments=number).tolist()
+
+    def _thinned(self, indices: range) -> list[int]:
+        """At most `max_frames` of the indices, evenly spread from the first to the last."""
+        number = indices.stop - indices.start  # len() ends at 2**63
+        if self.max_frames is None and number > self.limit:
+            raise ValueError(
+                f"{number} frames are asked for, of at most {self.limit} (max_frames of the policy): pass "
+                "max_frames, which thins them"
+            )
+        if self.max_frames is None or number <= self.max_frames:
+            return list(indices)
+        return [indices[i] for i in np.linspace(0, number - 1, self.max_frames).round().astype(int)]

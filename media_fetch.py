@@ -1,0 +1,303 @@
+"""Fetches images and videos from http(s) addresses, within a `MediaPolicy`.
+
+Every host, the addresses it resolves to, and every redirect are checked; size and time are limited. Written
+on the standard library, because the connection must go to the very address that was checked.
+"""
+
+import base64
+import http.client
+import importlib
+import io
+import os
+import re
+import socket
+import ssl
+import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from threading import Thread
+from typing import NamedTuple
+from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+try:
+    from .media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
+except ImportError:  # in a clone, where this folder is no package
+    from media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
+
+CHUNK = 2**16
+MAX_REDIRECTS = 10
+ANSWER_TIMEOUT_S = 30  # until the first byte of an answer, and between two
+SLOWEST_BYTES_PER_S, SLOW_FOR_S = 1000, 10  # an answer slower than this, for so long, is given up
+
+
+class NamedBytes(io.BytesIO):
+    """A file in memory with a name for errors."""
+
+    def __init__(self, content: bytes = b"", name: str = "bytes"):
+        super().__init__(content)
+        self.name = name
+
+
+class _Target(NamedTuple):
+    scheme: str
+    host: str  # in ASCII
+    port: int
+    path: str  # with its query
+    user: str | None  # "name:password"
+
+    @property
+    def host_and_port(self) -> str:
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
+
+
+def fetch(address: str, budget: Budget) -> NamedBytes:
+    """The content of an http(s) address, in memory, at most as large and for as long as the policy allows.
+
+    Neither cookies nor the Hub's token are sent. Redirects are followed, each checked as the first address.
+
+    Raises:
+        OSError: the address is none, or cannot be fetched; with the address.
+        MediaRefused: the policy does not allow it.
+    """
+    if _is_offline():
+        raise OSError(f"Cannot reach {shown_address(address)}: offline mode is enabled (HF_HUB_OFFLINE)")
+    try:
+        return _fetch_hops(address, budget)
+    except MediaRefused:
+        raise
+    except (OSError, ValueError, http.client.HTTPException, zlib.error) as error:
+        reason = str(error) or type(error).__name__
+        raise OSError(f"{shown_address(address)} cannot be fetched: {shown_address(reason)}") from error
+
+
+def shown_address(text: str, most: int = 200) -> str:
+    text = "".join(x if x.isprintable() else repr(x)[1:-1] for x in text[: most + 1])
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def _is_offline() -> bool:
+    value = os.environ.get("HF_HUB_OFFLINE") or os.environ.get("TRANSFORMERS_OFFLINE") or ""
+    return value.upper() in ("1", "ON", "YES", "TRUE")
+
+
+def _fetch_hops(address: str, budget: Budget) -> NamedBytes:
+    hop = address
+    for _ in range(MAX_REDIRECTS + 1):
+        target = _target(hop)
+        if not budget.policy.allows_host(target.host):
+            raise MediaRefused(f"{shown_address(hop)}: the media policy does not allow this host")
+
+        with _connected(target, budget) as (connection, path):
+            response = _ask(connection, target, path)
+            location = response.getheader("Location")
+            if response.status in (301, 302, 303, 307, 308) and location:
+                hop = urljoin(hop, location)
+                continue
+            if response.status != 200:
+                raise OSError(f"{response.status} {response.reason}")
+            return _body(response, budget.policy, address)
+    raise OSError(f"more than {MAX_REDIRECTS} redirects")
+
+
+def _target(address: str) -> _Target:
+    """The parts of an address, checked. Raises ValueError where it is none."""
+    if re.search(r"[\x00-\x1f\x7f\\]", address):
+        raise ValueError("the address has characters that none has")
+    parts = urlsplit(address)
+    if parts.scheme.lower() not in ("http", "https"):
+        raise ValueError(f"the scheme {parts.scheme!r} is neither http nor https")
+
+    host = (parts.hostname or "").rstrip(".")
+    if ":" not in host:
+        host = host.encode("idna").decode().lower()
+        if not re.fullmatch(r"[a-z0-9._-]+", host):
+            raise ValueError(f"{host!r} is no name of a host")
+
+    port = parts.port or {"http": 80, "https": 443}[parts.scheme.lower()]
+    path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
+    query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]") if parts.query else ""
+    user = None
+    if parts.username is not None:
+        user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
+    return _Target(parts.scheme.lower(), host, port, path + query, user)
+
+
+class _TimedReader(io.RawIOBase):
+    """Reads from a socket as long as the budget lasts, and as the other side is not too slow."""
+
+    def __init__(self, sock: socket.socket, budget: Budget):
+        self._sock, self._budget = sock, budget
+        self._first_s, self._received = None, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        seconds = 0 if self._first_s is None else time.monotonic() - self._first_s
+        if seconds > SLOW_FOR_S and self._received < SLOWEST_BYTES_PER_S * seconds:
+            raise TimeoutError(f"the answer comes at less than {SLOWEST_BYTES_PER_S} bytes a second")
+
+        self._sock.settimeout(min(ANSWER_TIMEOUT_S, self._budget.remaining_s()))
+        number = self._sock.recv_into(buffer)
+        if self._first_s is None:
+            self._first_s = time.monotonic()
+        self._received += number
+        return number
+
+
+class _TimedSocket:
+    """What http.client needs of a socket."""
+
+    def __init__(self, sock: socket.socket, budget: Budget):
+        self._sock, self._budget = sock, budget
+
+    def sendall(self, data):
+        self._sock.settimeout(min(ANSWER_TIMEOUT_S, self._budget.remaining_s()))
+        self._sock.sendall(data)
+
+    def makefile(self, *_, **__) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self._sock, self._budget))
+
+    def close(self):
+        """Nothing: who opened the socket closes it."""
+
+
+@contextmanager
+def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HTTPConnection, str]]:
+    """Yields a connection, and what to ask for: a path, or of a proxy the whole address."""
+    proxy = None if budget.policy.public_only else _proxy(target)
+    sock = _connect(proxy or target, budget)
+    path = target.path
+    try:
+        if proxy and target.scheme == "https":
+            _tunnel(sock, proxy, target, budget)
+        elif proxy:
+            path = f"http://{target.host_and_port}{target.path}"
+        if target.scheme == "https":
+            sock.settimeout(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
+            sock = _tls().wrap_socket(sock, server_hostname=target.host)
+
+        connection = http.client.HTTPConnection(target.host, target.port)
+        connection.sock = _TimedSocket(sock, budget)
+        if proxy and target.scheme == "http" and proxy.user:
+            connection.proxy_authorization = _basic(proxy.user)
+        yield connection, path
+    finally:
+        sock.close()
+
+
+def _connect(target: _Target, budget: Budget) -> socket.socket:
+    """Connects to the first address of the host that answers; to those alone that the policy allows."""
+    infos = _resolve(target, budget)
+    allowed = [info for info in infos if budget.policy.allows_address(info[4][0])]
+    if not allowed:
+        raise MediaRefused(f"{target.host}: not a public address, and the media policy allows no others")
+
+    failure = None
+    for family, kind, protocol, _, address in allowed:
+        sock = socket.socket(family, kind, protocol)
+        try:
+            sock.settimeout(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
+            sock.connect(address)
+            return sock
+        except OSError as error:
+            sock.close()
+            if isinstance(error, MediaRefused):
+                raise
+            failure = error
+    raise failure
+
+
+def _resolve(target: _Target, budget: Budget) -> list[tuple]:
+    """The addresses of a host. In a thread: a name server that is silent must not hold the prompt."""
+    found = []
+
+    def ask():
+        try:
+            found.append(socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM))
+        except (OSError, UnicodeError) as error:
+            found.append(error)
+
+    thread = Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
+    if not found:
+        raise TimeoutError(f"no address of {target.host} within {ANSWER_TIMEOUT_S} seconds")
+    if isinstance(found[0], Exception):
+        raise OSError(f"{target.host}: {found[0]}")
+    return found[0]
+
+
+def _proxy(target: _Target) -> _Target | None:
+    """The proxy that the environment names."""
+    proxies = getproxies()
+    address = proxies.get(target.scheme) or proxies.get("all")
+    if not address or proxy_bypass(target.host):
+        return None
+    return _target(address if "://" in address else f"http://{address}")
+
+
+def _tunnel(sock: socket.socket, proxy: _Target, target: _Target, budget: Budget):
+    connection = http.client.HTTPConnection(proxy.host, proxy.port)
+    connection.sock = _TimedSocket(sock, budget)
+    host = f"{target.host}:{target.port}"
+    headers = {"Host": host} | ({"Proxy-Authorization": _basic(proxy.user)} if proxy.user else {})
+    connection.request("CONNECT", host, headers=headers)
+    response = connection.getresponse()
+    if response.status != 200:
+        raise OSError(f"the proxy answers {response.status} {response.reason}")
+
+
+def _tls() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    with suppress(ImportError):  # without it, the system's certificates alone
+        context.load_verify_locations(importlib.import_module("certifi").where())
+    return context
+
+
+def _basic(user: str) -> str:
+    return "Basic " + base64.b64encode(user.encode()).decode()
+
+
+def _ask(connection: http.client.HTTPConnection, target: _Target, path: str) -> http.client.HTTPResponse:
+    headers = {
+        "Host": target.host_and_port,
+        "User-Agent": "pvc",
+        "Accept": "*/*",
+        "Accept-Encoding": "identity",
+        "Connection": "close",
+    }
+    if target.user:
+        headers["Authorization"] = _basic(target.user)
+    if proxy_authorization := getattr(connection, "proxy_authorization", None):
+        headers["Proxy-Authorization"] = proxy_authorization
+    connection.request("GET", path, headers=headers)
+    return connection.getresponse()
+
+
+def _body(response: http.client.HTTPResponse, policy: MediaPolicy, address: str) -> NamedBytes:
+    name, length = shown_address(address), response.length
+    encoding = (response.getheader("Content-Encoding") or "identity").strip().lower()
+    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+        raise OSError(f"it is sent as {shown(encoding)}, though identity was asked for")
+    check_size(length or 0, policy.max_bytes, name)
+
+    file, decoder = NamedBytes(name=address), None if encoding == "identity" else zlib.decompressobj(47)
+    received = 0
+    while chunk := response.read(CHUNK):
+        received += len(chunk)
+        while chunk:
+            if decoder is not None:
+                chunk, rest = decoder.decompress(chunk, CHUNK), decoder.unconsumed_tail
+            else:
+                rest = b""
+            file.write(chunk)
+            check_size(file.tell(), policy.max_bytes, name)
+            chunk = rest
+    if length is not None and received < length:
+        raise OSError(f"it ends after {received} of {length} bytes")
+    file.seek(0)
+    return file
