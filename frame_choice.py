@@ -84,7 +84,7 @@ class FrameChoice(NamedTuple):
 
         # counted first, and listed when thinned: a file of some kilobytes may claim years
         num_steps = max(1, math.ceil((end - start) * self.fps - 1e-3))  # a thousandth is rounding
-        steps = np.asarray(self._thinned(range(min(num_steps, 2**53))))
+        steps = np.asarray(self._thinned(range(min(num_steps, 2**62))))
         times_s = start + steps / self.fps + TIME_ROUNDING_S
         return (np.searchsorted(video.times_s, times_s, side="right") - 1).tolist()
 
@@ -105,4 +105,5 @@ class FrameChoice(NamedTuple):
             )
         if self.max_frames is None or number <= self.max_frames:
             return list(indices)
-        return [indices[i] for i in np.linspace(0, number - 1, self.max_frames).round().astype(int)]
+        spread = np.linspace(0, number - 1, self.max_frames).round().astype(int)
+        return [indices[min(int(i), number - 1)] for i in spread]  # beyond 2**53 linspace rounds up

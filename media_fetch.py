@@ -141,7 +141,11 @@ class _TimedReader(io.RawIOBase):
             raise TimeoutError(f"the answer comes at less than {SLOWEST_BYTES_PER_S} bytes a second")
 
         self._sock.settimeout(min(ANSWER_TIMEOUT_S, self._budget.remaining_s()))
-        number = self._sock.recv_into(buffer)
+        try:
+            number = self._sock.recv_into(buffer)
+        except TimeoutError:
+            self._budget.remaining_s()  # where it is the budget that has run out, this says so
+            raise
         if self._first_s is None:
             self._first_s = time.monotonic()
         self._received += number

@@ -113,9 +113,10 @@ class PVCImageProcessor(BaseImageProcessor):
 
     @media_policy.setter
     def media_policy(self, policy: MediaPolicy):
-        if not isinstance(policy, MediaPolicy):
+        # the package and a checkpoint's remote code have each a class of this name
+        if type(policy).__name__ != "MediaPolicy":
             raise ValueError(f"media_policy={_shown(policy)}: expected a MediaPolicy (media_policy.py)")
-        self._media_policy = policy
+        self._media_policy = MediaPolicy(**vars(policy))
 
     def to_dict(self) -> dict:
         """What is saved: the media policy is not."""

@@ -38,7 +38,7 @@ SEEK_COST_FRAMES = 4
 # FFmpeg's demuxers that read the one file they are given. hls, dash, concat, sdp, rtsp, image2 and others
 # open more files or addresses. Those for sound are here so that an error can say that there is no video.
 CONTAINERS = (
-    *("mov", "mp4", "m4a", "3gp", "3g2", "mj2", "matroska", "webm", "avi", "asf", "flv", "live_flv", "swf"),
+    *("mov", "mp4", "matroska", "webm", "avi", "asf", "flv", "live_flv", "swf"),
     *(
         "mpeg",
         "mpegts",
@@ -133,8 +133,14 @@ def _import_reader(name: str, install: str):
         raise ImportError(f"reading videos with {name} needs the package: {install} ({reason})") from error
 
 
-def _no_frame(name: str, frame: int, readable: int, num_frames: int) -> ValueError:
+def _no_frame(
+    name: str, frame: int, readable: int, num_frames: int, max_pixels: int | None = None
+) -> ValueError:
     those = f"{readable} of its {num_frames} frames can: choose frames, or a bound in seconds, among these"
+    if readable == 0 and max_pixels is not None:  # the decoder does not tell damaged frames from large ones
+        those += (
+            f"; a frame that exceeds limit of {max_pixels} pixels is not decoded (max_pixels of the policy)"
+        )
     return ValueError(f"{name}: frame {frame} cannot be read; {those}")
 
 
@@ -318,7 +324,7 @@ def _read_frames(
                 yield frame, np.rot90(pixels, picture.rotation // 90)
             if not missing:
                 return
-    raise _no_frame(name, min(missing), readable, len(index.times_s))
+    raise _no_frame(name, min(missing), readable, len(index.times_s), budget.policy.max_pixels)
 
 
 def _pixels(picture, aspect: float, as_shown: bool, max_pixels: int) -> np.ndarray:
