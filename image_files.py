@@ -68,12 +68,19 @@ def open_image(
     Image.init()
     with open_file(file) as opened:
         try:
-            picture = Image.open(opened, formats=_known_formats(len(Image.OPEN)))
+            picture = with_canvas_alpha(Image.open(opened, formats=_known_formats(len(Image.OPEN))))
             return _decoded(picture, file_name(file), upright, max_pixels)
         except MediaRefused:
             raise
         except DECODER_ERRORS as error:
             raise _unreadable(file_name(file), error) from error
+
+
+def with_canvas_alpha(picture: Image.Image) -> Image.Image:
+    """An animated WebP, just opened, with the alpha of what no frame covers, which PIL takes for black."""
+    if picture.format == "WEBP" and getattr(picture, "rawmode", "") == "RGBX" and picture.is_animated:
+        picture.rawmode = picture._mode = "RGBA"
+    return picture
 
 
 def decoded(picture: Image.Image, *, upright: bool, max_pixels: int | None = None) -> Image.Image:

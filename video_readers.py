@@ -24,11 +24,11 @@ import numpy as np
 from PIL import Image
 
 try:
-    from .image_files import DECODER_ERRORS, on_white
+    from .image_files import DECODER_ERRORS, on_white, with_canvas_alpha
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from .media_sources import Nameless, file_name, open_file, seekable
 except ImportError:  # in a clone, where this folder is no package
-    from image_files import DECODER_ERRORS, on_white
+    from image_files import DECODER_ERRORS, on_white, with_canvas_alpha
     from media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from media_sources import Nameless, file_name, open_file, seekable
 
@@ -396,7 +396,7 @@ def _read_webp(file: MediaFile, budget: Budget, wanted: list[int], as_shown: boo
     name = file_name(file)
     with open_file(file, budget.policy.max_bytes) as opened:
         try:
-            picture = Image.open(opened, formats=["WEBP"])
+            picture = with_canvas_alpha(Image.open(opened, formats=["WEBP"]))
             check_pixels(name, *picture.size, budget.policy.max_pixels)
             for frame in wanted:
                 budget.remaining_s()
