@@ -1,16 +1,19 @@
 """Which frames of a video are read: by number as released, by rate, between two times."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import numpy as np
+from PIL import Image
 
 try:
-    from .media_policy import check_number, check_real, check_whole
-    from .video_readers import Video
+    from .media_policy import Budget, check_number, check_real, check_whole
+    from .video_readers import Frames, MediaFile, Video, open_video
 except ImportError:  # in a clone, where this folder is no package
-    from media_policy import check_number, check_real, check_whole
-    from video_readers import Video
+    from media_policy import Budget, check_number, check_real, check_whole
+    from video_readers import Frames, MediaFile, Video, open_video
 
 # Frames are looked up this much late, for containers that round times: WebM and FLV to milliseconds.
 TIME_ROUNDING_S = 1e-3
@@ -107,3 +110,33 @@ class FrameChoice(NamedTuple):
             return list(indices)
         spread = np.linspace(0, number - 1, self.max_frames).round().astype(int)
         return [indices[min(int(i), number - 1)] for i in spread]  # beyond 2**53 linspace rounds up
+
+
+class ChosenFrames(NamedTuple):
+    """The frames that were chosen, to be read one at a time."""
+
+    indices: list[int]  # rising; a frame chosen twice is there twice
+    times_s: list[float] | None  # of each of these
+    frames: Iterator[tuple[int, Image.Image]]  # (index, RGB image), each once
+
+
+@contextmanager
+def frames_of_video(
+    file: MediaFile, choice: FrameChoice, backend: str, budget: Budget
+) -> Iterator[ChosenFrames]:
+    """The chosen frames of a video file, as players show them."""
+    video = open_video(file, backend, budget)
+    indices = choice.of_video(video)
+    times_s = [float(video.times_s[index]) for index in indices]
+    yield ChosenFrames(indices, times_s, _of_equal_size(video.read(indices, as_shown=True)))
+
+
+def _of_equal_size(frames: Frames) -> Iterator[tuple[int, Image.Image]]:
+    """Frames whose size changes inside a file are scaled to the first, as players do."""
+    size = None
+    for index, pixels in frames:
+        picture = Image.fromarray(np.ascontiguousarray(pixels))
+        size = size or picture.size
+        if picture.size != size:
+            picture = picture.resize(size, Image.Resampling.BICUBIC)
+        yield index, picture

@@ -26,8 +26,9 @@ import torch
 from PIL import Image
 
 try:
-    from .frame_choice import FrameChoice, get_index
+    from .frame_choice import ChosenFrames, FrameChoice, frames_of_video, get_index
     from .image_files import decoded, in_8_bits, in_rgb, on_white, open_image
+    from .media_isolation import isolated_frames, isolated_image
     from .media_policy import Budget
     from .media_sources import opened
     from .video_readers import (
@@ -41,8 +42,9 @@ try:
         read_video,
     )
 except ImportError:  # in a clone, where this folder is no package
-    from frame_choice import FrameChoice, get_index
+    from frame_choice import ChosenFrames, FrameChoice, frames_of_video, get_index
     from image_files import decoded, in_8_bits, in_rgb, on_white, open_image
+    from media_isolation import isolated_frames, isolated_image
     from media_policy import Budget
     from media_sources import opened
     from video_readers import (
@@ -61,6 +63,7 @@ __all__ = [
     "Frames",
     "MediaFile",
     "Video",
+    "ChosenFrames",
     "VideoFrames",
     "VideoSource",
     "build_transform",
@@ -266,6 +269,8 @@ def read_picture(picture, budget: Budget | None = None) -> Image.Image:
     with opened(picture, budget, kind="image") as found:
         if isinstance(found, Image.Image):
             read = decoded(found, upright=True, max_pixels=max_pixels)
+        elif hasattr(found, "read") and budget.policy.isolate:
+            read = isolated_image(found, budget)
         elif hasattr(found, "read"):
             read = open_image(found, upright=True, max_pixels=max_pixels)
         else:
@@ -391,14 +396,6 @@ class VideoFrames(NamedTuple):
     times_s: list[float] | None  # seconds after the video's first frame; None where the source has no times
 
 
-class ChosenFrames(NamedTuple):
-    """The frames that were chosen, to be read one at a time."""
-
-    indices: list[int]  # rising; a frame chosen twice is there twice
-    times_s: list[float] | None  # of each of these
-    frames: Iterator[tuple[int, Image.Image]]  # (index, RGB image), each once
-
-
 def read_frames(
     source: VideoSource,
     *,
@@ -457,10 +454,9 @@ def open_frames(
 
     with opened(source, budget, kind="video") as found:
         if hasattr(found, "read"):
-            video = open_video(found, backend, budget)
-            indices = choice.of_video(video)
-            frames = _of_equal_size(video.read(indices, as_shown=True))
-            yield ChosenFrames(indices, [video.times_s[index] for index in indices], frames)
+            frames_of = isolated_frames if budget.policy.isolate else frames_of_video
+            with frames_of(found, choice, backend, budget) as chosen:
+                yield chosen
             return
 
         for name, value in (("fps", fps), ("start_s", start_s), ("end_s", end_s)):
@@ -469,17 +465,6 @@ def open_frames(
         listed = _listed_pictures(found)
         indices = choice.by_number(0, len(listed) - 1)
         yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))
-
-
-def _of_equal_size(frames: Frames) -> Iterator[tuple[int, Image.Image]]:
-    """Frames whose size changes inside a file are scaled to the first, as players do."""
-    size = None
-    for index, pixels in frames:
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        size = size or picture.size
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        yield index, picture
 
 
 def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:

@@ -43,6 +43,7 @@ MEDIA_FILES = [  # those of the processor that also serve a clone, each importab
     "frame_choice.py",
     "image_files.py",
     "media_fetch.py",
+    "media_isolation.py",
     "media_policy.py",
     "media_sources.py",
     "preprocess.py",
