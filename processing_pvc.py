@@ -32,8 +32,8 @@ from .conversation import (
     pad,
     video_segments,
 )
-from .json_files import READ_BY_PROCESSOR, check_json_files
 from .frame_choice import FrameChoice
+from .json_files import READ_BY_PROCESSOR, check_json_files
 from .media_policy import BACKENDS, Budget, MediaPolicy
 from .media_policy import shown as _shown
 from .preprocess import ChosenFrames, open_frames, picture_tiles, read_picture
