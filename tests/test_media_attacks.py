@@ -719,11 +719,11 @@ def megabytes(action: str, warm: str = "") -> float:
     return float(done.stdout)
 
 
-def grey16_png(side: int) -> bytes:
+def grey16_png(side: int, level: int = 1) -> bytes:
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
-    packer, row = zlib.compressobj(1), bytes(1 + 2 * side)
+    packer, row = zlib.compressobj(level), bytes(1 + 2 * side)
     data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     head = struct.pack(">IIBBBBB", side, side, 16, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")

@@ -1,4 +1,4 @@
-"""Every block of code in the README runs, on PVC-Tiny and the CPU."""
+"""Every block of code in the README runs, on PVC-Tiny and the CPU, and those in Python of docs/."""
 
 import os
 import re
@@ -48,8 +48,8 @@ def stand_in(code: str, substitutions: dict[str, str]) -> str:
     return code
 
 
-def readme_blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```", (ROOT / "README.md").read_text(), flags=re.M | re.S)
+def readme_blocks(language: str, file: Path = ROOT / "README.md") -> list[str]:
+    return re.findall(rf"^```{language}\n(.*?)^```", file.read_text(), flags=re.M | re.S)
 
 
 def run(command: list[str], tmp_path: Path, **more: str) -> str:
@@ -69,6 +69,12 @@ def test_python_blocks_run_in_order(tmp_path):
     assert len(blocks) >= 5
     code = stand_in("\n".join(blocks), SUBSTITUTIONS) + "\nprint(type(response), tokens.shape)"
     assert "<class 'str'> torch.Size([" in run([sys.executable, "-c", code], tmp_path)
+
+
+@pytest.mark.parametrize("file", sorted((ROOT / "docs").glob("*.md")), ids=lambda file: file.name)
+def test_python_blocks_of_docs_run_in_order(file, tmp_path):
+    code = stand_in("\n".join(readme_blocks("python", file)), SUBSTITUTIONS)
+    run([sys.executable, "-c", code], tmp_path)
 
 
 @pytest.mark.parametrize(
