@@ -19,12 +19,15 @@ import torch
 import yaml
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 import pvc.training.cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
+from pvc.conversion.code_files import code_within
 from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.processing_pvc import PVCProcessor
+from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
+from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, trained_steps
 from pvc.training.data import DataOptions, PackedDataset
 from pvc.training.trainer import PVCTrainer, PVCTrainingArguments, is_new, new_parameters_of
@@ -33,6 +36,7 @@ HERE = Path(__file__).parent
 RECIPES, DEEPSPEED, FSDP2 = HERE / "recipes", HERE / "deepspeed", HERE / "fsdp2.json"
 PARALLEL = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 PARTS = {"vision": ("vision_model",), "projector": ("projector",), "llm": ("language_model", "lm_head")}
+OWN_TOKENIZER = "tokenization_internlm2.InternLM2Tokenizer"
 NEW = "new"  # what config.new_parameters names, wherever it is
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # today, and in transformers 5.12
 FOLLOWING = {  # arguments of the Trainer that a recipe does not set, and what they follow from
@@ -258,9 +262,27 @@ def _sharding(recipe: Recipe) -> dict:
 
 
 def load_processor(model: str | PathLike) -> PVCProcessor:
-    """The processor in the folder of a model, with this package's classes."""
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-    return PVCProcessor.from_pretrained(model, tokenizer=tokenizer, trust_remote_code=True)
+    """The processor in the folder of a model, with this package's classes.
+
+    Of the folder's code, only a tokenizer's runs, where it is not ours.
+
+    Raises:
+        ValueError: where the folder leads to code outside of it.
+    """
+    code_within(model)
+    # from_pretrained would load both parts through the folder's code first
+    parts = [PVCImageProcessor.from_pretrained(model), _load_tokenizer(model)]
+    values, _ = PVCProcessor.get_processor_dict(model)
+    return PVCProcessor.from_args_and_dict(parts, values)
+
+
+def _load_tokenizer(model: str | PathLike) -> PreTrainedTokenizerBase:
+    values = get_tokenizer_config(model)
+    auto_map = values.get("auto_map") or {}
+    named = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    if OWN_TOKENIZER in (named if isinstance(named, list) else [named]):
+        return InternLM2Tokenizer.from_pretrained(model)
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=True)
 
 
 def choose_trained(model: PVCForConditionalGeneration, train: list[str]):
