@@ -412,3 +412,12 @@ def test_the_report_of_check_is_a_table(tmp_path):
     assert row.split() == ["one", "text", "4", "8", str(tokens), str(tokens), str(answers), "0", "0", "0"]
     assert "one: the meta JSON says length 5, the annotation has 4 samples" in rest
     assert f"about {8 * tokens:,} tokens" in str(report)
+
+
+def test_check_counts_keys_that_mean_nothing(tmp_path):
+    write_picture(tmp_path / "a.png")
+    record = dialogue("<image>", "It.", image="a.png", videos=["b.mp4"], task="caption")
+    lost = dialogue("What?", "It.", images=["a.png"])
+    report = check(write_meta(tmp_path, one=[{}, record, record, lost]), PROCESSOR, DataOptions(**SMALL))
+    assert "one: 2 samples have videos, which means nothing here" in report.notes
+    assert "'images': media are expected" in "".join(report.broken.values())
