@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 import signal
@@ -33,7 +34,7 @@ from pvc.training.train import (
     training_arguments,
     with_lora,
 )
-from pvc.training.trainer import is_new, parameter_groups, state_of_rank, with_needed_logits
+from pvc.training.trainer import PVCTrainer, is_new, parameter_groups, state_of_rank, with_needed_logits
 
 PROCESSOR = tiny_processor()
 
@@ -529,13 +530,14 @@ def test_rows_go_on_exactly_with_another_number_of_processes(before, after, data
 
     stopped = loaders(before)
     for loader in stopped:
-        list(islice(loader, 12 // before))
+        list(islice(loader, 36 // before))
     states = [loader.state_dict() for loader in stopped]
-    whole = rows(data, 24)
+    whole = rows(data, 48)
     for rank, loader in enumerate(loaders(after)):
         loader.load_state_dict(state_of_rank(states, rank))
-        assert [loader.states[i].packs for i in range(4)] == [3] * 4  # none is planned from an earlier row
-        for row, expected in zip(islice(loader, 4), whole[12 + rank :: after]):
+        # none is planned from an earlier row: neither those of the head nor of the streams after it
+        assert [loader.states[i].packs for i in range(5)] == [24, 3, 3, 3, 3]
+        for row, expected in zip(islice(loader, 4), whole[36 + rank :: after]):
             assert torch.equal(row["input_ids"], expected["input_ids"])
 
 
@@ -544,12 +546,104 @@ def test_a_run_is_neither_overwritten_nor_done_twice(model, data, tmp_path):
     run(model, data, tmp_path / "run", **settings)
     with pytest.raises(ValueError, match="go on with --resume"):
         run(model, data, tmp_path / "run", **settings)
-    with pytest.raises(ValueError, match="a whole model, or raise max_steps"):
-        run(model, data, tmp_path / "run", resume=True, **settings)
     with pytest.raises(ValueError, match="the folder of the model itself"):
         run(model, data, model, **settings)
     with pytest.raises(ValueError, match="seed 4 -> 5"):
         run(model, data, tmp_path / "run", resume=True, **settings | {"max_steps": 4, "seed": 5})
+
+
+@pytest.mark.attack("F15")
+@pytest.mark.parametrize(
+    "how", [{}, {"train": ["projector"], "lora": {"r": 4}, "new_parameter_lr_multiplier": 1}]
+)
+def test_resuming_after_the_last_step_writes_the_result_from_its_checkpoint(how, model, data, tmp_path):
+    if "lora" in how:
+        pytest.importorskip("peft")
+    output, settings = tmp_path / "run", {"save_strategy": "steps", "save_steps": 2, "max_steps": 2} | how
+    run(model, data, output, **settings)
+    files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    weights = output / "model.safetensors"
+    weights.write_bytes(files[weights][:1000])  # as a kill leaves it
+    (output / "config.json").unlink()
+    again = run(model, data, output, resume=True, **settings)
+    found = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert found.keys() == files.keys()
+    # the last log, of the time, comes after the checkpoint
+    assert {path.name for path in files if files[path] != found[path]} <= {"trainer_state.json"}
+    assert again.state.global_step == 2
+
+
+@pytest.mark.attack("F15")
+def test_what_is_saved_appears_whole_or_not_at_all(model, data, tmp_path, monkeypatch):
+    """Ended while files are renamed, a run leaves nothing that passes for a model, and is resumed."""
+    output, settings = tmp_path / "run", {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    run(model, data, output, **settings | {"max_steps": 2})
+    real, seen = os.replace, []
+
+    def replace(source, target):
+        if Path(target).name == "model.safetensors" and Path(target).parent == output:
+            seen.append({path.name for path in output.iterdir()})
+            raise KeyboardInterrupt
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, data, output, resume=True, **settings)
+    assert seen and "config.json" not in seen[0]
+    monkeypatch.undo()
+    run(model, data, output, resume=True, **settings)
+    loaded, last = (
+        AutoModel.from_pretrained(folder, trust_remote_code=True).state_dict()
+        for folder in (output, output / "checkpoint-4")
+    )
+    assert all(torch.equal(weight, last[name]) for name, weight in loaded.items())
+    assert not (output / ".partial").exists()
+
+
+@pytest.mark.attack("F15")
+def test_a_checkpoint_appears_when_it_is_whole(model, data, tmp_path, monkeypatch):
+    def save(trainer, folder):
+        assert not (tmp_path / "run" / "checkpoint-1").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PVCTrainer, "_save_rng_state", save)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, data, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=1)
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
+    monkeypatch.undo()
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 2}
+    run(model, data, tmp_path / "run", **settings)
+    names = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
+    assert names == {"checkpoint-2", "checkpoint-3"}
+
+
+@pytest.mark.attack("F16")
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_trains(model, data, tmp_path):
+    (tmp_path / "other name").symlink_to(tmp_path / "run")
+    refused = []
+
+    class Second(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            for name in ("run", "other name"):
+                with pytest.raises(BlockingIOError, match="another run is training into"):
+                    run(model, data, tmp_path / name, max_steps=1)
+                refused.append(name)
+
+    run(model, data, tmp_path / "run", max_steps=1, callbacks=[Second()])
+    assert refused == ["run", "other name"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".lock"]
+    run(model, data, tmp_path / "run", max_steps=1)  # no checkpoint is in its way
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_weights_are_readable_as_the_umask_says(umask, mode, model, data, tmp_path):
+    before = os.umask(umask)
+    try:
+        run(model, data, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    finally:
+        os.umask(before)
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        assert {path.stat().st_mode & 0o777 for path in folder.glob("*.safetensors")} == {mode}
 
 
 # ---- the command

@@ -11,16 +11,19 @@ import difflib
 import json
 import os
 from collections.abc import Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field, fields
 from os import PathLike
 from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import logging
 
 import pvc.training.cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
@@ -31,6 +34,8 @@ from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, trained_steps
 from pvc.training.data import DataOptions, PackedDataset
 from pvc.training.trainer import PVCTrainer, PVCTrainingArguments, is_new, new_parameters_of
+
+logger = logging.get_logger(__name__)
 
 HERE = Path(__file__).parent
 RECIPES, DEEPSPEED, FSDP2 = HERE / "recipes", HERE / "deepspeed", HERE / "fsdp2.json"
@@ -345,15 +350,54 @@ def train(
 
     Args:
         model: its tokenizer's code is run, if it has any.
-        resume: go on after the last whole checkpoint in `output`, if there is one.
+        resume: go on after the last whole checkpoint in `output`, if there is one; after the last step, the
+            result is written from it.
         callbacks: for the Trainer.
 
     Raises:
         ValueError: where the recipe does not fit the model or the processes, or `output` has another run.
+        BlockingIOError: where another run is training into `output`.
         BrokenSample: for more broken samples than the recipe lets pass.
     """
     output = Path(output)
-    checkpoint = _checkpoint_to_resume(output, str(model), resume)
+    with _locked(output):
+        checkpoint = _checkpoint_to_resume(output, str(model), resume)
+        trainer = _trainer(recipe, model, data, output, callbacks)
+        _train(trainer, checkpoint)
+    return trainer
+
+
+@contextmanager
+def _locked(output: Path):
+    """Keeps other runs out of a folder; of several processes, the first does.
+
+    Raises:
+        BlockingIOError: where another run has it.
+    """
+    if int(os.environ.get("RANK", 0)) != 0:
+        yield
+        return
+    real = output.resolve()
+    real.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(real.parent / f".{real.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another run is training into {output}: wait until it ends, or choose another output"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _trainer(
+    recipe: Recipe, model: str | PathLike, data: str | PathLike, output: Path, callbacks
+) -> PVCTrainer:
+    """The model, the data and all else of a run that is about to start."""
     arguments = training_arguments(recipe, output)
     set_seed(arguments.seed)  # LoRA's matrices are drawn below
     processor = load_processor(model)
@@ -371,15 +415,22 @@ def train(
     trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
     if arguments.should_save:
         (output / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
-    if checkpoint and trained_steps(checkpoint) >= arguments.max_steps:
-        raise ValueError(
-            f"{checkpoint} has had its {arguments.max_steps} steps: it is a whole model, or raise max_steps"
+    return trainer
+
+
+def _train(trainer: PVCTrainer, checkpoint: Path | None):
+    """Trains, from a checkpoint on if there is one, and writes the result."""
+    steps = trainer.args.max_steps
+    if checkpoint and trained_steps(checkpoint) >= steps:
+        logger.warning(
+            f"{checkpoint} has had its {steps} steps: the result is written from it (for more: raise max_steps)"
         )
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.save_model()
+        trainer.write_result(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # none ends the process group while the first still writes
-    return trainer
 
 
 def _checkpoint_to_resume(output: Path, model: str, resume: bool) -> Path | None:
