@@ -490,7 +490,8 @@ def run_training(
     with _failures_told(NOT_OF_A_STEP):
         from pvc.training.train import Recipe, parse_changes, read_recipe, train
 
-        planned = Recipe.from_values(read_recipe(recipe, parse_changes(settings)))
+        changes = parse_changes(settings)
+        planned = Recipe.from_values(read_recipe(recipe, changes), asked=changes)
         with Console(stderr=True).status("Loading") as status:
             folder = find_model(model, trust, status)
         trainer = train(planned, model=folder, data=data, output=output, resume=resume)
@@ -510,13 +511,18 @@ def check_data(
     """Read DATA once, as training would: what is in them, and which samples are broken (then it exits 1)."""
     with _failures_told(NOT_OF_A_STEP):
         from pvc.training.check import check
+        from pvc.training.data import with_kinds_there_are
         from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
 
         changes = parse_changes(settings)
-        options = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes).data
+        planned = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes, asked=changes)
         with Console(stderr=True).status("Loading") as status:
             processor = load_processor(find_model(model or str(CHECKPOINT), trust, status))
-        report = check(data, processor, options, decode=decode, num_workers=workers)
+        report = with_kinds_there_are(
+            lambda options: check(data, processor, options, decode=decode, num_workers=workers),
+            planned.data,
+            planned.asked,
+        )
     print(printable(str(report)))
     if report.broken:
         raise Exit(1)

@@ -1,6 +1,7 @@
 """What a run trains, at which rates and on which loss; that it goes on after a kill; and what it leaves."""
 
 import json
+import logging
 import math
 import os
 import re
@@ -22,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from typer.testing import CliRunner
 
 from pvc.cli import app
+from pvc.training import train as training
 from pvc.training.checkpoint import last_checkpoint
 from pvc.training.data import DataOptions, PackedDataset, PackLoader
 from pvc.training.train import (
@@ -167,6 +169,95 @@ def test_fsdp2_adds_gradients_up_in_float32_and_checkpoints_by_itself(tmp_path):
     assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
     assert arguments.fsdp_plugin_args["fsdp_version"] == 2
     assert arguments.fsdp_plugin_args["activation_checkpointing"] and not arguments.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("max_steps=abc", "max_steps is 'abc': expected a number"),
+        ("max_steps=2.5", "max_steps is 2.5: expected a number (an integer)"),
+        ("max_steps=[1]", "max_steps is [1]: expected a number"),
+        ("learning_rate=fast", "learning_rate is 'fast': expected a number"),
+        ("bf16=maybe", "bf16 is 'maybe': expected true or false"),
+        ("rows_per_step=x", "rows_per_step is 'x': expected a number"),
+        ("train=llm", "train is 'llm': expected a list"),
+        ("parallel=[zero1]", "parallel is ['zero1']: expected a text"),
+        ("gradient_checkpointing=3", "gradient_checkpointing is 3: expected true or false"),
+        ("streams=null", "streams is None: expected a number"),
+        ("pool=true", "pool is True: expected a number"),
+        ("lora={r: x}", "r is 'x': expected a number"),
+        ("save_total_limit=all", "save_total_limit is 'all': expected a number (an integer) or null"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_a_sentence(setting, said, tmp_path):
+    done = pvc("train", "tiny", "--model", "m", "--data", "d", "--output", tmp_path, "--set", setting)
+    assert done.exit_code == 1 and done.stderr.strip() == f"error: {said}" or said in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_values_may_be_written_as_yaml_reads_them():
+    changes = parse_changes(["learning_rate=2e-5", "max_steps=1e3", "save_strategy=no", "run_name=7"])
+    arguments = Recipe.from_values(changes).arguments
+    assert arguments == {
+        "learning_rate": 2e-5,
+        "max_steps": 1000,
+        "save_strategy": "no",
+        "run_name": "7",
+    }
+
+
+@pytest.fixture
+def warned(caplog):
+    """What was logged."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    logger.removeHandler(caplog.handler)
+
+
+def test_what_this_machine_lacks_is_left_out_with_a_line(monkeypatch, warned, tmp_path):
+    monkeypatch.setattr(training, "is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr(training, "is_tensorboard_available", lambda: False)
+    values = {"tf32": True, "report_to": "tensorboard", "max_steps": 1}
+    arguments = training_arguments(Recipe.from_values(values), tmp_path)
+    assert arguments.tf32 is None and not arguments.report_to
+    assert [line.partition(" is ")[0] for line in warned()] == ["tf32", "TensorBoard"]
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3", "fsdp2"])
+def test_one_process_shards_nothing_and_needs_no_deepspeed(parallel, model, data, warned, tmp_path):
+    trainer = run(model, data, tmp_path, parallel=parallel, max_steps=1)
+    assert not trainer.args.deepspeed and not trainer.args.fsdp
+    assert any(f"parallel is '{parallel}', but one process" in line for line in warned())
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["parallel"] == parallel
+
+
+def test_several_processes_are_told_what_zero_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    recipe = Recipe.from_values({"parallel": "zero1", "rows_per_step": 2, "max_steps": 1})
+    with pytest.raises(ImportError, match=r"pip install '\.\[deepspeed\]', or take --set parallel=ddp"):
+        training_arguments(recipe, tmp_path)
+
+
+def test_a_recipes_ratio_gives_way_to_data_without_videos_and_ones_own_does_not(model, tmp_path):
+    write_picture(tmp_path / "a.png")
+    meta = write_meta(tmp_path, one=[{}, *[dialogue("<image>", "It.", image="a.png")] * 3])
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"image_to_video": 3, "max_steps": 1}))
+    arguments = ("train", recipe, "--model", model, "--data", meta, "--output")
+    done = pvc(*arguments, tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    asked = pvc(*arguments, tmp_path / "asked", "--set", "image_to_video=3")
+    assert asked.exit_code == 1 and "0 with a video" in asked.stderr
+    checked = ("train", "check", meta, "--model", model, "--recipe", recipe)
+    assert pvc(*checked).exit_code == 0
+    assert pvc(*checked, "--set", "image_to_video=2").exit_code == 1
+
+
+def test_a_run_of_fewer_rows_than_are_packed_together_is_warned_of(model, data, warned, tmp_path):
+    run(model, data, tmp_path / "short", max_steps=1, rows_per_step=1)
+    assert any("1 rows are the whole run, but 6 are packed together (pool)" in line for line in warned())
 
 
 def test_recipes_that_extend_each_other_are_an_error(tmp_path):

@@ -22,11 +22,11 @@ torch's own DataLoader does the work. torchdata's StatefulDataLoader would keep 
 to their number; Hugging Face datasets wants one schema for all lines and a copy of them on the disk.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -34,12 +34,13 @@ from transformers.utils import logging
 
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.encoding import Encoded, Encoder
-from pvc.training.mixing import AUGMENT, FRAMES, Mixture, draws
+from pvc.training.mixing import AUGMENT, FRAMES, MissingKind, Mixture, draws
 from pvc.training.packing import Plan, Stream, StreamState, join
 from pvc.training.samples import BrokenSample, read_meta
 
 logger = logging.get_logger(__name__)
 
+T = TypeVar("T")
 HEAD = 0  # the number of the stream that the first rows come from; those after it follow
 PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
 
@@ -87,6 +88,17 @@ class DataOptions:
     def encoder(self, processor: PVCProcessor) -> Encoder:
         names = ("max_tokens", "min_frames", "max_frames", "frame_tiles")
         return Encoder(processor, **{name: getattr(self, name) for name in names})
+
+
+def with_kinds_there_are(make: Callable[[DataOptions], T], options: DataOptions, asked: Collection[str]) -> T:
+    """`make(options)`, without `image_to_video` where the data lack a kind, unless its name is in `asked`."""
+    try:
+        return make(options)
+    except MissingKind as error:
+        if "image_to_video" in asked:
+            raise
+        logger.warning(f"image_to_video is left out: {error}")
+        return make(replace(options, image_to_video=None))
 
 
 class Pack(NamedTuple):

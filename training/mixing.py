@@ -28,6 +28,10 @@ def draws(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
     return np.random.default_rng((seed, purpose, *numbers))
 
 
+class MissingKind(ValueError):
+    """A ratio of images to videos was asked for, of data that lack one of them."""
+
+
 class Group(NamedTuple):
     """Samples of one data set and kind: `repeats` whole rounds an epoch, and `part` more of them."""
 
@@ -54,7 +58,8 @@ class Mixture:
             None: as the data sets are.
 
     Raises:
-        ValueError: where there is nothing to mix, or a ratio is asked of one kind alone.
+        ValueError: where there is nothing to mix.
+        MissingKind: where a ratio is asked of one kind alone.
     """
 
     def __init__(self, data_sets: Sequence[DataSet], seed: int = 0, image_to_video: float | None = None):
@@ -101,7 +106,7 @@ def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict
         for kind in (IMAGE, VIDEO)
     )
     if not images or not videos:
-        raise ValueError(
+        raise MissingKind(
             f"image_to_video={image_to_video}, but an epoch has {images:g} samples with images, "
             f"{videos:g} with a video: leave it out, or add data"
         )
