@@ -460,8 +460,8 @@ def _warn_of_few_rows(recipe: Recipe):
     rows = recipe.arguments["max_steps"] * recipe.rows_per_step
     if rows < recipe.data.pool:
         logger.warning(
-            f"{rows} rows are the whole run, but {recipe.data.pool} are packed together (pool): which samples "
-            f"come is random; take more steps, or --set pool={rows}"
+            f"{rows} rows are the whole run, but {recipe.data.pool} are packed together (pool): which "
+            f"samples come is random; take more steps, or --set pool={rows}"
         )
 
 
