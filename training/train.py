@@ -29,7 +29,7 @@ from transformers.utils import is_torch_tf32_available, logging
 
 import pvc.training.cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
-from pvc.conversion.code_files import code_within
+from pvc.conversion.files import check_code_within
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
@@ -308,7 +308,7 @@ def load_processor(model: str | PathLike) -> PVCProcessor:
     Raises:
         ValueError: where the folder leads to code outside of it.
     """
-    code_within(model)
+    check_code_within(model)
     # from_pretrained would load both parts through the folder's code first
     parts = [PVCImageProcessor.from_pretrained(model), _load_tokenizer(model)]
     values, _ = PVCProcessor.get_processor_dict(model)
