@@ -66,7 +66,7 @@ def test_links_lead_nowhere_else_not_even_those_of_imported_modules(folder):
 def test_the_hub_caches_links_are_its_own(tmp_path):
     repository, blob = tmp_path / "models--org--name", "9f" * 20
     blobs, snapshot = repository / "blobs", repository / "snapshots" / ("01" * 20)
-    blobs.mkdir()
+    blobs.mkdir(parents=True)
     snapshot.mkdir(parents=True)
     (blobs / blob).write_text("X = 1\n")
     (snapshot / "own.py").symlink_to(f"../../blobs/{blob}")
