@@ -376,6 +376,8 @@ class Dialogue:
         """Prints the answer and keeps both; an answer that is interrupted is kept as far as it came."""
         from transformers import TextStreamer
 
+        from pvc.conversation import AnswerTokenizer
+
         turn = {"role": "user", "content": [*self.attached, {"type": "text", "text": question}]}
         pieces = []
         status = Console(stderr=True).status("Thinking")
@@ -386,7 +388,7 @@ class Dialogue:
                 status.stop()
                 _print_answer(text)
 
-        streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(AnswerTokenizer(self.processor.tokenizer), skip_prompt=True)
         streamer.on_finalized_text = take
         try:
             status.start()  # within: an interruption at any moment of it must end it too

@@ -238,7 +238,13 @@ class Encoder:
             conversation.messages[-1] = (conversation.roles[1], answer)
             whole = conversation.segments()
             asked, turn = (
-                encode_segments(self.tokenizer, segments, left, add_special_tokens=start == 0)
+                encode_segments(
+                    self.tokenizer,
+                    segments,
+                    left,
+                    add_special_tokens=start == 0,
+                    max_tokens=self.max_tokens,
+                )
                 for segments in (prompt, whole[start:])
             )
             left = left[sum(segment.kind == "media" for segment in prompt) :]
