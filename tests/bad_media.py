@@ -31,7 +31,7 @@ from bench import (
 from huggingface_hub.utils import get_session
 from PIL import Image, UnidentifiedImageError
 
-from pvc import preprocess, processing_pvc
+from pvc import media_sources, preprocess
 from pvc.preprocess import dynamic_preprocess, get_index, load_image, load_video, read_frames
 
 CASES: list[Case] = []
@@ -261,7 +261,7 @@ CASES += refused(
 
 
 def offline(b: Bench, face):
-    with patch.object(processing_pvc, "get_session", get_session):
+    with patch.object(media_sources, "get_session", get_session):
         return face(b, f"{b.address}/alpha.png")
 
 

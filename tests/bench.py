@@ -19,7 +19,7 @@ from builders import tiny_model
 from huggingface_hub.utils import get_session
 from PIL import Image
 
-from pvc import CHECKPOINT, preprocess, processing_pvc
+from pvc import CHECKPOINT, media_sources, preprocess
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
@@ -211,11 +211,11 @@ def served(folder: Path) -> Iterator[str]:
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     Thread(target=server.serve_forever, daemon=True).start()
     client = type(get_session())()
-    processing_pvc.get_session = lambda: client
+    media_sources.get_session = lambda: client
     try:
         yield f"http://127.0.0.1:{server.server_port}"
     finally:
-        processing_pvc.get_session = get_session
+        media_sources.get_session = get_session
         client.close()
         server.shutdown()
         server.server_close()

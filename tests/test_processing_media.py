@@ -26,7 +26,7 @@ from test_processing import (
 )
 from transformers.image_utils import httpx
 
-from pvc import processing_pvc
+from pvc import media_sources, processing_pvc
 from pvc.preprocess import load_image
 from pvc.processing_pvc import PVCProcessor
 
@@ -64,7 +64,7 @@ def address(folder, monkeypatch):
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder))
     Thread(target=server.serve_forever, daemon=True).start()
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(processing_pvc, "get_session", httpx.Client)  # the Hub's own is told to be offline
+    monkeypatch.setattr(media_sources, "get_session", httpx.Client)  # the Hub's own is told to be offline
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
     server.server_close()

@@ -35,7 +35,7 @@ SHARD_SIZE = "200KB"
 FILES = {  # of a pushed checkpoint, but for the weights
     *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "README.md"),
     *("tokenizer.model", "tokenizer_config.json", "added_tokens.json"),
-    *(*MODEL_FILES, "preprocess.py", "processing_pvc.py"),
+    *(*MODEL_FILES, "media_sources.py", "preprocess.py", "processing_pvc.py"),
 }
 
 
