@@ -282,7 +282,8 @@ def dialogue_segments(
     if placeholders != media:
         raise ValueError(
             f"{placeholders} {IMAGE_PLACEHOLDER} placeholders in the dialogue, but {media} images and video "
-            f"frames: write one {IMAGE_PLACEHOLDER} for each, in history and question together"
+            f"frames: write one {IMAGE_PLACEHOLDER} for each, in history and question together, and pass "
+            "num_patches_list, the tiles of each, where there are several"
         )
     return segments, question
 
@@ -313,6 +314,18 @@ def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[
     return segments
 
 
+MARKED_ANSWER = """\
+  {%- elif message.role == "assistant" -%}
+    {{- answer_start -}}
+    {%- generation -%}
+      {{- assistant_lead + render(message.content) + assistant_stop -}}
+    {%- endgeneration -%}
+    {{- assistant_gap -}}
+"""
+# as the first releases wrote it
+UNMARKED_ANSWER = """\
+  {%- elif message.role == "assistant" -%}{{- assistant_start + render(message.content) + assistant_end -}}
+"""
 MESSAGES_TO_PROMPT = """\
 {%- macro render(content) -%}
   {%- if content is string -%}{{- content -}}
@@ -334,35 +347,50 @@ MESSAGES_TO_PROMPT = """\
 {{- system_start + system_message + system_end -}}
 {%- for message in turns -%}
   {%- if message.role == "user" -%}{{- user_start + render(message.content) + user_end -}}
-  {%- elif message.role == "assistant" -%}{{- assistant_start + render(message.content) + assistant_end -}}
-  {%- else -%}{{- raise_exception("expected roles user and assistant, got " + message.role) -}}
+ANSWER  {%- else -%}{{- raise_exception("expected roles user and assistant, got " + message.role) -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- answer_start -}}{%- endif -%}
 """
 
 
-def jinja_template(template: Conversation) -> str:
-    """The Jinja template that lays messages out as `template` does: pictures as `<image>`, videos as
-    `<video>`, each with a line break.
+def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str:
+    """The Jinja template that lays messages out as `template` does.
+
+    Images become `<image>`, videos `<video>`, each with a line break. With `marks_answers` what the model
+    says, with the token that ends it, stands between `{% generation %}` and `{% endgeneration %}`.
     """
     colon, user_end = (": ", template.sep2) if template.sep_style == "INTERNVL_ZH" else ("", template.sep)
     system = template._system_segments()
     before = system[0].text if system[0].kind == "template" else ""
+    stop = template.sep.rstrip()
+    marked = {
+        "assistant_lead": colon[1:],
+        "assistant_stop": stop,
+        "assistant_gap": template.sep[len(stop) :],
+    }
+    unmarked = {"assistant_start": template.roles[1] + colon, "assistant_end": template.sep}
     variables = {
         "system_start": before,
         "system_message": template.system_message,
         "system_end": system[-1].text,
         "user_start": template.roles[0] + colon,
         "user_end": user_end,
-        "assistant_start": template.roles[1] + colon,
-        "assistant_end": template.sep,
+        **(marked if marks_answers else unmarked),
         "answer_start": template.roles[1] + colon.strip(),
     }
     settings = [
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
     ]
-    return "".join(settings) + MESSAGES_TO_PROMPT
+    answer = MARKED_ANSWER if marks_answers else UNMARKED_ANSWER
+    return "".join(settings) + MESSAGES_TO_PROMPT.replace("ANSWER", answer)
+
+
+@cache
+def own_jinja_templates(name: str) -> frozenset[str]:
+    """What `chat_template` is where nobody changed it, in this release or an earlier one."""
+    template = get_conv_template(name)
+    return frozenset(jinja_template(template, marks_answers=marks).strip() for marks in (True, False))
 
 
 def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
@@ -377,11 +405,17 @@ def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
     return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
 
 
-def pad(rows: list[list[int]], pad_id: int, side: str = "left") -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of equal length and their attention mask; the tokenizer's own settings play no part."""
+def pad(
+    rows: list[list[int]], pad_id: int, side: str = "left", length: int | None = None, multiple_of: int = 1
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of equal length and their attention mask; the tokenizer's own settings play no part.
+
+    The length is that of the longest row, or `length`, rounded up to a multiple of `multiple_of`.
+    """
     if side not in ("left", "right"):
         raise ValueError(f"padding_side is {side!r}: expected 'left' or 'right'")
-    length = max(map(len, rows))
+    length = max(max(map(len, rows)), length or 0)
+    length = -(-length // multiple_of) * multiple_of
     gaps = [length - len(row) for row in rows]
     if side == "left":
         return [[pad_id] * gap + row for gap, row in zip(gaps, rows)], [
@@ -482,7 +516,7 @@ def encode_segments(
     starts = tokenizer("").input_ids[:1] if add_special_tokens else []
     ids = [id for id in starts if id == tokenizer.bos_token_id]
 
-    encoder = _PlainTextEncoder(tokenizer, {run.id for run in runs if isinstance(run, _Special)})
+    encoder = PlainTextEncoder(tokenizer, {run.id for run in runs if isinstance(run, _Special)})
     for i, run in enumerate(runs):
         if isinstance(run, _Special):
             ids += [run.id] * run.count
@@ -543,7 +577,7 @@ def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
     return runs
 
 
-class _PlainTextEncoder:
+class PlainTextEncoder:
     """Tokenises typed text so that no id of it is a control token's; content tokens have their ids.
 
     A stretch is tokenised between its neighbouring special tokens, which settles prefix spaces and the
@@ -570,8 +604,8 @@ class _PlainTextEncoder:
 
         names = {added[id].content for id in control if id in added}
         names |= {tokenizer._convert_id_to_token(id) for id in control}  # InternLM2's pieces below them
-        longest_first = sorted((name for name in names if name and len(name) > 1), key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first)) or r"(?!)"
+        self.longest_first = sorted((name for name in names if name and len(name) > 1), key=len, reverse=True)
+        pattern = "|".join(map(re.escape, self.longest_first)) or r"(?!)"
         self.names = re.compile(f"(?={pattern})")
 
     def encode(self, text: str, before: str, after: str) -> list[int]:
@@ -620,6 +654,11 @@ class _PlainTextEncoder:
         if clean == 0:
             raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
         return clean
+
+    def control_name(self, text: str) -> str | None:
+        """The first name of a control token in `text`; None where it has none."""
+        found = self.names.search(text)
+        return found and next(name for name in self.longest_first if text.startswith(name, found.start()))
 
     def _is_plain(self, text: str, ids: list[int]) -> bool:
         unknown = self.tokenizer.unk_token

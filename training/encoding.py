@@ -96,7 +96,7 @@ class Encoder:
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self.tokenizer, self.images = processor.tokenizer, processor.image_processor
-        self.template = get_conv_template(processor.template)
+        self.template = processor.prompt_template()
         self.max_tokens = max_tokens
         self.frames = (min_frames, max_frames)
         self.frame_tiles = frame_tiles
