@@ -19,6 +19,7 @@ from transformers import (
 
 from .conversation import (
     IMAGE_CONTEXT,
+    AnswerTokenizer,
     Clip,
     Conversation,
     Segment,
@@ -103,7 +104,7 @@ class ChatMixin:
 
         An error of `chat` is raised here. Leaving the loop early stops the model after its next token.
         """
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextIteratorStreamer(AnswerTokenizer(tokenizer), skip_prompt=True)
         left, errors = [], []
 
         def answer():
@@ -276,7 +277,7 @@ class ChatMixin:
 
 def answers_of(tokenizer, generated: torch.Tensor, template) -> list[str]:
     """Texts of generated ids `(B, new tokens)`, each up to the template's end of an answer."""
-    texts = tokenizer.batch_decode(generated, skip_special_tokens=True)
+    texts = AnswerTokenizer(tokenizer).decode(generated)
     return [text.split(template.sep.strip())[0].strip() for text in texts]
 
 

@@ -376,6 +376,8 @@ class Dialogue:
         """Prints the answer and keeps both; an answer that is interrupted is kept as far as it came."""
         from transformers import TextStreamer
 
+        from pvc.conversation import AnswerTokenizer
+
         turn = {"role": "user", "content": [*self.attached, {"type": "text", "text": question}]}
         pieces = []
         status = Console(stderr=True).status("Thinking")
@@ -386,7 +388,7 @@ class Dialogue:
                 status.stop()
                 _print_answer(text)
 
-        streamer = TextStreamer(self.processor.tokenizer, skip_prompt=True, skip_special_tokens=True)
+        streamer = TextStreamer(AnswerTokenizer(self.processor.tokenizer), skip_prompt=True)
         streamer.on_finalized_text = take
         try:
             status.start()  # within: an interruption at any moment of it must end it too
@@ -490,7 +492,8 @@ def run_training(
     with _failures_told(NOT_OF_A_STEP):
         from pvc.training.train import Recipe, parse_changes, read_recipe, train
 
-        planned = Recipe.from_values(read_recipe(recipe, parse_changes(settings)))
+        changes = parse_changes(settings)
+        planned = Recipe.from_values(read_recipe(recipe, changes), asked=changes)
         with Console(stderr=True).status("Loading") as status:
             folder = find_model(model, trust, status)
         trainer = train(planned, model=folder, data=data, output=output, resume=resume)
@@ -510,13 +513,18 @@ def check_data(
     """Read DATA once, as training would: what is in them, and which samples are broken (then it exits 1)."""
     with _failures_told(NOT_OF_A_STEP):
         from pvc.training.check import check
+        from pvc.training.data import with_kinds_there_are
         from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
 
         changes = parse_changes(settings)
-        options = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes).data
+        planned = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes, asked=changes)
         with Console(stderr=True).status("Loading") as status:
             processor = load_processor(find_model(model or str(CHECKPOINT), trust, status))
-        report = check(data, processor, options, decode=decode, num_workers=workers)
+        report = with_kinds_there_are(
+            lambda options: check(data, processor, options, decode=decode, num_workers=workers),
+            planned.data,
+            planned.asked,
+        )
     print(printable(str(report)))
     if report.broken:
         raise Exit(1)

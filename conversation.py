@@ -2,9 +2,10 @@
 
 A `Conversation` lays a dialogue out as segments: the template's own text, typed text, and media.
 `get_prompt` joins them into the released prompt string; `encode_segments` turns them into ids. The two
-agree on ordinary text, but only the template and the media may produce special tokens: what somebody typed
-stays text, `<|im_end|>` and `[UNUSED_TOKEN_145]` included. `released_clips` reads the media arguments of
-the released `chat`. Pixels and tensors are left to the other files.
+agree on ordinary text, but only the template and the media may produce control tokens: what somebody typed
+stays text, `<|im_end|>` and `[UNUSED_TOKEN_145]` included. Content tokens (`<box>`, and what a user adds to
+the tokenizer) have their ids in typed text too, and are shown in answers. `released_clips` reads the media
+arguments of the released `chat`. Pixels and tensors are left to the other files.
 """
 
 import json
@@ -12,6 +13,7 @@ import re
 from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from functools import cache
 from operator import index
 from typing import NamedTuple
 
@@ -280,7 +282,8 @@ def dialogue_segments(
     if placeholders != media:
         raise ValueError(
             f"{placeholders} {IMAGE_PLACEHOLDER} placeholders in the dialogue, but {media} images and video "
-            f"frames: write one {IMAGE_PLACEHOLDER} for each, in history and question together"
+            f"frames: write one {IMAGE_PLACEHOLDER} for each, in history and question together, and pass "
+            "num_patches_list, the tiles of each, where there are several"
         )
     return segments, question
 
@@ -311,6 +314,18 @@ def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[
     return segments
 
 
+MARKED_ANSWER = """\
+  {%- elif message.role == "assistant" -%}
+    {{- answer_start -}}
+    {%- generation -%}
+      {{- assistant_lead + render(message.content) + assistant_stop -}}
+    {%- endgeneration -%}
+    {{- assistant_gap -}}
+"""
+# as the first releases wrote it
+UNMARKED_ANSWER = """\
+  {%- elif message.role == "assistant" -%}{{- assistant_start + render(message.content) + assistant_end -}}
+"""
 MESSAGES_TO_PROMPT = """\
 {%- macro render(content) -%}
   {%- if content is string -%}{{- content -}}
@@ -332,35 +347,50 @@ MESSAGES_TO_PROMPT = """\
 {{- system_start + system_message + system_end -}}
 {%- for message in turns -%}
   {%- if message.role == "user" -%}{{- user_start + render(message.content) + user_end -}}
-  {%- elif message.role == "assistant" -%}{{- assistant_start + render(message.content) + assistant_end -}}
-  {%- else -%}{{- raise_exception("expected roles user and assistant, got " + message.role) -}}
+ANSWER  {%- else -%}{{- raise_exception("expected roles user and assistant, got " + message.role) -}}
   {%- endif -%}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- answer_start -}}{%- endif -%}
 """
 
 
-def jinja_template(template: Conversation) -> str:
-    """The Jinja template that lays messages out as `template` does: pictures as `<image>`, videos as
-    `<video>`, each with a line break.
+def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str:
+    """The Jinja template that lays messages out as `template` does.
+
+    Images become `<image>`, videos `<video>`, each with a line break. With `marks_answers` what the model
+    says, with the token that ends it, stands between `{% generation %}` and `{% endgeneration %}`.
     """
     colon, user_end = (": ", template.sep2) if template.sep_style == "INTERNVL_ZH" else ("", template.sep)
     system = template._system_segments()
     before = system[0].text if system[0].kind == "template" else ""
+    stop = template.sep.rstrip()
+    marked = {
+        "assistant_lead": colon[1:],
+        "assistant_stop": stop,
+        "assistant_gap": template.sep[len(stop) :],
+    }
+    unmarked = {"assistant_start": template.roles[1] + colon, "assistant_end": template.sep}
     variables = {
         "system_start": before,
         "system_message": template.system_message,
         "system_end": system[-1].text,
         "user_start": template.roles[0] + colon,
         "user_end": user_end,
-        "assistant_start": template.roles[1] + colon,
-        "assistant_end": template.sep,
+        **(marked if marks_answers else unmarked),
         "answer_start": template.roles[1] + colon.strip(),
     }
     settings = [
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
     ]
-    return "".join(settings) + MESSAGES_TO_PROMPT
+    answer = MARKED_ANSWER if marks_answers else UNMARKED_ANSWER
+    return "".join(settings) + MESSAGES_TO_PROMPT.replace("ANSWER", answer)
+
+
+@cache
+def own_jinja_templates(name: str) -> frozenset[str]:
+    """What `chat_template` is where nobody changed it, in this release or an earlier one."""
+    template = get_conv_template(name)
+    return frozenset(jinja_template(template, marks_answers=marks).strip() for marks in (True, False))
 
 
 def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
@@ -375,11 +405,17 @@ def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
     return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
 
 
-def pad(rows: list[list[int]], pad_id: int, side: str = "left") -> tuple[list[list[int]], list[list[int]]]:
-    """Ids of equal length and their attention mask; the tokenizer's own settings play no part."""
+def pad(
+    rows: list[list[int]], pad_id: int, side: str = "left", length: int | None = None, multiple_of: int = 1
+) -> tuple[list[list[int]], list[list[int]]]:
+    """Ids of equal length and their attention mask; the tokenizer's own settings play no part.
+
+    The length is that of the longest row, or `length`, rounded up to a multiple of `multiple_of`.
+    """
     if side not in ("left", "right"):
         raise ValueError(f"padding_side is {side!r}: expected 'left' or 'right'")
-    length = max(map(len, rows))
+    length = max(max(map(len, rows)), length or 0)
+    length = -(-length // multiple_of) * multiple_of
     gaps = [length - len(row) for row in rows]
     if side == "left":
         return [[pad_id] * gap + row for gap, row in zip(gaps, rows)], [
@@ -390,8 +426,74 @@ def pad(rows: list[list[int]], pad_id: int, side: str = "left") -> tuple[list[li
     ]
 
 
+GROUNDING_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")  # InternVL's
+CHARACTERS_PER_TOKEN = 16  # more of them, and the vocabulary is asked for its longest token
+
+
+def control_ids(tokenizer) -> set[int]:
+    """Ids that no typed text may produce and that no decoded answer shows.
+
+    They are the tokens of the prompt templates and of media, the tokenizer's named ones (BOS, EOS, pad and
+    the like), and the special tokens of the LLM, which stand before those of media. All other added tokens
+    are content: the grounding tokens, and what a user adds to the tokenizer, marked special or not.
+    """
+    added = tokenizer.added_tokens_decoder
+    names = _template_token_names() | {IMAGE_START, IMAGE_CONTEXT, IMAGE_END}
+    media = [id for id, token in added.items() if token.content in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)]
+    end_of_llm = min(media, default=max(added, default=0) + 1)
+
+    def is_control(id: int, token) -> bool:
+        if token.content in names:
+            return True
+        # a special token of one character cannot be spelt out: it stays out of typed text wherever it stands
+        is_llms = id < end_of_llm or len(token.content) == 1
+        return token.special and is_llms and token.content not in GROUNDING_TOKENS
+
+    named = [token for token in tokenizer.special_tokens_map.values() if isinstance(token, str)]
+    ids = {id for id, token in added.items() if is_control(id, token)}
+    return ids | set(tokenizer.convert_tokens_to_ids(named))
+
+
+@cache
+def _template_token_names() -> frozenset[str]:
+    """Names in the prompt templates that a tokenizer may have as tokens, such as `<|im_end|>`."""
+    texts = []
+    for template in TEMPLATES.values():
+        texts += [*template.roles, template.sep, template.sep2, template.stop_str, template.system_template]
+    return frozenset(name for text in texts for name in re.findall(r"<[^<>\s]+>", text or ""))
+
+
+class AnswerTokenizer:
+    """Decodes answers: without control tokens, but with content tokens such as `<box>`.
+
+    It stands in for a tokenizer where transformers' streamers take one.
+    """
+
+    def __init__(self, tokenizer):
+        self.tokenizer = tokenizer
+        self.control_ids = control_ids(tokenizer)
+
+    def decode(self, ids, skip_special_tokens: bool = True, **options):
+        """The text of `ids (S,)`, or a list of texts of `(B, S)`; `options` as of the tokenizer."""
+        ids = ids.tolist() if hasattr(ids, "tolist") else ids
+        if isinstance(ids, int):
+            ids = [ids]
+        is_batch = len(ids) > 0 and (isinstance(ids[0], (list, tuple)) or getattr(ids[0], "ndim", 0) == 1)
+        if is_batch:
+            return [self.decode(row, skip_special_tokens, **options) for row in ids]
+
+        if skip_special_tokens:
+            ids = [id for id in map(int, ids) if id not in self.control_ids]
+        return self.tokenizer.decode(ids, skip_special_tokens=False, **options)
+
+
 def encode_segments(
-    tokenizer, segments: list[Segment], media_tokens: list[int], *, add_special_tokens: bool = True
+    tokenizer,
+    segments: list[Segment],
+    media_tokens: list[int],
+    *,
+    add_special_tokens: bool = True,
+    max_tokens: int | None = None,
 ) -> list[int]:
     """Token ids of a prompt: equal to `tokenizer(released prompt string)` for ordinary text.
 
@@ -400,16 +502,21 @@ def encode_segments(
             unchanged.
         media_tokens: the number of visual tokens of each media segment, in order.
         add_special_tokens: put BOS first where the tokenizer does.
+        max_tokens: a text that has too many characters for it is refused before it is encoded; the result
+            may still be longer.
 
     Raises:
-        ValueError: where the tokenizer lacks a media token, or typed text cannot be kept from becoming a
-            special token.
+        ValueError: where the tokenizer lacks a media token, typed text cannot be kept from becoming a
+            control token, or the text is too long for `max_tokens`.
     """
+    if max_tokens is not None:
+        _check_characters(tokenizer, segments, max_tokens)
     specials = tokenizer.get_added_vocab()
     runs = _text_runs(segments, specials, iter(media_tokens))
     starts = tokenizer("").input_ids[:1] if add_special_tokens else []
     ids = [id for id in starts if id == tokenizer.bos_token_id]
-    encoder = _PlainTextEncoder(tokenizer)
+
+    encoder = PlainTextEncoder(tokenizer, {run.id for run in runs if isinstance(run, _Special)})
     for i, run in enumerate(runs):
         if isinstance(run, _Special):
             ids += [run.id] * run.count
@@ -418,6 +525,18 @@ def encode_segments(
             after = runs[i + 1].text if i + 1 < len(runs) else ""
             ids += encoder.encode(run, before, after)
     return ids
+
+
+def _check_characters(tokenizer, segments: list[Segment], max_tokens: int):
+    characters = sum(len(segment.text) for segment in segments if segment.kind != "media")
+    if characters <= CHARACTERS_PER_TOKEN * max_tokens:
+        return
+    longest = max(map(len, tokenizer.get_vocab()))
+    if characters > longest * max_tokens:
+        raise ValueError(
+            f"a text of {characters} characters is longer than {max_tokens} tokens can be: the tokenizer's "
+            f"longest has {longest}; shorten the text"
+        )
 
 
 class _Special(NamedTuple):
@@ -458,35 +577,63 @@ def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
     return runs
 
 
-class _PlainTextEncoder:
-    """Tokenises typed text so that no id of it is a special token's.
+class PlainTextEncoder:
+    """Tokenises typed text so that no id of it is a control token's; content tokens have their ids.
 
     A stretch is tokenised between its neighbouring special tokens, which settles prefix spaces and the
-    stripping that some added tokens ask for as it does in the whole prompt. Where an id in between is a
-    special one all the same, the stretch is cut inside the characters that made it.
+    stripping that some added tokens ask for as it does in the whole prompt. It is cut behind the first
+    character of each name of a control token, and the parts are tokenised together, so that the work grows
+    as the text's length. Where a control token comes out all the same (a tokenizer may change the text
+    first), the part is cut inside the characters that made it.
+
+    Args:
+        in_prompt: ids of the special tokens of this prompt's template and media.
     """
 
-    def __init__(self, tokenizer):
+    def __init__(self, tokenizer, in_prompt: set[int] = frozenset()):
         self.tokenizer = tokenizer
-        added = tokenizer.added_tokens_decoder.items()
-        # an added token of one character (a tokenizer's tab or newline) cannot be cut, and is ordinary text
-        reserved = {id for id, token in added if token.special or len(token.content) > 1}
+        added = tokenizer.added_tokens_decoder
+        templates = {
+            id
+            for id, token in added.items()
+            if id in in_prompt and token.special and token.content not in GROUNDING_TOKENS
+        }
+        control = control_ids(tokenizer) | templates
         # the unknown token also stands for unknown characters: it is special only where its name is typed
-        self.reserved = (reserved | set(tokenizer.all_special_ids)) - {tokenizer.unk_token_id}
+        self.reserved = control - {tokenizer.unk_token_id}
+
+        names = {added[id].content for id in control if id in added}
+        names |= {tokenizer._convert_id_to_token(id) for id in control}  # InternLM2's pieces below them
+        self.longest_first = sorted((name for name in names if name and len(name) > 1), key=len, reverse=True)
+        pattern = "|".join(map(re.escape, self.longest_first)) or r"(?!)"
+        self.names = re.compile(f"(?={pattern})")
 
     def encode(self, text: str, before: str, after: str) -> list[int]:
         """Ids of `text`, which stands between the special tokens `before` and `after` ("": none)."""
         # lone surrogates (half of a character) cannot be encoded: they become U+FFFD
         text = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        ids = self._between(text, before, after)
+        cuts = [match.start() + 1 for match in self.names.finditer(text)]
+        parts = [text[start:end] for start, end in zip([0, *cuts], [*cuts, len(text)])]
+
+        if len(parts) == 1:
+            return self._plain(text, self._between(text, before, after), before, after, is_first=True)
+        first, *middle, last = parts
+        continued = self._continued(dict.fromkeys(middle))
+        ids = self._plain(first, self._between(first, before, ""), before, "", is_first=True)
+        for part in middle:
+            ids += self._plain(part, continued[part], "", "")
+        return ids + self._plain(last, self._continued([last], after)[last], "", after)
+
+    def _plain(self, text: str, ids: list[int], before: str, after: str, is_first: bool = False) -> list[int]:
+        """`ids` where none of them is reserved; else the text is cut where it must be."""
         if self._is_plain(text, ids):
             return ids
-        end = self._clean_prefix(text, before, after)
-        ids, text = self._between(text[:end], before, after), text[end:]
+        ids = []
         while text:
             end = self._clean_prefix(text, before, after)
-            ids += self._continued(text[:end], after)
-            text = text[end:]
+            part, text = text[:end], text[end:]
+            ids += self._between(part, before, after) if is_first else self._continued([part], after)[part]
+            is_first = False
         return ids
 
     def _clean_prefix(self, text: str, before: str, after: str) -> int:
@@ -508,6 +655,11 @@ class _PlainTextEncoder:
             raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
         return clean
 
+    def control_name(self, text: str) -> str | None:
+        """The first name of a control token in `text`; None where it has none."""
+        found = self.names.search(text)
+        return found and next(name for name in self.longest_first if text.startswith(name, found.start()))
+
     def _is_plain(self, text: str, ids: list[int]) -> bool:
         unknown = self.tokenizer.unk_token
         names_unknown = unknown and unknown in text and self.tokenizer.unk_token_id in ids
@@ -517,11 +669,16 @@ class _PlainTextEncoder:
         ids = self.tokenizer(before + text + after, add_special_tokens=False).input_ids
         return ids[bool(before) : len(ids) - bool(after)]
 
-    def _continued(self, text: str, after: str) -> list[int]:
-        """Ids of text after a cut: without the space that some tokenizers put before a stretch."""
-        for character in "\n.a":
-            lead = self._between(character, "", "")
-            ids = self._between(character + text, "", after)
-            if ids[: len(lead)] == lead:
-                return ids[len(lead) :]
-        return self._between(text, "", after)
+    def _continued(self, texts: Iterable[str], after: str = "") -> dict[str, list[int]]:
+        """Ids of texts that follow a cut: without the space that some tokenizers put before a stretch."""
+        ids_of, left = {}, list(texts)
+        for character in ("\n", ".", "a", ""):
+            if not left:
+                break
+            lead = self._between(character, "", "") if character else []
+            rows = self.tokenizer([character + text + after for text in left], add_special_tokens=False)
+            for text, ids in zip(left, rows.input_ids):
+                if ids[: len(lead)] == lead:
+                    ids_of[text] = ids[len(lead) : len(ids) - bool(after)]
+            left = [text for text in left if text not in ids_of]
+        return ids_of

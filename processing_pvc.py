@@ -3,10 +3,10 @@
     processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 
 lays messages out as `chat` lays out a dialogue (`conversation.py`), so that both give the same ids, tiles and
-answers: a picture stands as `<image>` and a line break, a video as such a line for each frame. There, what
-    people
-typed stays text. In `processor(text=..., images=..., videos=...)` the text is a finished prompt: its
-special tokens count, and `<image>` and `<video>` in it are placeholders.
+answers: an image stands as `<image>` and a line break, a video as such a line for each frame. There, what
+people typed stays text. Another chat template than the model's is left to `chat_template_pvc.py`. In
+`processor(text=..., images=..., videos=...)` the text is a finished prompt: its special tokens count, and
+`<image>` and `<video>` in it are placeholders.
 
 Reading files and cutting tiles is left to `preprocess.py`.
 """
@@ -14,36 +14,60 @@ Reading files and cutting tiles is left to `preprocess.py`.
 import os
 import re
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, BatchFeature, ProcessorMixin
+from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, ProcessorMixin
 from transformers.utils import logging
 
+from .chat_template_pvc import (
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
+    MessageError,
+    Prompt,
+    answer_mask,
+    render,
+    render_segments,
+)
 from .conversation import (
+    IMAGE_CONTEXT,
+    TEMPLATES,
+    AnswerTokenizer,
     Clip,
+    Conversation,
     Segment,
     clip_rows,
     encode_segments,
     get_conv_template,
     jinja_template,
     media_tokens,
+    own_jinja_templates,
     pad,
     video_segments,
 )
 from .frame_choice import FrameChoice
 from .json_files import READ_BY_PROCESSOR, check_json_files
-from .media_policy import BACKENDS, Budget, MediaPolicy
+from .media_policy import Budget, MediaPolicy
 from .media_policy import shown as _shown
 from .preprocess import ChosenFrames, open_frames, picture_tiles, read_picture
+from .processing_options_pvc import (
+    ENCODING,
+    FRAME_OPTIONS,
+    Options,
+    block_options,
+    block_source,
+    flat,
+    is_frame_list,
+    merge_options,
+    read_options,
+)
 
 logger = logging.get_logger(__name__)
 
-IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
 BLOCK_TYPES = ("text", "image", "video", "image_url", "video_url")  # the latter two as OpenAI says
-FRAME_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s")  # of a call or a block
-VIDEO_OPTIONS = (*FRAME_OPTIONS, "backend")  # of a call
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
 class Media(NamedTuple):
@@ -127,13 +151,42 @@ class PVCImageProcessor(BaseImageProcessor):
         """Visual tokens of a tile shown once."""
         return round(self.image_size / self.patch_size * self.downsample_ratio) ** 2
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "PVCImageProcessor":
+        """As transformers', but repeats are those of the model's config.json where it stands beside.
+
+        `chat` goes by config.json, and messages must be encoded alike. An argument of the call wins.
+        """
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        if isinstance(processor, cls):  # with return_unused_kwargs it is a pair
+            processor._follow_model(pretrained_model_name_or_path, kwargs)
+        return processor
+
+    def _follow_model(self, path, given: dict):
+        config = _model_config(path, given)
+        for name in ("image_repeats", "video_repeats"):
+            own, models = getattr(self, name), config.get(name)
+            if name not in given and type(models) is int and models >= 1 and models != own:
+                logger.warning_once(
+                    f"{path}: {name} is {own} in the processor's file, {models} in config.json: the "
+                    "model's is taken; correct processor_config.json, or pass it as an argument"
+                )
+                setattr(self, name, models)
+
     def preprocess(
         self, images, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
     ) -> BatchFeature:
-        """Cuts one image, a list, or lists of them into tiles; images as `read_picture` takes them."""
+        """Cuts images into tiles: one, a list, or lists of them; images as `read_picture` takes them.
+
+        Returns:
+            `pixel_values (num_tiles, 3, S, S)`, `clip_grid (num_tiles, 3)` and `num_patches (num_images,)`:
+            the tiles of each image, the thumbnail counted.
+        """
         budget = Budget(self.media_policy)
-        images = [images] if images is None else _flat(images)
-        return media_inputs([self.image(picture, max_tiles, budget=budget) for picture in images])
+        images = [images] if images is None else flat(images)
+        media = [self.image(image, max_tiles, budget=budget) for image in images]
+        num_patches = torch.tensor([len(item.tiles) for item in media], dtype=torch.long)
+        return BatchFeature(media_inputs(media) | {"num_patches": num_patches})
 
     def image(self, picture, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
         """One image as a clip of one frame; `budget`: of the prompt it belongs to."""
@@ -206,10 +259,16 @@ def media_inputs(media: Sequence[Media]) -> BatchFeature:
 class PVCProcessor(ProcessorMixin):
     """Tokenizer and image processor as one, for messages and for finished prompts.
 
+    `image_token` and `video_token` are the placeholders of finished prompts; in ids both are
+    `<IMG_CONTEXT>`, whose id `image_token_id` and `video_token_id` are.
+
     Args:
+        chat_template: a Jinja template to lay messages out with, instead of that of `template`.
         template: name of the prompt template of `conversation.py`.
         num_frames: frames of a video where a call does not say otherwise.
     """
+
+    image_token, video_token = IMAGE_TOKEN, VIDEO_TOKEN
 
     def __init__(
         self,
@@ -227,10 +286,24 @@ class PVCProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
-        """transformers' own; a file of a folder that is no JSON object is a ValueError with its name."""
+    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "PVCProcessor":
+        """As transformers'. A `template` that is named here also replaces the folder's chat template.
+
+        Raises:
+            ValueError: also for a file of a folder that is no JSON object, with its name.
+        """
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"), READ_BY_PROCESSOR)
-        return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+        models = _model_config(pretrained_model_name_or_path, kwargs).get("template")
+        if "template" in kwargs:
+            if kwargs.get("chat_template") is None:
+                processor.chat_template = jinja_template(get_conv_template(processor.template))
+        elif models not in (None, processor.template):
+            logger.warning_once(
+                f"{pretrained_model_name_or_path}: messages are laid out as {processor.template!r}, but chat "
+                f"goes by config.json's template {models!r}: correct one, or pass template={models!r}"
+            )
+        return processor
 
     @property
     def media_policy(self) -> MediaPolicy:
@@ -248,6 +321,44 @@ class PVCProcessor(ProcessorMixin):
     def model_input_names(self) -> list[str]:
         return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
+    @property
+    def image_token_id(self) -> int:
+        """Id of `<IMG_CONTEXT>`, one for each visual token."""
+        return self.tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+
+    @property
+    def video_token_id(self) -> int:
+        """The same: the visual tokens of a video are no others."""
+        return self.image_token_id
+
+    def prompt_template(self) -> Conversation:
+        """The template that messages are laid out in, as an empty conversation.
+
+        Raises:
+            ValueError: where `chat_template` is another: then only Jinja can lay messages out.
+        """
+        if not self._is_own(self._template_text(None)):
+            raise ValueError(
+                f"chat_template is not that of template {self.template!r}: train with the template's own "
+                "(`processor.chat_template = jinja_template(get_conv_template(name))`) with one of "
+                f"{', '.join(map(repr, TEMPLATES))}"
+            )
+        return get_conv_template(self.template)
+
+    def decode(self, token_ids, skip_special_tokens: bool = False, **options):
+        """As the tokenizer's; what `skip_special_tokens` leaves out are control tokens, not `<box>`."""
+        if not skip_special_tokens:
+            return self.tokenizer.decode(token_ids, **options)
+        return AnswerTokenizer(self.tokenizer).decode(token_ids, **options)
+
+    def batch_decode(self, sequences, skip_special_tokens: bool = False, **options) -> list[str]:
+        """`decode` of each sequence."""
+        return [self.decode(ids, skip_special_tokens, **options) for ids in sequences]
+
+    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **options):
+        """The text of generated ids, or of each row of them."""
+        return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **options)
+
     def __call__(
         self, images=None, text: str | Sequence[str] | None = None, videos=None, **options
     ) -> BatchFeature:
@@ -259,44 +370,53 @@ class PVCProcessor(ProcessorMixin):
             text: one prompt or several.
             options: `max_tiles`, `num_frames`, `fps`, `max_frames`, `start_s`, `end_s`, `frame_times`,
                 `backend` for media (see `PVCImageProcessor` and `preprocess.read_frames`); `padding_side`
-                ("left"), `add_special_tokens` (true) for text; transformers' `padding` and `return_tensors`
-                are accepted: batches are always padded, and tensors are torch's.
+                ("left"), `add_special_tokens` (true), `pad_to_multiple_of` for text. Batches are padded to
+                the longest prompt, with `padding="max_length"` to `max_length`, which none may pass.
+                Options may also stand in `text_kwargs`, `images_kwargs`, `videos_kwargs`, not twice.
 
         Returns:
             `input_ids`, `attention_mask (B, S)`; with media `pixel_values (num_tiles, 3, S, S)` float32 and
             `clip_grid (num_tiles, 3)`, in prompt order.
 
         Raises:
-            ValueError: where placeholders and media differ in number.
+            ValueError: where placeholders and media differ in number, or an option cannot be met.
         """
-        options = self._options(options)
+        options = read_options(options, self.tokenizer.model_max_length)
         if text is None:
             if images is None or videos is not None:
                 raise ValueError("text is None: a prompt is needed, but for pictures alone")
-            return self.image_processor(_flat(images), max_tiles=options.media["max_tiles"])
+            budget = Budget(self.media_policy)
+            return media_inputs(
+                [self.image_processor.image(x, options.image_tiles, budget=budget) for x in flat(images)]
+            )
         prompts = [text] if isinstance(text, str) else list(text)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"text is {_shown(text)}: expected a prompt or a list of prompts, at least one")
-        sources = {IMAGE_TOKEN: _flat(images), VIDEO_TOKEN: _flat(videos, _is_frame_list)}
+        sources = {IMAGE_TOKEN: flat(images), VIDEO_TOKEN: flat(videos, is_frame_list)}
         for token, given in sources.items():
             asked = sum(prompt.count(token) for prompt in prompts)
             if asked != len(given):
+                kind = "images" if token == IMAGE_TOKEN else "videos"
                 raise ValueError(
-                    f"{asked} {token} placeholders in the text, but {len(given)} given: pass one for each"
+                    f"{asked} {token} placeholders in the text, but {len(given)} given as {kind}: write one "
+                    f"{token} for each, as apply_chat_template does"
                 )
         _check_groups(prompts, images)
         left = {token: iter(given) for token, given in sources.items()}
-        samples = []
+        expanded = []
         for prompt in prompts:
-            segments, media, budget = [], [], Budget(self.media_policy)
-            for part in re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", prompt):
-                if part in left:
-                    media.append(self._media(part, next(left[part]), options.media, budget))
-                    segments += media[-1].segments
-                elif part:
-                    segments.append(Segment("template", part))
-            samples.append((segments, media))
-        return self._encode(samples, options)
+            segments = [
+                Segment("media" if part in left else "template", part)
+                for part in re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", prompt)
+                if part
+            ]
+            own = options.with_budget(self.media_policy)
+            load = partial(self._next_media, left, own)
+            expanded.append(self._expanded(segments, load))
+        return self._encode(expanded, options)
+
+    def _next_media(self, left: dict, options: Options, token: str) -> Media:
+        return self._media(token, next(left[token]), options)
 
     def apply_chat_template(
         self,
@@ -308,10 +428,11 @@ class PVCProcessor(ProcessorMixin):
         continue_final_message: bool = False,
         return_dict: bool = False,
         return_tensors: str | None = "pt",
+        return_assistant_tokens_mask: bool = False,
         processor_kwargs: dict | None = None,
         **options,
     ):
-        """Lays messages out as a prompt, and with `tokenize` encodes it with its pictures and videos.
+        """Lays messages out as a prompt, and with `tokenize` encodes it with its images and videos.
 
         Args:
             conversation: messages `{"role": "system" | "user" | "assistant", "content": ...}`, or a batch
@@ -319,135 +440,231 @@ class PVCProcessor(ProcessorMixin):
                 "image", "image" | "url" | "path" | "base64": ...}`, `{"type": "video", "video" | "url" |
                 "path": ...}`; a video block may also have options of its own (`num_frames`, `fps`,
                 `max_frames`, `start_s`, `end_s`), within the call's `max_frames` and the media policy.
-            chat_template: a Jinja template to use instead of the model's; then the prompt is rendered as
-                text first.
-            options, processor_kwargs: as of `__call__`.
+                Without a system message the template's is said;
+                `model.system_message` is that of `chat` alone.
+            chat_template: a Jinja template to use instead of `self.chat_template`, or its name there. Text
+                and ids both follow it.
+            return_assistant_tokens_mask: also return `assistant_masks (B, S)`: 1 for the tokens of answers
+                and those that end them.
+            options, processor_kwargs: as of `__call__`, and what the Jinja template asks for.
 
         Returns:
             the prompt as text; with `tokenize` the ids, and with `return_dict` too all that the model takes.
+
+        Raises:
+            MessageError: a ValueError, for messages that the template does not take.
         """
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+        if return_assistant_tokens_mask and continue_final_message:
+            raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
         nested = (
             isinstance(conversation, (list, tuple))
             and conversation
             and isinstance(conversation[0], (list, tuple))
         )
         batch = conversation if nested else [conversation]
-        if chat_template is None:
-            _check_messages(batch)
-        if not tokenize or chat_template is not None:
-            return super().apply_chat_template(
-                conversation,
-                chat_template,
-                tokenize=tokenize,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=continue_final_message,
-                return_dict=return_dict,
-                return_tensors=return_tensors,
-                processor_kwargs=processor_kwargs,
-                **options,
-            )
-        if add_generation_prompt and continue_final_message:
-            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
-        options = self._options({"return_tensors": return_tensors} | (processor_kwargs or {}) | options)
-        samples = [self._lay_out(x, options, add_generation_prompt, continue_final_message) for x in batch]
-        inputs = self._encode(samples, options)
+        template = self._template_text(chat_template)
+        is_own = self._is_own(template)
+        _check_messages(batch, is_own)
+
+        options = merge_options(processor_kwargs or {}, options)
+        asked = {name for name in options if name not in ENCODING and re.search(rf"\b{name}\b", template)}
+        variables = self.tokenizer.special_tokens_map | {name: options.pop(name) for name in asked}
+        variables |= {
+            "add_generation_prompt": add_generation_prompt,
+            "continue_final_message": continue_final_message,
+        }
+        if not tokenize:
+            texts = [render(messages, template, **variables)[0] for messages in batch]
+            return texts if nested else texts[0]
+
+        options = read_options({"return_tensors": return_tensors} | options, self.tokenizer.model_max_length)
+        if is_own:
+            prompts = [
+                self._lay_out(
+                    x, options.with_budget(self.media_policy), add_generation_prompt, continue_final_message
+                )
+                for x in batch
+            ]
+        else:
+            variables["marks_answers"] = return_assistant_tokens_mask
+            prompts = [
+                self._rendered(messages, template, options.with_budget(self.media_policy), variables)
+                for messages in batch
+            ]
+        inputs = self._encode(prompts, options, return_assistant_tokens_mask)
         return inputs if return_dict else inputs["input_ids"]
 
-    def _lay_out(self, messages, options, add_generation_prompt: bool, continue_final_message: bool):
-        """Segments and media of one list of messages."""
+    def _template_text(self, chat_template: str | None) -> str:
+        """The Jinja template of that name, itself, or the processor's."""
+        own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
+        found = own.get("default" if chat_template is None else chat_template, chat_template)
+        if found is None:
+            raise ValueError(f"the processor has no default chat template: name one of {sorted(own)}")
+        return found
+
+    def _is_own(self, chat_template: str) -> bool:
+        """Whether it is that of `template`, which `conversation.py` lays out without Jinja."""
+        return chat_template.strip() in own_jinja_templates(self.template)
+
+    def _lay_out(
+        self, messages, options: Options, add_generation_prompt: bool, continue_final_message: bool
+    ) -> Prompt:
+        """One list of messages in the model's own template."""
         conversation = get_conv_template(self.template)
         roles = {"user": conversation.roles[0], "assistant": conversation.roles[1]}
-        media, budget = [], Budget(self.media_policy)
+        media, answers = [], []
         for message in messages:
-            segments, found = self._content(message["content"], options, budget)
+            segments, found = self._content(message["content"], options)
             media += found
             if message["role"] == "system":
                 conversation.system_message = "".join(segment.text for segment in segments)
-            else:
-                conversation.append_message(roles[message["role"]], segments)
+                continue
+
+            conversation.append_message(roles[message["role"]], None)
+            start = len(conversation.segments())
+            conversation.messages[-1] = (roles[message["role"]], segments)
+            if message["role"] == "assistant":
+                answers.append((start, len(conversation.segments())))
+
         if add_generation_prompt:
             conversation.append_message(roles["assistant"], None)
         segments = conversation.segments()
-        return segments[:-1] if continue_final_message else segments, media  # without the message's end
+        if continue_final_message:
+            segments = segments[:-1]  # without the message's end
+        return Prompt(segments, media, answers)
 
-    def _content(self, content, options, budget: Budget) -> tuple[list[Segment], list[Media]]:
+    def _rendered(self, messages, template: str, options: Options, variables: dict) -> Prompt:
+        """One list of messages in a template that only Jinja can lay out."""
+        blocks = [
+            block
+            for message in messages
+            if not isinstance(message.get("content") or "", str)
+            for block in message["content"]
+            if isinstance(block, dict) and block.get("type") in BLOCK_TYPES[1:]
+        ]
+        left = {IMAGE_TOKEN: [], VIDEO_TOKEN: []}
+        for block in blocks:
+            left[IMAGE_TOKEN if block["type"].startswith("image") else VIDEO_TOKEN].append(block)
+
+        rendered = render_segments(messages, template, self.tokenizer, **variables)
+        for token, found in left.items():
+            asked = sum(segment == ("media", token) for segment in rendered.segments)
+            if asked != len(found):
+                raise ValueError(
+                    f"the chat template writes {token} {asked} times, but the messages have {len(found)} "
+                    f"{token[1:-1]} blocks: expected one each, in the order of the blocks"
+                )
+        prompt = self._expanded(
+            rendered.segments, lambda token: self._block_media(left[token].pop(0), options), rendered.answers
+        )
+        bos = self.tokenizer.bos_token
+        return prompt._replace(writes_bos=bool(bos) and rendered.text.startswith(bos))
+
+    def _expanded(self, segments: list[Segment], load, answers: Sequence[tuple[int, int]] = ()) -> Prompt:
+        """Segments in which each media placeholder is replaced by what `load` gives for it."""
+        expanded, media, index_of = [], [], []
+        for segment in segments:
+            index_of.append(len(expanded))
+            if segment.kind == "media":
+                media.append(load(segment.text))
+                expanded += media[-1].segments
+            else:
+                expanded.append(segment)
+        index_of.append(len(expanded))
+        return Prompt(expanded, media, [(index_of[start], index_of[end]) for start, end in answers])
+
+    def _content(self, content, options) -> tuple[list[Segment], list[Media]]:
         if isinstance(content, str):
             return [Segment("text", content)], []
         segments, media = [], []
         for block in content:
-            kind = block["type"].removesuffix("_url")  # OpenAI's image_url
-            if kind == "text":
+            if block["type"] == "text":
                 segments.append(Segment("text", block["text"]))
                 continue
-            token = IMAGE_TOKEN if kind == "image" else VIDEO_TOKEN
-            media_options = _with_own_options(block, options.media)
-            media.append(self._media(token, _source(block, kind), media_options, budget))
+            media.append(self._block_media(block, options))
             segments += [*media[-1].segments, Segment("text", "\n")]
         return segments, media
 
-    def _media(self, token: str, source, options: dict, budget: Budget) -> Media:
+    def _block_media(self, block: dict, options: Options) -> Media:
+        kind = block["type"].removesuffix("_url")  # OpenAI's image_url
+        token = IMAGE_TOKEN if kind == "image" else VIDEO_TOKEN
+        return self._media(token, block_source(block, kind), options, block_options(block, options.video))
+
+    def _media(self, token: str, source, options: Options, own: dict | None = None) -> Media:
+        """`own`: options of this video, which win."""
         if token == IMAGE_TOKEN:
-            return self.image_processor.image(source, options["max_tiles"], budget=budget)
+            return self.image_processor.image(source, options.image_tiles, budget=options.budget)
         is_listed = not isinstance(source, (str, dict, os.PathLike)) and not hasattr(source, "read")
         num_frames = None if is_listed else self.num_frames  # frames that somebody listed are all meant
-        return self.image_processor.video(source, **{"num_frames": num_frames} | options, budget=budget)
+        chosen = {"num_frames": num_frames} | options.video | (own or {})
+        return self.image_processor.video(source, **chosen, budget=options.budget)
 
-    def _encode(self, samples: list[tuple[list[Segment], list[Media]]], options) -> BatchFeature:
-        """Encodes samples given as segments and media, in the order of the prompt."""
-        tokens_per_tile = self.image_processor.tokens_per_tile
-        rows = [
-            encode_segments(
+    def _encode(self, prompts: list[Prompt], options: Options, marks_answers: bool = False):
+        """Encodes prompts and puts their media behind one another."""
+        rows, masks = [], []
+        for prompt in prompts:
+            encode = partial(
+                encode_segments,
                 self.tokenizer,
-                segments,
-                media_tokens([item.clip for item in media], tokens_per_tile),
-                add_special_tokens=options.add_special_tokens,
+                media_tokens=media_tokens(
+                    [item.clip for item in prompt.media], self.image_processor.tokens_per_tile
+                ),
+                add_special_tokens=options.add_special_tokens and not prompt.writes_bos,
+                max_tokens=options.length,
             )
-            for segments, media in samples
-        ]
-        pad_id = self.tokenizer.pad_token_id
-        ids, mask = pad(rows, self.tokenizer.eos_token_id if pad_id is None else pad_id, options.padding_side)
-        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(mask)}
-        return BatchFeature(inputs | media_inputs([item for _, media in samples for item in media]))
-
-    def _options(self, given: dict) -> "Options":
-        """The options of one call, checked by name; nested `images_kwargs` and the like are laid flat."""
-        flat = {}
-        for name, value in given.items():
-            flat.update(value if name.endswith("_kwargs") else {name: value})
-        media = {name: flat.pop(name) for name in VIDEO_OPTIONS if name in flat}
-        media |= {"max_tiles": flat.pop("max_tiles", None), "frame_times": flat.pop("frame_times", False)}
-        text = Options(media, flat.pop("padding_side", "left"), flat.pop("add_special_tokens", True))
-        if flat.pop("return_tensors", None) not in (None, "pt", "auto"):
-            raise ValueError("return_tensors: expected 'pt'")
-        if flat.pop("truncation", None) or flat.pop("max_length", None) is not None:
+            rows.append(encode(prompt.segments))
+            if marks_answers:
+                masks.append(answer_mask(prompt, rows[-1], encode))
+        longest = max(map(len, rows))
+        if options.length is not None and longest > options.length:
             raise ValueError(
-                "truncation would cut visual tokens off: shorten the text or use fewer tiles or frames"
+                f"a prompt has {longest} tokens, more than max_length={options.length}: truncation would cut "
+                "visual tokens off; shorten the text or use fewer tiles or frames"
             )
-        flat.pop("padding", None)
-        if flat:  # transformers' pipelines and servers pass more on than concerns a processor
-            logger.warning(f"PVCProcessor does not know {', '.join(sorted(flat))}, and goes on without")
-        return text
+
+        pad_id = self.tokenizer.pad_token_id
+        pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
+        padding = (options.padding_side, options.length, options.multiple_of)
+        ids, attention_mask = pad(rows, pad_id, *padding)
+        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(attention_mask)}
+        if marks_answers:
+            inputs["assistant_masks"] = torch.tensor(pad(masks, 0, *padding)[0])
+        return BatchFeature(inputs | media_inputs([item for prompt in prompts for item in prompt.media]))
 
 
-class Options(NamedTuple):
-    media: dict
-    padding_side: str
-    add_special_tokens: bool
+def _model_config(path, given: dict) -> dict:
+    """The model's config.json beside a processor, where there is one; `given`: arguments for the Hub."""
+    hub = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
+    check_json_files(path, given.get("subfolder"), ("config.json",))
+    try:
+        config, _ = PretrainedConfig.get_config_dict(path, **hub)
+    except OSError:
+        return {}
+    return config if config.get("model_type") == "pvc" else {}
 
 
-def _check_messages(batch: Sequence):
-    """Raises a ValueError that names the message, where one is not as `apply_chat_template` takes it."""
+def _check_messages(batch: Sequence, is_own_template: bool = True):
+    """Raises a MessageError that names the message, where one is not as `apply_chat_template` takes it.
+
+    Roles, and what else stands in a message, are the affair of a template that is not the model's own.
+    """
     for messages in batch:
         if not isinstance(messages, (list, tuple)) or not messages:
-            raise ValueError(f"conversation is {_shown(messages)}: expected a list of messages, at least one")
+            raise MessageError(
+                f"conversation is {_shown(messages)}: expected a list of messages, at least one"
+            )
         for i, message in enumerate(messages):
+            if isinstance(message, dict) and not is_own_template:
+                continue
             if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-                raise ValueError(
+                raise MessageError(
                     f"message {i} is {_shown(message)}: expected a dict with 'role' and 'content'"
                 )
             content = message["content"]
             if not isinstance(content, (str, list, tuple)):
-                raise ValueError(
+                raise MessageError(
                     f"message {i} has content {_shown(content)}: expected a text or a list of blocks"
                 )
             blocks = [] if isinstance(content, str) else content
@@ -455,7 +672,7 @@ def _check_messages(batch: Sequence):
                 _check_block(block, i)
             is_text = all(block["type"] == "text" for block in blocks)
             if message["role"] not in (["user", "assistant"] + ["system"] * (i == 0 and is_text)):
-                raise ValueError(
+                raise MessageError(
                     f"message {i} has role {message['role']!r}: expected system (first, text alone), user or "
                     "assistant"
                 )
@@ -465,59 +682,13 @@ def _check_block(block, message: int):
     kind = block.get("type") if isinstance(block, dict) else None
     if kind not in BLOCK_TYPES:
         expected = f"a dict of type {', '.join(BLOCK_TYPES)}"
-        raise ValueError(f"message {message} has the block {_shown(block)}: expected {expected}")
+        raise MessageError(f"message {message} has the block {_shown(block)}: expected {expected}")
     if kind == "text" and not isinstance(block.get("text"), str):
-        raise ValueError(f"message {message} has the block {_shown(block)}: expected its text under 'text'")
+        raise MessageError(f"message {message} has the block {_shown(block)}: expected its text under 'text'")
     try:
         FrameChoice(**{name: block[name] for name in FRAME_OPTIONS if name in block}).check()
     except ValueError as error:
-        raise ValueError(f"message {message}, {kind} block: {error}") from error
-
-
-def _with_own_options(block: dict, options: dict) -> dict:
-    """The options of a call with a block's, which may lower `max_frames`, and not choose the reader."""
-    own = {name: block[name] for name in (*FRAME_OPTIONS, "backend") if name in block}
-    limits = [x["max_frames"] for x in (own, options) if x.get("max_frames") is not None]
-    if limits:
-        own["max_frames"] = min(limits)
-
-    backend = options.get("backend", "pyav")
-    if own.get("backend", backend) != backend:
-        expected = (
-            f"one of {', '.join(BACKENDS)}, as an option of the call: a block does not choose the reader"
-        )
-        raise ValueError(f"a block has backend={_shown(own['backend'])}: expected {expected}")
-    return options | own
-
-
-def _source(block: dict, kind: str):
-    nested = ""
-    for name in (kind, "url", "path", "base64", f"{kind}_url"):
-        found = block.get(name)
-        if isinstance(found, dict) and "bytes" not in found:  # as OpenAI nests it
-            nested = f"; what it has under {name!r} is a dict with keys {sorted(map(str, found))}"
-            found = found.get("url")
-        if name == "base64" and isinstance(found, str) and not found.startswith("data:"):
-            found = f"data:;base64,{found}"
-        if found is not None:
-            return found
-
-    article = "an" if kind == "image" else "a"
-    keys = sorted(map(str, block))
-    raise ValueError(
-        f"{article} {kind} block has keys {keys}: expected one of {kind}, url, path, base64{nested}"
-    )
-
-
-def _flat(sources, is_one=lambda source: False) -> list:
-    """A flat list from one source, a list, or lists of lists; `is_one` tells a list that is a single
-    source.
-    """
-    if sources is None:
-        return []
-    if not isinstance(sources, (list, tuple)) or is_one(sources):
-        return [sources]
-    return [item for source in sources for item in _flat(source, is_one)]
+        raise MessageError(f"message {message}, {kind} block: {error}") from error
 
 
 def _check_groups(prompts: list[str], images):
@@ -525,15 +696,11 @@ def _check_groups(prompts: list[str], images):
     if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
         return
     for i, (prompt, group) in enumerate(zip(prompts, images)):
-        asked, given = prompt.count(IMAGE_TOKEN), len(_flat(group))
+        asked, given = prompt.count(IMAGE_TOKEN), len(flat(group))
         if isinstance(group, (list, tuple)) and asked != given:
             raise ValueError(
                 f"prompt {i} has {asked} {IMAGE_TOKEN} placeholders, but its list {given}: pass one each"
             )
-
-
-def _is_frame_list(source) -> bool:
-    return len(source) > 0 and (isinstance(source[0], Image.Image) or getattr(source[0], "ndim", 0) == 3)
 
 
 PVCImageProcessor.register_for_auto_class("AutoImageProcessor")

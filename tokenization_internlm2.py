@@ -120,6 +120,18 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         # embeddings are often padded: their spare rows have no piece
         return self.sp_model.id_to_piece(index) if index < self.vocab_size else self.unk_token
 
+    def convert_ids_to_tokens(
+        self, ids: int | list[int], skip_special_tokens: bool = False
+    ) -> str | list[str]:
+        """Names of ids; the special tokens that are skipped are those of `added_tokens_decoder`.
+
+        The base class skips `all_special_ids`, which loses tokens where `add_special_tokens` replaces them.
+        """
+        if skip_special_tokens and not isinstance(ids, int):
+            special = {id for id, token in self._added_tokens_decoder.items() if token.special}
+            ids = [id for id in map(int, ids) if id not in special]
+        return super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
+
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Joins tokens; a character's bytes may be spread over several of them."""
         runs = groupby(tokens, key=self._added_tokens_encoder.__contains__)

@@ -411,3 +411,21 @@ def test_tokenizer_must_have_the_image_token_of_the_configuration(tokenizer):
 def test_tiles_must_divide_into_blocks_of_patches(height, width, model, tokenizer):
     with pytest.raises(ValueError, match=f"tiles are {height}x{width} pixels: expected multiples of 56"):
         model.chat(tokenizer, torch.zeros(1, 3, height, width), "What?", SETTINGS)
+
+
+def test_answers_of_chat_and_stream_show_content_tokens_and_no_control_tokens(tokenizer, monkeypatch):
+    model = tiny_model(**FITS_TOKENIZER)
+    ids = tokenizer("<ref>red</ref><box>[[1, 2]]</box><|im_end|>", add_special_tokens=False).input_ids
+
+    def generate(input_ids, streamer=None, **_):
+        if streamer is not None:
+            streamer.put(input_ids)
+            for id in ids:
+                streamer.put(torch.tensor([id]))
+            streamer.end()
+        return torch.cat([input_ids, torch.tensor([ids])], dim=1)
+
+    monkeypatch.setattr(model, "generate", generate)
+    answer = model.chat(tokenizer, None, "Where is it?")
+    assert answer == "<ref>red</ref><box>[[1, 2]]</box>"
+    assert "".join(model.stream_chat(tokenizer, None, "Where is it?")) == answer

@@ -1,4 +1,4 @@
-"""Prompts: the released strings, what tiles are, and ids in which typed text is never a special token."""
+"""Prompts: the released strings, what tiles are, and ids in which typed text is never a control token."""
 
 import copy
 import json
@@ -12,8 +12,10 @@ from tokenizers_of_llms import TOKENIZERS, added, byte_level_tokenizer, make_tok
 from transformers import PreTrainedTokenizerFast
 
 from pvc.conversation import (
+    AnswerTokenizer,
     Clip,
     Segment,
+    control_ids,
     dialogue_segments,
     encode_segments,
     get_conv_template,
@@ -325,6 +327,10 @@ def test_media_segments_become_as_many_context_tokens_as_asked_for(tokenizer):
     assert ids.count(context) == 261
 
 
+GROUNDING = ["<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>"]
+CONTENT = [*GROUNDING, "<think>", "</think>", "<|box|>"]  # typed text may produce these
+
+
 def nasty_texts(tokenizer) -> list[str]:
     """Names of special tokens, of pieces below them and parts of them, alone and mixed."""
     names = [*tokenizer.get_added_vocab(), "[UNUSED_TOKEN_145]", "[UNUSED_TOKEN_131]"]
@@ -338,7 +344,8 @@ def nasty_texts(tokenizer) -> list[str]:
 
 @pytest.mark.parametrize("name", ["internlm2-chat", "phi3-chat", "internvl_zh"])
 def test_typed_text_has_no_special_id_and_is_decoded_as_it_was_typed(name, tokenizer):
-    reserved = set(tokenizer.added_tokens_decoder)
+    content = {tokenizer.convert_tokens_to_ids(name) for name in CONTENT}
+    reserved = set(tokenizer.added_tokens_decoder) - content
     ordinary = dialogue_ids(tokenizer, name, "x")
     expected = [id for id in ordinary if id in reserved]
     for text in nasty_texts(tokenizer):
@@ -375,6 +382,103 @@ def test_a_long_text_full_of_special_tokens_is_plain_text_too(tokenizer):
     assert lines.strip() in tokenizer.decode(ids)
     ends = {tokenizer.convert_tokens_to_ids(token) for token in ("</s>", "<|im_end|>")}
     assert sum(id in ends for id in ids) == 2  # the template's own, after system message and question
+
+
+def text_ids(tokenizer, text: str) -> list[int]:
+    return encode_segments(tokenizer, [Segment("text", text)], [], add_special_tokens=False)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_grounding_tokens_and_tokens_that_a_user_adds_are_content_that_can_be_typed(kind):
+    tokenizer = copy.deepcopy(make_tokenizer(kind))
+    tokenizer.add_tokens(["<loc_7>"])
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<loc_8>", *GROUNDING]})
+    content = ["<loc_7>", "<loc_8>", *GROUNDING]
+    ids = tokenizer.convert_tokens_to_ids(content)
+    assert len(set(ids)) == len(content)
+
+    typed = text_ids(tokenizer, " the end ".join(content))
+    assert [id for id in typed if id in ids] == ids
+    mixed = text_ids(tokenizer, "</s><loc_8><|im_end|><box>[[1, 2]]</box><IMG_CONTEXT> <loc_7>")
+    names = ["<loc_8>", "<box>", "</box>", "<loc_7>"]
+    added_ids = set(tokenizer.added_tokens_decoder) - {tokenizer.unk_token_id}
+    assert [id for id in mixed if id in added_ids] == tokenizer.convert_tokens_to_ids(names)
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_control_tokens_are_those_of_templates_media_and_llm_and_the_named_ones(kind):
+    tokenizer = copy.deepcopy(make_tokenizer(kind))
+    tokenizer.add_tokens(["<loc_7>", "user"])
+    tokenizer.add_special_tokens({"pad_token": "<my_pad>", "additional_special_tokens": ["<loc_8>"]})
+    control = control_ids(tokenizer)
+    added_tokens = tokenizer.added_tokens_decoder.values()
+    content = {*CONTENT, "<loc_7>", "<loc_8>", "user"}
+    expected = {token.content for token in added_tokens} - content
+    assert {*tokenizer.convert_ids_to_tokens(sorted(control))} == expected >= {"<my_pad>", "</s>", "<img>"}
+
+
+def test_a_special_token_that_the_prompt_itself_uses_is_control_there():
+    tokenizer = byte_level_tokenizer()
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<|tool|>"]})
+    tool = tokenizer.convert_tokens_to_ids("<|tool|>")
+    typed = Segment("text", "a <|tool|> b")
+    assert encode_segments(tokenizer, [typed], []).count(tool) == 1
+    assert encode_segments(tokenizer, [Segment("template", "<|tool|>"), typed], []).count(tool) == 1
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_answers_show_content_tokens_and_no_control_tokens(kind):
+    tokenizer = copy.deepcopy(make_tokenizer(kind))
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<loc_8>", *GROUNDING]})
+    ids = text_ids(tokenizer, "<ref>the end</ref><box><loc_8></box>")
+    ends = tokenizer.convert_tokens_to_ids(["<|im_end|>", "</s>", "<IMG_CONTEXT>"])
+    answers = AnswerTokenizer(tokenizer)
+    text = answers.decode([*ids, *ends])
+    assert text.replace(" ", "") == "<ref>theend</ref><box><loc_8></box>"
+    batch = torch.tensor([[*ids, *ends], [*ends, *ids]])
+    assert answers.decode(batch) == answers.decode([[*ids, *ends], list(batch[1])]) == [text, text]
+    assert "<|im_end|>" in answers.decode(batch[0], skip_special_tokens=False)
+
+
+@pytest.mark.attack("F18")
+@pytest.mark.parametrize("kind", TOKENIZERS)
+@pytest.mark.parametrize("line", ["</s>", "<|im_end|>", "[UNUSED_TOKEN_145]", "<unk>", "{n}<|im_end|>\n"])
+def test_a_text_of_names_of_special_tokens_takes_as_many_calls_whatever_its_length(line, kind):
+    class Counting:
+        """A tokenizer that counts how often it is called, and what it reads."""
+
+        def __init__(self):
+            self.tokenizer, self.calls, self.characters = make_tokenizer(kind), 0, 0
+
+        def __getattr__(self, name):
+            return getattr(self.tokenizer, name)
+
+        def __call__(self, text, **kwargs):
+            self.calls += 1
+            self.characters += len(text) if isinstance(text, str) else sum(map(len, text))
+            return self.tokenizer(text, **kwargs)
+
+    for characters in (20_000, 80_000):
+        counting = Counting()
+        text = "".join(line.format(n=n) for n in range(characters // len(line)))
+        ids = text_ids(counting, text)
+        assert counting.calls < 20 and counting.characters < 3 * len(text) + 100
+        assert not set(ids) & (control_ids(counting.tokenizer) - {counting.tokenizer.unk_token_id})
+
+
+@pytest.mark.attack("F18")
+def test_a_text_that_cannot_fit_is_refused_by_its_characters_before_it_is_encoded():
+    class Unused:
+        """A tokenizer that nothing may be encoded with."""
+
+        def get_vocab(self):
+            return {"</s>": 0, "longest": 1}
+
+    with pytest.raises(ValueError, match="a text of 100001 characters is longer than 100 tokens can be"):
+        encode_segments(Unused(), [Segment("text", "a" * 100_001)], [], max_tokens=100)
+    short = [Segment("text", "the end " * 100)]
+    tokenizer = byte_level_tokenizer()
+    assert encode_segments(tokenizer, short, [], max_tokens=100) == encode_segments(tokenizer, short, [])
 
 
 def test_work_for_a_text_full_of_special_tokens_grows_as_its_length_does():

@@ -25,7 +25,7 @@ from test_processing import (
     video,
 )
 
-from pvc import processing_pvc
+from pvc import processing_options_pvc, processing_pvc
 from pvc.preprocess import load_image, read_frames
 from pvc.processing_pvc import PVCProcessor
 
@@ -333,6 +333,6 @@ def test_options_of_transformers_pipelines_and_servers_are_accepted(processor):
 
 def test_unknown_options_are_named_in_the_log(processor, monkeypatch):
     said = []
-    monkeypatch.setattr(processing_pvc.logger, "warning", said.append)
+    monkeypatch.setattr(processing_options_pvc.logger, "warning_once", said.append)
     processor(text="What?", do_rescale=True, images_kwargs={"size": 3})
     assert said and "do_rescale, size" in said[0]

@@ -117,6 +117,25 @@ def test_ordinary_text_has_sentencepiece_ids_and_comes_back_as_it_was(text, toke
     assert tokenizer.decode([1, *expected, 2], skip_special_tokens=True) == text
 
 
+ADDING = {
+    "additional_special_tokens": lambda it: it.add_special_tokens({"additional_special_tokens": ["<new>"]}),
+    "add_tokens": lambda it: it.add_tokens(["<new>"], special_tokens=True),
+    "pad_token": lambda it: it.add_special_tokens({"pad_token": "<new>"}),
+}
+
+
+@pytest.mark.parametrize("way", ADDING)
+def test_decoding_skips_all_special_tokens_after_one_was_added(way, tokenizer):
+    longer = copy.deepcopy(tokenizer)
+    ADDING[way](longer)
+    longer.add_tokens(["<word>"])
+    ids = longer("red<|im_end|><new><img><word></s>", add_special_tokens=False).input_ids
+    assert len(ids) == 6 and longer.decode(ids, skip_special_tokens=True) == "red<word>"
+    assert longer.batch_decode([ids, ids[:2]], skip_special_tokens=True) == ["red<word>", "red"]
+    assert longer.convert_ids_to_tokens(ids, skip_special_tokens=True) == ["red", "<word>"]
+    assert longer.convert_ids_to_tokens(ids[1], skip_special_tokens=True) == "<|im_end|>"
+
+
 def test_digits_and_system_messages_have_pieces_of_their_own(tokenizer):
     assert tokenizer.tokenize("1234") == ["1", "2", "3", "4"]
     for name in ("internlm2-chat", "internvl2_5"):

@@ -1,7 +1,9 @@
 """What a run trains, at which rates and on which loss; that it goes on after a kill; and what it leaves."""
 
 import json
+import logging
 import math
+import os
 import re
 import shutil
 import signal
@@ -21,6 +23,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from typer.testing import CliRunner
 
 from pvc.cli import app
+from pvc.training import train as training
 from pvc.training.checkpoint import last_checkpoint
 from pvc.training.data import DataOptions, PackedDataset, PackLoader
 from pvc.training.train import (
@@ -33,7 +36,7 @@ from pvc.training.train import (
     training_arguments,
     with_lora,
 )
-from pvc.training.trainer import is_new, parameter_groups, state_of_rank, with_needed_logits
+from pvc.training.trainer import PVCTrainer, is_new, parameter_groups, state_of_rank, with_needed_logits
 
 PROCESSOR = tiny_processor()
 
@@ -166,6 +169,95 @@ def test_fsdp2_adds_gradients_up_in_float32_and_checkpoints_by_itself(tmp_path):
     assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
     assert arguments.fsdp_plugin_args["fsdp_version"] == 2
     assert arguments.fsdp_plugin_args["activation_checkpointing"] and not arguments.gradient_checkpointing
+
+
+@pytest.mark.parametrize(
+    "setting, said",
+    [
+        ("max_steps=abc", "max_steps is 'abc': expected a number"),
+        ("max_steps=2.5", "max_steps is 2.5: expected a number (an integer)"),
+        ("max_steps=[1]", "max_steps is [1]: expected a number"),
+        ("learning_rate=fast", "learning_rate is 'fast': expected a number"),
+        ("bf16=maybe", "bf16 is 'maybe': expected true or false"),
+        ("rows_per_step=x", "rows_per_step is 'x': expected a number"),
+        ("train=llm", "train is 'llm': expected a list"),
+        ("parallel=[zero1]", "parallel is ['zero1']: expected a text"),
+        ("gradient_checkpointing=3", "gradient_checkpointing is 3: expected true or false"),
+        ("streams=null", "streams is None: expected a number"),
+        ("pool=true", "pool is True: expected a number"),
+        ("lora={r: x}", "r is 'x': expected a number"),
+        ("save_total_limit=all", "save_total_limit is 'all': expected a number (an integer) or null"),
+    ],
+)
+def test_a_value_of_another_type_is_told_in_a_sentence(setting, said, tmp_path):
+    done = pvc("train", "tiny", "--model", "m", "--data", "d", "--output", tmp_path, "--set", setting)
+    assert done.exit_code == 1 and done.stderr.strip() == f"error: {said}" or said in done.stderr
+    assert "Traceback" not in done.stderr and len(done.stderr.strip().splitlines()) == 1
+
+
+def test_values_may_be_written_as_yaml_reads_them():
+    changes = parse_changes(["learning_rate=2e-5", "max_steps=1e3", "save_strategy=no", "run_name=7"])
+    arguments = Recipe.from_values(changes).arguments
+    assert arguments == {
+        "learning_rate": 2e-5,
+        "max_steps": 1000,
+        "save_strategy": "no",
+        "run_name": "7",
+    }
+
+
+@pytest.fixture
+def warned(caplog):
+    """What was logged."""
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    yield lambda: [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
+    logger.removeHandler(caplog.handler)
+
+
+def test_what_this_machine_lacks_is_left_out_with_a_line(monkeypatch, warned, tmp_path):
+    monkeypatch.setattr(training, "is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr(training, "is_tensorboard_available", lambda: False)
+    values = {"tf32": True, "report_to": "tensorboard", "max_steps": 1}
+    arguments = training_arguments(Recipe.from_values(values), tmp_path)
+    assert arguments.tf32 is None and not arguments.report_to
+    assert [line.partition(" is ")[0] for line in warned()] == ["tf32", "TensorBoard"]
+
+
+@pytest.mark.parametrize("parallel", ["zero1", "zero3", "fsdp2"])
+def test_one_process_shards_nothing_and_needs_no_deepspeed(parallel, model, data, warned, tmp_path):
+    trainer = run(model, data, tmp_path, parallel=parallel, max_steps=1)
+    assert not trainer.args.deepspeed and not trainer.args.fsdp
+    assert any(f"parallel is '{parallel}', but one process" in line for line in warned())
+    assert yaml.safe_load((tmp_path / "recipe.yaml").read_text())["parallel"] == parallel
+
+
+def test_several_processes_are_told_what_zero_needs(monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    recipe = Recipe.from_values({"parallel": "zero1", "rows_per_step": 2, "max_steps": 1})
+    with pytest.raises(ImportError, match=r"pip install '\.\[deepspeed\]', or take --set parallel=ddp"):
+        training_arguments(recipe, tmp_path)
+
+
+def test_a_recipes_ratio_gives_way_to_data_without_videos_and_ones_own_does_not(model, tmp_path):
+    write_picture(tmp_path / "a.png")
+    meta = write_meta(tmp_path, one=[{}, *[dialogue("<image>", "It.", image="a.png")] * 3])
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE | {"image_to_video": 3, "max_steps": 1}))
+    arguments = ("train", recipe, "--model", model, "--data", meta, "--output")
+    done = pvc(*arguments, tmp_path / "run")
+    assert done.exit_code == 0, done.output
+    asked = pvc(*arguments, tmp_path / "asked", "--set", "image_to_video=3")
+    assert asked.exit_code == 1 and "0 with a video" in asked.stderr
+    checked = ("train", "check", meta, "--model", model, "--recipe", recipe)
+    assert pvc(*checked).exit_code == 0
+    assert pvc(*checked, "--set", "image_to_video=2").exit_code == 1
+
+
+def test_a_run_of_fewer_rows_than_are_packed_together_is_warned_of(model, data, warned, tmp_path):
+    run(model, data, tmp_path / "short", max_steps=1, rows_per_step=1)
+    assert any("1 rows are the whole run, but 6 are packed together (pool)" in line for line in warned())
 
 
 def test_recipes_that_extend_each_other_are_an_error(tmp_path):
@@ -529,13 +621,14 @@ def test_rows_go_on_exactly_with_another_number_of_processes(before, after, data
 
     stopped = loaders(before)
     for loader in stopped:
-        list(islice(loader, 12 // before))
+        list(islice(loader, 36 // before))
     states = [loader.state_dict() for loader in stopped]
-    whole = rows(data, 24)
+    whole = rows(data, 48)
     for rank, loader in enumerate(loaders(after)):
         loader.load_state_dict(state_of_rank(states, rank))
-        assert [loader.states[i].packs for i in range(4)] == [3] * 4  # none is planned from an earlier row
-        for row, expected in zip(islice(loader, 4), whole[12 + rank :: after]):
+        # none is planned from an earlier row: neither those of the head nor of the streams after it
+        assert [loader.states[i].packs for i in range(5)] == [24, 3, 3, 3, 3]
+        for row, expected in zip(islice(loader, 4), whole[36 + rank :: after]):
             assert torch.equal(row["input_ids"], expected["input_ids"])
 
 
@@ -544,12 +637,104 @@ def test_a_run_is_neither_overwritten_nor_done_twice(model, data, tmp_path):
     run(model, data, tmp_path / "run", **settings)
     with pytest.raises(ValueError, match="go on with --resume"):
         run(model, data, tmp_path / "run", **settings)
-    with pytest.raises(ValueError, match="a whole model, or raise max_steps"):
-        run(model, data, tmp_path / "run", resume=True, **settings)
     with pytest.raises(ValueError, match="the folder of the model itself"):
         run(model, data, model, **settings)
     with pytest.raises(ValueError, match="seed 4 -> 5"):
         run(model, data, tmp_path / "run", resume=True, **settings | {"max_steps": 4, "seed": 5})
+
+
+@pytest.mark.attack("F15")
+@pytest.mark.parametrize(
+    "how", [{}, {"train": ["projector"], "lora": {"r": 4}, "new_parameter_lr_multiplier": 1}]
+)
+def test_resuming_after_the_last_step_writes_the_result_from_its_checkpoint(how, model, data, tmp_path):
+    if "lora" in how:
+        pytest.importorskip("peft")
+    output, settings = tmp_path / "run", {"save_strategy": "steps", "save_steps": 2, "max_steps": 2} | how
+    run(model, data, output, **settings)
+    files = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    weights = output / "model.safetensors"
+    weights.write_bytes(files[weights][:1000])  # as a kill leaves it
+    (output / "config.json").unlink()
+    again = run(model, data, output, resume=True, **settings)
+    found = {path: path.read_bytes() for path in output.rglob("*") if path.is_file()}
+    assert found.keys() == files.keys()
+    # the last log, of the time, comes after the checkpoint
+    assert {path.name for path in files if files[path] != found[path]} <= {"trainer_state.json"}
+    assert again.state.global_step == 2
+
+
+@pytest.mark.attack("F15")
+def test_what_is_saved_appears_whole_or_not_at_all(model, data, tmp_path, monkeypatch):
+    """Ended while files are renamed, a run leaves nothing that passes for a model, and is resumed."""
+    output, settings = tmp_path / "run", {"save_strategy": "steps", "save_steps": 2, "max_steps": 4}
+    run(model, data, output, **settings | {"max_steps": 2})
+    real, seen = os.replace, []
+
+    def replace(source, target):
+        if Path(target).name == "model.safetensors" and Path(target).parent == output:
+            seen.append({path.name for path in output.iterdir()})
+            raise KeyboardInterrupt
+        return real(source, target)
+
+    monkeypatch.setattr(os, "replace", replace)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, data, output, resume=True, **settings)
+    assert seen and "config.json" not in seen[0]
+    monkeypatch.undo()
+    run(model, data, output, resume=True, **settings)
+    loaded, last = (
+        AutoModel.from_pretrained(folder, trust_remote_code=True).state_dict()
+        for folder in (output, output / "checkpoint-4")
+    )
+    assert all(torch.equal(weight, last[name]) for name, weight in loaded.items())
+    assert not (output / ".partial").exists()
+
+
+@pytest.mark.attack("F15")
+def test_a_checkpoint_appears_when_it_is_whole(model, data, tmp_path, monkeypatch):
+    def save(trainer, folder):
+        assert not (tmp_path / "run" / "checkpoint-1").exists()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(PVCTrainer, "_save_rng_state", save)
+    with pytest.raises(KeyboardInterrupt):
+        run(model, data, tmp_path / "run", max_steps=2, save_strategy="steps", save_steps=1)
+    assert not (tmp_path / "run" / "checkpoint-1").exists()
+    monkeypatch.undo()
+    settings = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_total_limit": 2}
+    run(model, data, tmp_path / "run", **settings)
+    names = {path.name for path in (tmp_path / "run").iterdir() if path.is_dir()}
+    assert names == {"checkpoint-2", "checkpoint-3"}
+
+
+@pytest.mark.attack("F16")
+def test_a_second_run_into_the_same_folder_is_refused_while_the_first_trains(model, data, tmp_path):
+    (tmp_path / "other name").symlink_to(tmp_path / "run")
+    refused = []
+
+    class Second(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            for name in ("run", "other name"):
+                with pytest.raises(BlockingIOError, match="another run is training into"):
+                    run(model, data, tmp_path / name, max_steps=1)
+                refused.append(name)
+
+    run(model, data, tmp_path / "run", max_steps=1, callbacks=[Second()])
+    assert refused == ["run", "other name"]
+    assert not [path for path in tmp_path.iterdir() if path.suffix == ".lock"]
+    run(model, data, tmp_path / "run", max_steps=1)  # no checkpoint is in its way
+
+
+@pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_weights_are_readable_as_the_umask_says(umask, mode, model, data, tmp_path):
+    before = os.umask(umask)
+    try:
+        run(model, data, tmp_path, max_steps=1, save_strategy="steps", save_steps=1)
+    finally:
+        os.umask(before)
+    for folder in (tmp_path, tmp_path / "checkpoint-1"):
+        assert {path.stat().st_mode & 0o777 for path in folder.glob("*.safetensors")} == {mode}
 
 
 # ---- the command

@@ -16,7 +16,7 @@ from pvc.training.encoding import Encoder
 from pvc.training.mixing import Mixture
 from pvc.training.samples import KINDS, BrokenSample, read_meta
 
-SMALL = {"max_tokens": 160, "min_frames": 2, "max_frames": 5, "streams": 4, "pool": 6, "seed": 3}
+SMALL = {"max_tokens": 160, "min_frames": 2, "max_frames": 5, "streams": 4, "pool": 3, "seed": 5}
 PROCESSOR = tiny_processor()
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create 3 worker processes")
 
@@ -90,6 +90,14 @@ def test_each_epoch_and_seed_has_an_order_of_its_own(tmp_path):
     other = [mixture_of(tmp_path, seed=1, one=(1, 50, {}))[place][1] for place in range(50)]
     assert sorted(first) == sorted(second) == sorted(other)
     assert len({tuple(first), tuple(second), tuple(other), tuple(range(50))}) == 4
+
+
+def test_any_part_of_an_epoch_has_the_data_sets_and_kinds_in_their_shares(tmp_path):
+    data_sets = {"one": (1, 50, {"image": "a.png"}), "two": (5, 30, {}), "three": (1, 100, {"video": "b"})}
+    mixture = mixture_of(tmp_path, **data_sets)
+    for start in range(0, 600, 60):
+        names = Counter(mixture[place][0].name for place in range(start, start + 60))
+        assert [names[x] for x in ("one", "two", "three")] == pytest.approx([10, 30, 20], abs=2)
 
 
 @pytest.mark.parametrize("ratio, images, videos", [(1, 12, 12), (3, 36, 12), (0.5, 12, 24), (2.0, 24, 12)])
@@ -213,10 +221,11 @@ def test_going_on_decodes_nothing_that_was_handed_out(meta, sequence, monkeypatc
     second.load_state_dict(first.state_dict())
     loaded, encoded, load, encode = [], [], Encoder.load, Encoder.encode
     monkeypatch.setattr(Encoder, "load", lambda self, x, rng=None: loaded.append(x) or load(self, x, rng))
-    monkeypatch.setattr(Encoder, "encode", lambda self, *x: encoded.append(x) or encode(self, *x))
+    monkeypatch.setattr(Encoder, "encode", lambda self, *x: encoded.append(encode(self, *x)) or encoded[-1])
     (row,) = rows(second, 1)
     assert len(loaded) == int((row["position_ids"] == 0).sum())
-    assert len(encoded) == SMALL["pool"]
+    # the window that the row is of, and the sample that shows that it is full
+    assert sum(map(len, encoded[:-1])) <= SMALL["pool"] * SMALL["max_tokens"]
 
 
 @pytest.mark.parametrize("change", [{"seed": 9}, {"max_tokens": 200}, {"streams": 5}, {"image_to_video": 1}])
@@ -226,6 +235,57 @@ def test_a_run_does_not_go_on_with_other_data(meta, change):
     with pytest.raises(ValueError, match=f"cannot go on where they stopped: .*{next(iter(change))} "):
         loader(meta, **change).load_state_dict(first.state_dict())
     loader(meta, skip_broken=5).load_state_dict(first.state_dict())
+
+
+def test_rows_that_were_packed_in_another_way_are_not_gone_on_with(meta):
+    """The state that version 0.1.0 wrote, whose samples waited for rows."""
+    settings = {"max_tokens": 160, "seed": 3, "streams": 4, "pool": 3, "samples": 24}
+    old = {"settings": settings, "next_pack": 4, "broken": {}}
+    old["streams"] = {"0": {"packs": 1, "read": 9, "waiting": [4, 12]}}
+    with pytest.raises(ValueError, match="another version of pvc packed their rows .* --model"):
+        loader(meta).load_state_dict(old)
+
+
+# how often each kind comes
+
+
+KINDS_DRAWN = {  # words of an answer; each kind is drawn equally often
+    "three short kinds": (1024, {"one": 1, "two": 3, "three": 5}),
+    "short and long": (1024, {"short": 2, "middle": 60, "long": 300}),
+    "in long rows": (8192, {"short": 300, "middle": 900, "long": 2500}),
+}
+
+
+@pytest.mark.parametrize("max_tokens, words", KINDS_DRAWN.values(), ids=KINDS_DRAWN)
+@pytest.mark.parametrize("world_size, streams, as_data_sets", [(1, 64, False), (1, 1, True), (3, 2, False)])
+def test_a_short_run_sees_all_kinds_alike(tmp_path, max_tokens, words, world_size, streams, as_data_sets):
+    """Sixty rows, with as many streams as may be, of one data set or of one for each kind."""
+    records = {name: [dialogue(f"Say {name}", f"{name} " * number)] * 10 for name, number in words.items()}
+    if as_data_sets:
+        meta = write_meta(tmp_path, **{name: [{}, *same] for name, same in records.items()})
+    else:
+        meta = write_meta(tmp_path, all=[{}, *(x for same in records.values() for x in same)])
+
+    sizes = {}  # of an encoded sample -> kind
+    data_sets = read_meta(meta)
+    encoder = DataOptions(max_tokens=max_tokens).encoder(PROCESSOR)
+    for data_set in data_sets:
+        for index in range(len(data_set)):
+            sample = data_set.read(index)
+            sizes[len(encoder.encode(sample, None, None))] = sample.turns[0][0]
+    assert len(sizes) == 3
+
+    drawn, tokens = Counter(), 0
+    for rank in range(world_size):
+        options = {"max_tokens": max_tokens, "streams": streams, "pool": 16}
+        for row in rows(loader(meta, rank=rank, world_size=world_size, **options), 60 // world_size):
+            starts = (row["position_ids"][0] == 0).nonzero().flatten().tolist()
+            ends = [*starts[1:], row["input_ids"].shape[1]]
+            drawn.update(sizes[end - start] for start, end in zip(starts, ends))
+            tokens += ends[-1]
+    number = sum(drawn.values())
+    assert [drawn[kind] / number * 3 for kind in sizes.values()] == pytest.approx([1] * 3, abs=0.1)
+    assert tokens / 60 > 0.9 * max_tokens
 
 
 # broken samples
@@ -352,3 +412,12 @@ def test_the_report_of_check_is_a_table(tmp_path):
     assert row.split() == ["one", "text", "4", "8", str(tokens), str(tokens), str(answers), "0", "0", "0"]
     assert "one: the meta JSON says length 5, the annotation has 4 samples" in rest
     assert f"about {8 * tokens:,} tokens" in str(report)
+
+
+def test_check_counts_keys_that_mean_nothing(tmp_path):
+    write_picture(tmp_path / "a.png")
+    record = dialogue("<image>", "It.", image="a.png", videos=["b.mp4"], task="caption")
+    lost = dialogue("What?", "It.", images=["a.png"])
+    report = check(write_meta(tmp_path, one=[{}, record, record, lost]), PROCESSOR, DataOptions(**SMALL))
+    assert "one: 2 samples have videos, which means nothing here" in report.notes
+    assert "'images': media are expected" in "".join(report.broken.values())

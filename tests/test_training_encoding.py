@@ -1,5 +1,6 @@
 """A sample becomes the ids that `chat` would give its dialogue, labels on the answers alone, and tiles."""
 
+import copy
 import json
 
 import numpy as np
@@ -333,3 +334,23 @@ def test_the_quality_lies_between_75_and_100(monkeypatch):
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         Encoder(tiny_processor(), **options)
+
+
+# content tokens
+
+
+def test_answers_teach_grounding_tokens_and_tokens_that_a_user_adds():
+    processor = copy.deepcopy(tiny_processor())
+    processor.tokenizer.add_tokens(["<loc_7>"])
+    names = ["<ref>", "</ref>", "<box>", "<loc_7>", "</box>"]
+    encoded = encode([("Where is <ref>it</ref>?", "<ref>square</ref><box><loc_7></box>")], processor)
+    taught = encoded.labels[encoded.labels != IGNORED].tolist()
+    ids = processor.tokenizer.convert_tokens_to_ids(names)
+    assert [id for id in taught if id in ids] == ids
+    assert [id for id in encoded.ids.tolist() if id in ids] == ids[:2] + ids
+
+
+@pytest.mark.attack("F18")
+def test_a_sample_of_far_too_many_characters_is_refused_before_it_is_encoded():
+    with pytest.raises(BrokenSample, match="characters is longer than 64 tokens can be"):
+        encode([("What?", "</s>" * 10_000)], options={"max_tokens": 64})

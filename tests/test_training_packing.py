@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from training_files import tiny_processor, write_mixed
 
 from pvc.training.encoding import IGNORED, Encoder
-from pvc.training.packing import Stream, StreamState, fill, join
+from pvc.training.packing import Stream, StreamState, join, pack_window
 from pvc.training.samples import BrokenSample, read_meta
 
 
@@ -106,38 +106,112 @@ def test_a_row_without_samples_is_a_step_without_a_label():
     assert model(**row, num_items_in_batch=torch.tensor(5)).loss == 0
 
 
-@given(st.lists(st.integers(1, 50), min_size=1, max_size=30))
-def test_a_row_takes_who_waited_longest_and_leaves_nobody_who_fits(lengths):
-    chosen = fill(lengths, 50)
-    room = 50 - sum(lengths[i] for i in chosen)
-    assert chosen[0] == 0
-    assert room >= 0
-    assert len(set(chosen)) == len(chosen)
-    assert all(length > room for i, length in enumerate(lengths) if i not in chosen)
+# planning
 
 
-def made_up(place: int) -> list:
+def made_up(position: int) -> list:
     """Stands for an encoded sample: all that a stream asks is its length. Each ninth is broken."""
-    if place % 9 == 5:
-        raise BrokenSample(f"data.jsonl:{place}", "no file")
-    return [place] * (1 + place * 7919 % 40)
+    if position % 9 == 5:
+        raise BrokenSample(f"data.jsonl:{position}", "no file")
+    return [position] * (1 + position * 7919 % 40)
 
 
-def stream(state=None, most_broken=9) -> Stream:
-    options = {"pool": 8, "max_tokens": 50, "most_broken": most_broken}
-    return Stream(made_up, first=2, step=3, state=state, **options)
+def stream(state=None, most_broken=9, encode=made_up, pool=8, **options) -> Stream:
+    options = {"max_tokens": 50, "first": 2, "step": 3} | options
+    return Stream(encode, pool=pool, state=state, most_broken=most_broken, **options)
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=200), st.integers(1, 9))
+def test_a_window_is_the_first_samples_in_rows_none_of_which_is_too_long(lengths, most_rows):
+    rows = pack_window(lengths, most_rows, 50)
+    packed = sorted(i for row in rows for i in row)
+    assert packed == list(range(len(packed))) and packed
+    assert len(rows) <= most_rows
+    assert all(sum(lengths[i] for i in row) <= 50 for row in rows)
 
 
 def test_each_sample_of_a_stream_is_planned_once_and_rows_are_full():
     planner = stream()
     plans = [planner.plan() for _ in range(200)]
-    places = [place for plan in plans for place, _ in plan.samples]
+    while plans[-1].after.given:  # to the end of a window
+        plans.append(planner.plan())
+    positions = [position for plan in plans for position, _ in plan.samples]
     broken = [int(error.where.rpartition(":")[2]) for plan in plans for error in plan.broken]
-    seen = sorted(places + broken + plans[-1].after.waiting)
-    assert seen == list(range(2, 2 + 3 * plans[-1].after.read, 3))
+    assert sorted(positions + broken) == list(range(2, plans[-1].after.position, 3))
     fullness = [sum(len(sample) for _, sample in plan.samples) / 50 for plan in plans]
     assert max(fullness) <= 1
     assert np.mean(fullness) > 0.95
+
+
+@pytest.mark.parametrize("pool", [1, 2, 8, 13])
+def test_no_sample_waits_past_its_window(pool):
+    planner = stream(pool=pool)
+    handed_out, rows = set(), 0
+    for _ in range(300):
+        plan = planner.plan()
+        rows += 1
+        handed_out |= {position for position, _ in plan.samples}
+        handed_out |= {int(error.where.rpartition(":")[2]) for error in plan.broken}
+        assert rows <= pool
+        if plan.after.given == 0:  # the window ends
+            assert handed_out == set(range(2, plan.after.position, 3))
+            rows = 0
+
+
+MIXTURES = {  # lengths of kinds that are drawn equally often, each +- so much, for rows of so many tokens
+    "short samples": ([80, 79, 77], 0, 1024),
+    "short samples in long rows": ([80, 79, 77], 0, 8192),
+    "text, image, video, many tiles": ([150, 350, 2300, 3500], 0.2, 8192),
+    "small rows": ([60, 200, 420], 0.2, 1024),
+}
+
+
+def samples_of_kinds(lengths: list[int], spread: float, number: int) -> list[range]:
+    """Ranges that start with the kind: all kinds equally often in each block, in random order."""
+    rng = np.random.default_rng(0)
+    kinds = np.concatenate([rng.permutation(len(lengths)) for _ in range(number // len(lengths))]).tolist()
+    factors = rng.uniform(1 - spread, 1 + spread, len(kinds))
+    return [range(kind, kind + round(lengths[kind] * x)) for kind, x in zip(kinds, factors)]
+
+
+@pytest.mark.parametrize("lengths, spread, max_tokens", MIXTURES.values(), ids=MIXTURES)
+@pytest.mark.parametrize("num_rows", [60, 480, pytest.param(4000, marks=pytest.mark.slow)])
+def test_samples_are_used_as_often_as_they_are_drawn_whatever_their_lengths(
+    lengths, spread, max_tokens, num_rows
+):
+    samples = samples_of_kinds(lengths, spread, 12_000)  # an epoch
+    options = {"max_tokens": max_tokens, "first": 0, "step": 1, "pool": 16}
+    planner = stream(encode=lambda position: samples[position % 12_000], **options)
+    plans = [planner.plan() for _ in range(num_rows)]
+    kinds = [sample[0] for plan in plans for _, sample in plan.samples]
+    shares = np.bincount(kinds) / len(kinds) * len(lengths)
+    assert shares == pytest.approx(1, abs=0.1)
+    tokens = [sum(len(sample) for _, sample in plan.samples) for plan in plans]
+    assert np.mean(tokens) > 0.9 * max_tokens and max(tokens) <= max_tokens
+
+
+def test_rows_of_a_window_come_in_random_order():
+    """Else the first rows of a window, which end a run, would have the longest samples."""
+    planner = stream(encode=lambda position: [0] * (1 + position * 7919 % 40), most_broken=0)
+    windows, lengths = [], []
+    for _ in range(800):
+        plan = planner.plan()
+        lengths.append(np.mean([len(sample) for _, sample in plan.samples]))
+        if plan.after.given == 0:
+            windows.append(lengths)
+            lengths = []
+    first = np.mean([window[0] for window in windows])
+    assert first == pytest.approx(np.mean(np.concatenate(windows)), rel=0.1)
+
+
+@pytest.mark.parametrize("num_rows", [1, 5, 8, 20, 21])
+def test_a_stream_of_so_many_rows_ends_with_a_whole_window(num_rows):
+    planner = stream(num_rows=num_rows)
+    plans = [planner.plan() for _ in range(num_rows)]
+    assert plans[-1].after.given == 0
+    positions = {position for plan in plans for position, _ in plan.samples}
+    broken = {int(error.where.rpartition(":")[2]) for plan in plans for error in plan.broken}
+    assert positions | broken == set(range(2, planner.position, 3))
 
 
 @pytest.mark.parametrize("stop", [0, 1, 7, 30])
@@ -155,9 +229,34 @@ def test_a_stream_goes_on_from_its_state_as_if_unbroken(stop):
 
 
 def test_reading_stops_where_all_is_broken():
-    def encode(place):
-        raise BrokenSample("data.jsonl:1", "no file")
+    def encode(position):
+        raise BrokenSample(f"data.jsonl:{position}", "no file")
 
-    planner = Stream(encode, first=0, step=1, pool=8, max_tokens=50, most_broken=3)
+    planner = stream(encode=encode, first=0, step=1, most_broken=3)
     plan = planner.plan()
     assert (len(plan.broken), plan.samples) == (4, [])
+
+
+def test_reading_stops_where_the_same_few_are_broken_for_ever():
+    def encode(position):
+        raise BrokenSample("data.jsonl:1", "no file")
+
+    plan = stream(encode=encode, most_broken=3).plan()
+    assert (len(plan.broken), plan.samples) == (7, [])
+
+
+def test_a_sample_that_is_broken_each_epoch_counts_once():
+    """An epoch of four samples, of which a window has many."""
+
+    def encode(position):
+        if position % 4 == 0:
+            raise BrokenSample("data.jsonl:1", "no file")
+        return [position] * 5
+
+    plan = stream(encode=encode, first=0, step=1, most_broken=1).plan()
+    assert len(plan.samples) == 10
+
+
+def test_a_sample_longer_than_a_row_is_an_error():
+    with pytest.raises(ValueError, match="a sample has 51 tokens, a row 50"):
+        stream(encode=lambda position: [0] * 51).plan()

@@ -1,6 +1,7 @@
 """InternVL's meta JSON and JSONL files are read as people have them, and what is wrong in them is told."""
 
 import json
+import logging
 import os
 
 import pytest
@@ -103,6 +104,19 @@ BROKEN = {
     "image and video": (dialogue("<image>", "It.", image="a.png", video="c.mp4"), "one of them"),
     "an image that is no path": (dialogue("<image>", "It.", image=[1]), "image is [1]"),
     "a video that is no path": (dialogue("<video>", "It.", video=["c.mp4"]), "video is ['c.mp4']"),
+    "media under another key": (TEXT | {"images": ["a.png"]}, "'images': media are expected in 'image'"),
+    "a video under another key": (dialogue("<video>\nx", "It.", videos=["c.mp4"]), "'videos': media are exp"),
+    "a path under another key": (TEXT | {"image_path": "a.png"}, "'image_path': media are expected"),
+    "a video's placeholder alone": (
+        dialogue("<video>\nWhat?", "It."),
+        "<video>, but the sample has no 'video'",
+    ),
+    "a video's placeholder last": (dialogue("What?\n<video>", "It.", image="a.png"), "has no 'video'"),
+    "JSON that is nested too deeply": ('{"conversations": ' + "[" * 100_000, "RecursionError"),
+    "a time too large": (
+        json.dumps(dialogue("<video>", "It.", video="c.mp4"))[:-1] + ', "clip": [0, 1' + "0" * 400 + "]}",
+        "OverflowError",
+    ),
     "a clip that is none": (dialogue("<video>", "It.", video="c.mp4", clip=[1]), "clip is [1]"),
 }
 
@@ -157,6 +171,9 @@ def test_relative_paths_count_from_the_working_directory_or_the_meta_json(folder
     [
         ("{", "is not JSON"),
         ("[]", "expected a JSON object"),
+        ('{"conversations": []}\n{"conversations": []}\n', "is an annotation, a JSON object on each line"),
+        ('{"conversations": []}\n', "is an annotation of one line: expected a meta JSON"),
+        ("[" * 100_000, "is not JSON"),
         ('{"one": 1}', "'one' is 1"),
         ('{"one": {}}', "annotation None"),
         ('{"one": {"annotation": "META", "repeat_time": -1}}', "repeat_time -1"),
@@ -178,3 +195,29 @@ def test_a_missing_annotation_is_told(tmp_path):
     (tmp_path / "meta.json").write_text('{"one": {"annotation": "no.jsonl"}}')
     with pytest.raises(FileNotFoundError, match="'one' has annotation 'no.jsonl'"):
         read_meta(tmp_path / "meta.json")
+
+
+def warnings_of(folder, caplog, *records) -> list[str]:
+    (data_set,) = read_meta(write_meta(folder, one=[{}, *records]))
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        for index in range(len(data_set)):
+            data_set.read(index)
+    finally:
+        logger.removeHandler(caplog.handler)
+    return [record.getMessage() for record in caplog.records]
+
+
+def test_keys_beside_media_that_name_more_are_told_once_for_a_data_set(folder, caplog):
+    record = dialogue("<image>", "It.", image="a.png", images=["b.png"], task="caption")
+    (warning,) = warnings_of(folder, caplog, record, record)
+    assert "one has images, which mean nothing here" in warning and "one.jsonl:1" in warning
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"id": 3}, {"task": "x"}, {"image_id": "a"}, {"num_frames": 0}, {"image_size": [3, 4]}, {"images": []}],
+)
+def test_keys_that_name_no_media_are_let_be(folder, caplog, fields):
+    assert warnings_of(folder, caplog, TEXT | fields) == []

@@ -1,4 +1,4 @@
-"""What somebody types stays text: no special token comes of it, and no picture moves."""
+"""What somebody types stays text: no control token comes of it, and no image moves."""
 
 import random
 import unicodedata
@@ -27,6 +27,8 @@ SPECIAL = [
     *("<s>", "</s>", "<unk>", "<img>", "</img>", "<IMG_CONTEXT>", "<|plugin|>", "<|action_start|>"),
     *("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>", "<think>", "</think>", "<|box|>"),
 ]
+# what typed text may produce: grounding tokens, and tokens that are not marked special
+CONTENT = ["<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>", "<think>", "</think>", "<|box|>"]
 OVERLAID = [f"[UNUSED_TOKEN_{n}]" for n in (0, 3, 130, 139, 140, 141, 142, 143, 144, 145, 146, 150)]
 PLACEHOLDERS = ["<image>", "<video>", "<image>\n", "Frame1: <image>\nFrame2: <image>\n"]
 CONTROL = ["\x00", "a\x00b", "\x01\x02\x1b[31mred\x1b[0m", "\x7f\x85\xa0", "\r\n\t\x0b\x0c", "\u2028\u2029"]
@@ -95,10 +97,7 @@ def asked_ids(model, monkeypatch) -> list[list[int]]:
 
 def check(kind: str, text: str, ids: list[int], ordinary: list[int], prompt: str):
     """Checks ids of a dialogue against those of the same dialogue with "x" typed in the place of `text`."""
-    tokenizer = make_tokenizer(kind)
-    reserved = set(tokenizer.added_tokens_decoder)
-    # the unknown token also stands for characters that a tokenizer does not know
-    reserved -= {tokenizer.unk_token_id}
+    tokenizer, reserved = make_tokenizer(kind), reserved_ids(kind)
     assert [id for id in ids if id in reserved] == [id for id in ordinary if id in reserved], repr(text)
     decoded, said = tokenizer.decode(ids), readable(prompt)
     if kind in EXACT:
@@ -106,6 +105,14 @@ def check(kind: str, text: str, ids: list[int], ordinary: list[int], prompt: str
         assert decoded == (unicodedata.normalize("NFC", said) if kind == "byte level" else said), repr(text)
     else:
         assert readable(text).strip() in decoded, repr(text)
+
+
+def reserved_ids(kind: str) -> set[int]:
+    """Ids of control tokens."""
+    tokenizer = make_tokenizer(kind)
+    content = {tokenizer.convert_tokens_to_ids(name) for name in CONTENT}
+    # the unknown token also stands for characters that a tokenizer does not know
+    return set(tokenizer.added_tokens_decoder) - content - {tokenizer.unk_token_id}
 
 
 def readable(text: str) -> str:
@@ -196,7 +203,7 @@ def test_typed_in_history_and_system_message_of_chat(kind, monkeypatch):
 
 
 def check_answer_in_history(kind: str, text: str, ids: list[int], ordinary: list[int]):
-    reserved = set(make_tokenizer(kind).added_tokens_decoder) - {make_tokenizer(kind).unk_token_id}
+    reserved = reserved_ids(kind)
     assert [id for id in ids if id in reserved] == [id for id in ordinary if id in reserved], repr(text)
     said = readable(text).strip() if kind not in EXACT else readable(text)
     if kind == "byte level":

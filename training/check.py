@@ -1,5 +1,6 @@
 """Reads all data of a meta JSON once, as training would, and reports what is in them and what is broken."""
 
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from os import PathLike
@@ -98,16 +99,22 @@ def check(
     mixture = Mixture(data_sets, options.seed, options.image_to_video)
     parts = _parts(data_sets, mixture)
     report = Report(list(parts.values()), {}, _notes(data_sets), options.max_tokens, decode)
+    unread = Counter()  # (data set, key) -> samples
     for name, kind, measured in _measured(_Samples(data_sets, processor, options, decode), num_workers):
         if isinstance(measured, BrokenSample):
             report.broken[measured.where] = measured.why
             continue
-        tokens, answers, tiles, shortened = measured
+        tokens, answers, tiles, shortened, ignored = measured
+        unread.update((name, key) for key in ignored)
         part = parts[name, kind]
         part.tokens.append(tokens)
         part.answers.append(answers)
         part.tiles.append(tiles)
         part.shortened += shortened
+    report.notes += [
+        f"{name}: {number:,} samples have {key}, which means nothing here"
+        for (name, key), number in unread.items()
+    ]
     return report
 
 
@@ -156,7 +163,7 @@ class _Samples(Dataset):
             return data_set.name, kind, error
         tiles = sum(file.clip.frames * file.clip.tiles for file in encoded.media)
         answers = int((encoded.labels != IGNORED).sum())
-        return data_set.name, kind, (len(encoded), answers, tiles, encoded.shortened)
+        return data_set.name, kind, (len(encoded), answers, tiles, encoded.shortened, encoded.sample.ignored)
 
 
 def _measured(samples: _Samples, num_workers: int) -> Iterator[tuple]:

@@ -10,10 +10,14 @@ Trainer, and the place in the data by `trainer.py`.
 
 import copy
 import json
+import os
 import re
+import shutil
+import stat
 from pathlib import Path
 
 import torch
+from safetensors.torch import load_file
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 
 from pvc.processing_pvc import PVCProcessor
@@ -21,6 +25,8 @@ from pvc.processing_pvc import PVCProcessor
 ADAPTER = "adapter"  # the folder in a checkpoint that holds LoRA's matrices alone
 PEFT_PREFIX = "base_model.model."
 LAST_WRITTEN = "trainer_state.json"
+PARTIAL = ".partial"  # the folder in a run's that holds what is not yet whole
+CONFIG = "config.json"
 
 README = """\
 ---
@@ -58,13 +64,14 @@ def save_folder(
     *,
     dtype: torch.dtype | None = None,
     steps: int = 0,
+    name: str | None = None,
 ):
-    """Writes a whole model; a README that is there already is left as it is.
+    """Writes a whole model, readable as the umask says; a README that is there already is left as it is.
 
     Args:
         state_dict: every parameter, by the names of `model_class`.
         dtype: of the weights as written; None: as they are.
-        steps: for the README.
+        steps, name: for the README; None: the folder's name.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -82,8 +89,52 @@ def save_folder(
     shell.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
     if not (folder / "README.md").exists():
-        text = README.format(name=folder.resolve().name, steps=f" for {steps:,} steps" if steps else "")
+        text = README.format(
+            name=name or folder.resolve().name, steps=f" for {steps:,} steps" if steps else ""
+        )
         (folder / "README.md").write_text(text, encoding="utf-8")
+    follow_umask(folder)
+
+
+def follow_umask(folder: Path):
+    """Lets those who may read `config.json` read the weights: safetensors writes them for the user alone."""
+    mode = stat.S_IMODE((folder / CONFIG).stat().st_mode)
+    for path in folder.rglob("*.safetensors"):
+        path.chmod(mode)
+
+
+def place_result(partial: Path, folder: Path):
+    """Moves a whole model from `partial` into the folder of its run, by renaming files.
+
+    `config.json` goes first and comes last, so that at no time the folder passes for a model that is half of
+    one and half of another. A README that is there already is left as it is.
+    """
+    (folder / CONFIG).unlink(missing_ok=True)
+    names = {path.name for path in partial.iterdir()}
+    for path in folder.glob("*.safetensors*"):
+        if path.name not in names:  # of an earlier result in other files
+            path.unlink()
+
+    for name in sorted(names, key=lambda name: name == CONFIG):
+        target = folder / name
+        if name == "README.md" and target.exists():
+            continue
+        if target.is_dir():
+            shutil.rmtree(target)
+        os.replace(partial / name, target)
+    shutil.rmtree(partial)
+
+
+def place_checkpoint(partial: Path, target: Path):
+    """Renames a checkpoint that is whole; replaces what an interruption has left in its place."""
+    if target.exists():
+        shutil.rmtree(target)
+    partial.rename(target)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    """All weights of a checkpoint, by name."""
+    return {name: x for file in sorted(folder.glob("*.safetensors")) for name, x in load_file(file).items()}
 
 
 def _widest(state_dict: dict[str, torch.Tensor]) -> torch.dtype:

@@ -4,11 +4,15 @@
     for inputs in loader: ...                           # one row of at most 8,192 tokens each
     loader.state_dict()                                 # goes on exactly after the rows that were handed out
 
-Row `k` of the sequence comes from stream `k % streams`, a stream being each `streams`-th sample of the
-mixture with a packing of its own. So row `k` depends on the data and the options alone: not on the number of
-workers or ranks, which only share the rows out in turn. A worker that needs some rows of a
-stream plans all of them, which costs reading text and headers, and decodes its own. None plans in vain where
-`streams` is a multiple of workers times ranks.
+The first `streams * pool` rows, the head, come from one stream, which has all samples in the order of the
+mixture: what a short run is trained on is thus a first part of the mixture. The rows after them come from
+`streams` streams in turn, each of which has every `streams`-th of the further samples, and a packing of its
+own.
+
+So row `k` depends on the data and the options alone: not on the number of workers or ranks, which only share
+the rows out in turn. A worker that needs some rows of a stream plans all of them, which costs reading text
+and headers, and decodes its own. After the head, none plans in vain where `streams` is a multiple of workers
+times ranks.
 
 A step takes one row: what a batch of rows would pad, a row of more tokens fills, and attention kernels that
 know packed samples know them in a single row. More samples a step come by `max_tokens` and gradient
@@ -18,11 +22,11 @@ torch's own DataLoader does the work. torchdata's StatefulDataLoader would keep 
 to their number; Hugging Face datasets wants one schema for all lines and a copy of them on the disk.
 """
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 from os import PathLike
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
@@ -30,11 +34,15 @@ from transformers.utils import logging
 
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.encoding import Encoded, Encoder
-from pvc.training.mixing import AUGMENT, FRAMES, Mixture, draws
+from pvc.training.mixing import AUGMENT, FRAMES, MissingKind, Mixture, draws
 from pvc.training.packing import Plan, Stream, StreamState, join
 from pvc.training.samples import BrokenSample, read_meta
 
 logger = logging.get_logger(__name__)
+
+T = TypeVar("T")
+HEAD = 0  # the number of the stream that the first rows come from; those after it follow
+PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,8 @@ class DataOptions:
         min_frames, max_frames, frame_tiles: see `encoding.Encoder`.
         seed: of the order, the frames and the augmentation.
         skip_broken: how many samples may be broken before it is an error, on each rank.
-        streams, pool: of packing; see above and `packing.Stream`.
+        streams: that plan rows after the head; see above.
+        pool: most rows that are planned together, as a window; see `packing.Stream`.
     """
 
     max_tokens: int = 8192
@@ -58,16 +67,38 @@ class DataOptions:
     seed: int = 0
     skip_broken: int = 0
     streams: int = 64
-    pool: int = 32
+    pool: int = 16
 
     def __post_init__(self):
         for name, least in (("seed", 0), ("skip_broken", 0), ("streams", 1), ("pool", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"{name}={getattr(self, name)}: expected at least {least}")
 
+    @property
+    def head_rows(self) -> int:
+        return self.streams * self.pool
+
+    def stream_of(self, number: int) -> tuple[int, int]:
+        """The stream that a row of the whole sequence comes from, and the row's number within it."""
+        if number < self.head_rows:
+            return HEAD, number
+        index, stream = divmod(number - self.head_rows, self.streams)
+        return HEAD + 1 + stream, index
+
     def encoder(self, processor: PVCProcessor) -> Encoder:
         names = ("max_tokens", "min_frames", "max_frames", "frame_tiles")
         return Encoder(processor, **{name: getattr(self, name) for name in names})
+
+
+def with_kinds_there_are(make: Callable[[DataOptions], T], options: DataOptions, asked: Collection[str]) -> T:
+    """`make(options)`, without `image_to_video` where the data lack a kind, unless its name is in `asked`."""
+    try:
+        return make(options)
+    except MissingKind as error:
+        if "image_to_video" in asked:
+            raise
+        logger.warning(f"image_to_video is left out: {error}")
+        return make(replace(options, image_to_video=None))
 
 
 class Pack(NamedTuple):
@@ -111,27 +142,40 @@ class PackedDataset(IterableDataset):
         worker = get_worker_info()
         workers, id = (worker.num_workers, worker.id) if worker else (1, 0)
         first = self.first_pack + self.rank + id * self.world_size
-        streams = {}
+        streams: dict[int, Stream] = {}
         for number in count(first, workers * self.world_size):
-            name = number % self.options.streams
-            if name not in streams:
-                streams[name] = self._stream(name)
-            stream = streams[name]
-            while stream.packs < number // self.options.streams:
-                stream.plan()  # others hand these out
+            name, index = self.options.stream_of(number)
+            stream = self._stream(name, streams)
+            _advance(stream, index)  # others hand out the rows before
             yield self._load(number, stream.plan())
 
-    def _stream(self, name: int) -> Stream:
-        options = self.options
-        return Stream(
+    def _stream(self, name: int, streams: dict[int, Stream]) -> Stream:
+        """The stream of that number, kept in `streams`."""
+        if name in streams:
+            return streams[name]
+        options, state = self.options, self.states.get(name)
+        first = 0  # a state has a position of its own
+        if name != HEAD and state is None:
+            first = self._end_of_head(streams) + name - HEAD - 1
+
+        streams[name] = Stream(
             self._encode,
-            first=name,
-            step=options.streams,
+            first=first,
+            step=1 if name == HEAD else options.streams,
             pool=options.pool,
             max_tokens=options.max_tokens,
             most_broken=options.skip_broken,
-            state=self.states.get(name),
+            state=state,
+            num_rows=options.head_rows if name == HEAD else None,
+            seed=options.seed,
         )
+        return streams[name]
+
+    def _end_of_head(self, streams: dict[int, Stream]) -> int:
+        """The position of the first sample after the head, which every process finds by planning it."""
+        head = self._stream(HEAD, streams)
+        _advance(head, self.options.head_rows)
+        return head.position
 
     def _encode(self, place: int) -> Encoded:
         data_set, index = self.mixture[place]
@@ -184,7 +228,8 @@ class PackLoader(DataLoader):
         self.dataset.first_pack, self.dataset.states = self.next_pack, dict(self.states)
         for pack in super().__iter__():
             self._skip(pack.broken)
-            self.states[pack.number % self.dataset.options.streams] = pack.after
+            name, _ = self.dataset.options.stream_of(pack.number)
+            self.states[name] = pack.after
             self.next_pack = pack.number - self.dataset.rank + self.dataset.world_size
             yield pack.inputs
 
@@ -216,8 +261,13 @@ class PackLoader(DataLoader):
         """Goes on where `state_dict` was called; with `streams` left empty, by planning all from the start.
 
         Raises:
-            ValueError: where the data or the options are others than then.
+            ValueError: where the data or the options are others than then, or rows were made in another way.
         """
+        if state["settings"].get("packing") != PACKING:
+            raise ValueError(
+                "the data cannot go on where they stopped: another version of pvc packed their rows in "
+                "another way; finish the run with that version, or begin a new one with --model CHECKPOINT"
+            )
         now = self._settings()
         differing = {name for name in now if state["settings"].get(name) != now[name]}
         if differing:
@@ -228,9 +278,15 @@ class PackLoader(DataLoader):
         self.broken = dict(state["broken"])
 
     def _settings(self) -> dict:
-        settings = asdict(self.dataset.options) | {"samples": len(self.dataset.mixture)}
+        settings = asdict(self.dataset.options) | {"samples": len(self.dataset.mixture), "packing": PACKING}
         del settings["skip_broken"]  # may change
         return settings
+
+
+def _advance(stream: Stream, packs: int):
+    """Plans the rows of a stream before number `packs`."""
+    while stream.packs < packs:
+        stream.plan()
 
 
 def _as_it_is(pack: Pack) -> Pack:

@@ -96,7 +96,7 @@ class Encoder:
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
         self.tokenizer, self.images = processor.tokenizer, processor.image_processor
-        self.template = get_conv_template(processor.template)
+        self.template = processor.prompt_template()
         self.max_tokens = max_tokens
         self.frames = (min_frames, max_frames)
         self.frame_tiles = frame_tiles
@@ -238,7 +238,13 @@ class Encoder:
             conversation.messages[-1] = (conversation.roles[1], answer)
             whole = conversation.segments()
             asked, turn = (
-                encode_segments(self.tokenizer, segments, left, add_special_tokens=start == 0)
+                encode_segments(
+                    self.tokenizer,
+                    segments,
+                    left,
+                    add_special_tokens=start == 0,
+                    max_tokens=self.max_tokens,
+                )
                 for segments in (prompt, whole[start:])
             )
             left = left[sum(segment.kind == "media" for segment in prompt) :]

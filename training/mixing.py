@@ -1,5 +1,8 @@
 """The order of samples: data sets mixed by their weights, shuffled anew each epoch, from a seed.
 
+Within an epoch the data sets, and the kinds of samples in each, are spread evenly: any part of it has about
+as much of each as the whole.
+
 A `Mixture` is an endless sequence that can be asked for any place in it: place -> sample. It keeps no state,
 so that workers and ranks need not talk to each other, and a run that goes on needs but the number of a place.
 
@@ -17,12 +20,16 @@ import numpy as np
 from pvc.training.samples import IMAGE, KINDS, VIDEO, DataSet
 
 # what random numbers are drawn for
-ORDER, PART, FRAMES, AUGMENT = range(4)
+ORDER, PART, FRAMES, AUGMENT, ROWS = range(5)
 
 
 def draws(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
     """The random numbers of one purpose at one place, independent of all others."""
     return np.random.default_rng((seed, purpose, *numbers))
+
+
+class MissingKind(ValueError):
+    """A ratio of images to videos was asked for, of data that lack one of them."""
 
 
 class Group(NamedTuple):
@@ -51,7 +58,8 @@ class Mixture:
             None: as the data sets are.
 
     Raises:
-        ValueError: where there is nothing to mix, or a ratio is asked of one kind alone.
+        ValueError: where there is nothing to mix.
+        MissingKind: where a ratio is asked of one kind alone.
     """
 
     def __init__(self, data_sets: Sequence[DataSet], seed: int = 0, image_to_video: float | None = None):
@@ -75,7 +83,7 @@ class Mixture:
 
     def __getitem__(self, place: int) -> tuple[DataSet, int]:
         epoch, place = divmod(place, len(self))
-        slot = int(_shuffled(len(self), self.seed, epoch)[place])
+        slot = int(_shuffled(tuple(group.size for group in self.groups), self.seed, epoch)[place])
         number = bisect_right(self._ends, slot)
         group = self.groups[number]
         slot -= self._ends[number] - group.size
@@ -98,7 +106,7 @@ def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict
         for kind in (IMAGE, VIDEO)
     )
     if not images or not videos:
-        raise ValueError(
+        raise MissingKind(
             f"image_to_video={image_to_video}, but an epoch has {images:g} samples with images, "
             f"{videos:g} with a video: leave it out, or add data"
         )
@@ -107,5 +115,11 @@ def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict
 
 
 @lru_cache(maxsize=2)  # an epoch, and the next while it begins
-def _shuffled(size: int, seed: int, epoch: int) -> np.ndarray:
-    return draws(seed, ORDER, epoch).permutation(size)
+def _shuffled(sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """The numbers below `sum(sizes)` in random order, each group of so many spread evenly over it."""
+    rng = draws(seed, ORDER, epoch)
+    slots, times = [], []
+    for size, end in zip(sizes, accumulate(sizes)):
+        slots.append(end - size + rng.permutation(size))
+        times.append((np.arange(size) + rng.random(size)) / size)  # one in each of `size` equal parts
+    return np.concatenate(slots)[np.argsort(np.concatenate(times))]

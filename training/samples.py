@@ -15,7 +15,7 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +39,15 @@ HAS_IMAGE = re.compile(rb'"image"\s*:\s*\[?\s*"[^"]')
 HAS_VIDEO = re.compile(rb'"video"\s*:\s*"[^"]')
 
 
+KEYS = {"image", "video", "clip", "conversations", "id"}  # of a line; others mean nothing here
+# other keys that seem to name media, as "images", "video_path" or "image_url" do and "image_id" does not
+MEDIA_KEY = re.compile(
+    r"(?!num_|.*_(ids?|size|sizes|width|height)(_list)?$).*(image|img|video|picture|photo|frame|media)"
+)
+ALONE = re.compile(rf"\A\s*{VIDEO_TOKEN}|^\s*{VIDEO_TOKEN}\s*$", re.MULTILINE)  # as a placeholder stands
+META = '{"name": {"annotation": "data.jsonl", "root": "FOLDER OF THE MEDIA"}}'
+
+
 class BrokenSample(ValueError):
     """A sample that cannot be trained on. `where`: its file and line; `why`: what is wrong with it."""
 
@@ -56,6 +65,7 @@ class Sample:
 
     `turns` are (question, answer) pairs, `system` None for the template's own; either `images` or `video` may
     be there. Placeholders in the questions fit the media: one `<image>` each, or one `<video>`.
+    `ignored` names keys of its line that mean nothing here.
     """
 
     where: str
@@ -64,6 +74,7 @@ class Sample:
     images: tuple[str | Scene, ...] = ()
     video: str | list[Scene] | None = None
     clip_s: tuple[float, float] | None = None
+    ignored: tuple[str, ...] = ()
 
 
 class Lines(NamedTuple):
@@ -85,6 +96,7 @@ class DataSet:
     augment: bool = False
     max_tiles: int | None = None
     length: int | None = None  # as the meta JSON says: `check` compares it
+    has_warned: bool = field(default=False, init=False, compare=False)
 
     @cached_property
     def lines(self) -> Lines:
@@ -117,9 +129,23 @@ class DataSet:
             file.seek(self.lines.offsets[index])
             line = file.readline()
         try:
-            return parse(json.loads(line), self.roots, self.where(index))
+            sample = parse(json.loads(line), self.roots, self.where(index))
         except ValueError as error:  # what json raises, and UnicodeDecodeError, are such
             raise BrokenSample(self.where(index), error) from error
+        except Exception as error:  # a line is a stranger's: nested too deeply, a number of 400 digits, …
+            raise BrokenSample(self.where(index), f"{type(error).__name__}: {error}") from error
+        self._warn_once(sample)
+        return sample
+
+    def _warn_once(self, sample: Sample):
+        """Names what of a sample means nothing here, the first time that it may be media."""
+        ignored = [name for name in sample.ignored if MEDIA_KEY.match(name.lower())]
+        if ignored and not self.has_warned:
+            self.has_warned = True
+            logger.warning(
+                f"{self.name} has {', '.join(ignored)}, which mean nothing here, first in {sample.where} "
+                "(`pvc train check` counts them): media are read from 'image' and 'video'"
+            )
 
 
 class WorldsDataSet(DataSet):
@@ -165,8 +191,15 @@ def read_meta(path: str | os.PathLike) -> list[DataSet]:
     path = Path(path)
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
+        if _is_json_lines(path):
+            raise ValueError(
+                f"{path} is an annotation, a JSON object on each line: expected a meta JSON that names it, "
+                f"such as {META}"
+            ) from error
         raise ValueError(f"{path} is not JSON: {error}") from error
+    if isinstance(meta, dict) and "conversations" in meta:
+        raise ValueError(f"{path} is an annotation of one line: expected a meta JSON, such as {META}")
     if not isinstance(meta, dict) or not meta:
         raise ValueError(f"{path}: expected a JSON object of data sets, name -> fields, at least one")
     return [_data_set(path, name, fields) for name, fields in meta.items()]
@@ -240,10 +273,46 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
         raise ValueError(f"a line is {_shown(record)}: expected an object with 'conversations'")
     images, video, clip_s = _media(record)
     system, turns = _turns(record.get("conversations"))
+    questions = [question for question, _ in turns]
+    ignored = _ignored(record, questions, bool(images or video), video is not None)
     turns = _placed(turns, len(images), video is not None)
     if video:
-        return Sample(where, turns, system, video=_found(video, roots), clip_s=clip_s)
-    return Sample(where, turns, system, images=tuple(_found(image, roots) for image in images))
+        return Sample(where, turns, system, video=_found(video, roots), clip_s=clip_s, ignored=ignored)
+    found = tuple(_found(image, roots) for image in images)
+    return Sample(where, turns, system, images=found, ignored=ignored)
+
+
+def _ignored(record: dict, questions: Sequence[str], has_media: bool, has_video: bool) -> tuple[str, ...]:
+    """Keys of a line that mean nothing here, and `<video>` where it is text.
+
+    Raises:
+        ValueError: for a sample that would be trained on as text alone, but says that it has media.
+    """
+    keys = tuple(key for key, value in record.items() if key not in KEYS and value not in (None, "", [], {}))
+    named = [key for key in keys if _names_media(key, record[key])]
+    if named and not has_media:
+        raise ValueError(
+            f"{', '.join(map(repr, named))}: media are expected in 'image' (a path or a list of paths) or "
+            "'video' (a path); rename the keys, or remove them where nothing is to be shown"
+        )
+
+    if has_video or not any(VIDEO_TOKEN in question for question in questions):
+        return keys
+    if any(ALONE.search(question) for question in questions):
+        raise ValueError(f"a question has the placeholder {VIDEO_TOKEN}, but the sample has no 'video'")
+    return (*keys, f"{VIDEO_TOKEN} in a question")
+
+
+def _names_media(key: str, value) -> bool:
+    return isinstance(value, (str, list, dict)) and bool(value) and MEDIA_KEY.match(key.lower()) is not None
+
+
+def _is_json_lines(path: Path) -> bool:
+    with open(path, "rb") as file:
+        try:
+            return isinstance(json.loads(file.readline()), dict)
+        except (ValueError, RecursionError):
+            return False
 
 
 def _found(name: str, roots: Sequence[str]) -> str:

@@ -8,31 +8,43 @@ The step itself is `trainer.py`'s, the rows are `data.py`'s.
 """
 
 import difflib
+import importlib.util
 import json
 import os
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, fields, replace
 from os import PathLike
 from pathlib import Path
 
 import torch
 import yaml
+from filelock import FileLock, Timeout
 from torch import nn
 from torch.distributed.fsdp import MixedPrecisionPolicy
-from transformers import AutoTokenizer, TrainerCallback, set_seed
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers.integrations import is_tensorboard_available
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+from transformers.utils import is_torch_tf32_available, logging
 
 import pvc.training.cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
+from pvc.conversion.files import check_code_within
 from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.processing_pvc import PVCProcessor
+from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
+from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, trained_steps
-from pvc.training.data import DataOptions, PackedDataset
+from pvc.training.data import DataOptions, PackedDataset, with_kinds_there_are
 from pvc.training.trainer import PVCTrainer, PVCTrainingArguments, is_new, new_parameters_of
+from pvc.training.values import checked
+
+logger = logging.get_logger(__name__)
 
 HERE = Path(__file__).parent
 RECIPES, DEEPSPEED, FSDP2 = HERE / "recipes", HERE / "deepspeed", HERE / "fsdp2.json"
 PARALLEL = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 PARTS = {"vision": ("vision_model",), "projector": ("projector",), "llm": ("language_model", "lm_head")}
+OWN_TOKENIZER = "tokenization_internlm2.InternLM2Tokenizer"
 NEW = "new"  # what config.new_parameters names, wherever it is
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # today, and in transformers 5.12
 FOLLOWING = {  # arguments of the Trainer that a recipe does not set, and what they follow from
@@ -77,6 +89,7 @@ class Recipe:
             its own choice.
         data: see `DataOptions`.
         arguments: further TrainingArguments.
+        asked: names of values set beside the recipe (`--set`); others may give way to the data.
     """
 
     train: list[str] = field(default_factory=lambda: list(PARTS))
@@ -87,6 +100,7 @@ class Recipe:
     attn_implementation: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
     arguments: dict = field(default_factory=dict)
+    asked: frozenset[str] = frozenset()
 
     def __post_init__(self):
         known = (*PARTS, NEW)
@@ -107,28 +121,33 @@ class Recipe:
             raise ValueError(f"rows_per_step is {self.rows_per_step}: expected at least 1")
 
     @classmethod
-    def from_values(cls, values: Mapping) -> "Recipe":
-        """A recipe from names and values as they stand in its file.
+    def from_values(cls, values: Mapping, asked: Iterable[str] = ()) -> "Recipe":
+        """A recipe from names and values as they stand in its file; `asked`: see above.
 
         Raises:
             ValueError: for a name that nothing has, or a value that cannot be.
         """
         own, data, arguments = (_names(kind) for kind in (cls, DataOptions, PVCTrainingArguments))
-        own -= {"data", "arguments"}
+        own -= {"data", "arguments", "asked"}
         for name in FOLLOWING.keys() & values.keys():
             raise ValueError(f"a recipe does not set {name}: it follows from {FOLLOWING[name]}")
         _check_names("a recipe", values, own | data | arguments)
-        values = {name: number_or(value) for name, value in values.items()}
+
         ours = {name: value for name, value in values.items() if name in own}
-        if ours.get("lora") is not None:
-            _check_names("lora", ours["lora"], _names(LoraOptions))
-            ours["lora"] = LoraOptions(**ours["lora"])
-        options = {name: value for name, value in values.items() if name in data}
-        for name, value in options.items():
-            if not isinstance(value, (int, float, type(None))):
-                raise ValueError(f"{name} is {value!r}: expected a number")
-        further = {name: value for name, value in values.items() if name in arguments - own}
-        return cls(**ours, data=DataOptions(**options), arguments=further)
+        lora = ours.pop("lora", None)
+        if lora is not None:
+            _check_names("lora", lora, _names(LoraOptions))
+            lora = LoraOptions(**checked(lora, LoraOptions))
+
+        options = checked({name: values[name] for name in values if name in data}, DataOptions)
+        further = {name: values[name] for name in values if name in arguments - own}
+        return cls(
+            **checked(ours, cls),
+            lora=lora,
+            data=DataOptions(**options),
+            arguments=checked(further, PVCTrainingArguments),
+            asked=frozenset(asked),
+        )
 
 
 def _names(kind: type) -> set[str]:
@@ -175,15 +194,6 @@ def _recipe_path(recipe: str | PathLike, folder: Path) -> Path:
     raise FileNotFoundError(f"no such recipe: {recipe} (expected a YAML file, or one of {names})")
 
 
-def number_or(value):
-    """The value, as a number where it is the text of one: YAML takes 2e-5, without a dot, for a text."""
-    try:
-        number = float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
-    return int(number) if isinstance(value, str) and number.is_integer() else number
-
-
 def parse_changes(settings: list[str]) -> dict:
     """`name=value` texts, the values as YAML."""
     changes = {}
@@ -224,7 +234,13 @@ def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
         "ignore_data_skip": True,  # the loader itself goes on where it stopped
         checkpointing: recipe.gradient_checkpointing and recipe.parallel != "fsdp2",
     }
-    arguments = PVCTrainingArguments(**defaults | recipe.arguments | fixed | _sharding(recipe))
+    if recipe.parallel.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise ImportError(
+            f"parallel is {recipe.parallel!r}, which needs deepspeed: pip install '.[deepspeed]', or take "
+            "--set parallel=ddp"
+        )
+    own = _that_this_machine_has(recipe.arguments)
+    arguments = PVCTrainingArguments(**defaults | own | fixed | _sharding(recipe))
     if arguments.world_size != processes or arguments.n_gpu > 1:
         raise ValueError(
             f"{processes} processes were started, the Trainer has {arguments.world_size} with up to "
@@ -239,6 +255,33 @@ def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
 
         deepspeed.init_distributed()  # on CPUs the Trainer does not, and ZeRO-3 asks while the model loads
     return arguments
+
+
+def _that_this_machine_has(arguments: dict) -> dict:
+    """The arguments without what this machine cannot do, and a run can do without; a line says which."""
+    arguments = dict(arguments)
+    if arguments.get("tf32") and not is_torch_tf32_available():
+        logger.warning("tf32 is left out: it needs a GPU of NVIDIA's Ampere generation or a later one")
+        del arguments["tf32"]
+
+    report_to = arguments.get("report_to")
+    wanted = report_to if isinstance(report_to, list) else [report_to]
+    if "tensorboard" in wanted and not is_tensorboard_available():
+        logger.warning(
+            "TensorBoard is not installed (pip install tensorboard): the run goes on without its logs"
+        )
+        arguments["report_to"] = [name for name in wanted if name != "tensorboard"] or "none"
+    return arguments
+
+
+def _on_this_machine(recipe: Recipe) -> Recipe:
+    """The recipe, with "ddp" where one process has nothing to share."""
+    if recipe.parallel == "ddp" or int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        return recipe
+    logger.warning(
+        f"parallel is {recipe.parallel!r}, but one process has nothing to share: it trains as it is"
+    )
+    return replace(recipe, parallel="ddp")
 
 
 def _sharding(recipe: Recipe) -> dict:
@@ -258,9 +301,27 @@ def _sharding(recipe: Recipe) -> dict:
 
 
 def load_processor(model: str | PathLike) -> PVCProcessor:
-    """The processor in the folder of a model, with this package's classes."""
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=True)
-    return PVCProcessor.from_pretrained(model, tokenizer=tokenizer, trust_remote_code=True)
+    """The processor in the folder of a model, with this package's classes.
+
+    Of the folder's code, only a tokenizer's runs, where it is not ours.
+
+    Raises:
+        ValueError: where the folder leads to code outside of it.
+    """
+    check_code_within(model)
+    # from_pretrained would load both parts through the folder's code first
+    parts = [PVCImageProcessor.from_pretrained(model), _load_tokenizer(model)]
+    values, _ = PVCProcessor.get_processor_dict(model)
+    return PVCProcessor.from_args_and_dict(parts, values)
+
+
+def _load_tokenizer(model: str | PathLike) -> PreTrainedTokenizerBase:
+    values = get_tokenizer_config(model)
+    auto_map = values.get("auto_map") or {}
+    named = auto_map.get("AutoTokenizer") if isinstance(auto_map, dict) else auto_map
+    if OWN_TOKENIZER in (named if isinstance(named, list) else [named]):
+        return InternLM2Tokenizer.from_pretrained(model)
+    return AutoTokenizer.from_pretrained(model, trust_remote_code=True)
 
 
 def choose_trained(model: PVCForConditionalGeneration, train: list[str]):
@@ -323,20 +384,63 @@ def train(
 
     Args:
         model: its tokenizer's code is run, if it has any.
-        resume: go on after the last whole checkpoint in `output`, if there is one.
+        resume: go on after the last whole checkpoint in `output`, if there is one; after the last step, the
+            result is written from it.
         callbacks: for the Trainer.
 
     Raises:
         ValueError: where the recipe does not fit the model or the processes, or `output` has another run.
+        BlockingIOError: where another run is training into `output`.
         BrokenSample: for more broken samples than the recipe lets pass.
     """
     output = Path(output)
-    checkpoint = _checkpoint_to_resume(output, str(model), resume)
+    with _locked(output):
+        checkpoint = _checkpoint_to_resume(output, str(model), resume)
+        trainer = _trainer(recipe, model, data, output, callbacks)
+        _train(trainer, checkpoint)
+    return trainer
+
+
+@contextmanager
+def _locked(output: Path):
+    """Keeps other runs out of a folder; of several processes, the first does.
+
+    Raises:
+        BlockingIOError: where another run has it.
+    """
+    if int(os.environ.get("RANK", 0)) != 0:
+        yield
+        return
+    real = output.resolve()
+    real.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(real.parent / f".{real.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout as error:
+        raise BlockingIOError(
+            f"another run is training into {output}: wait until it ends, or choose another output"
+        ) from error
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # Windows removes no open file
+            os.unlink(lock.lock_file)
+        lock.release()
+
+
+def _trainer(
+    recipe: Recipe, model: str | PathLike, data: str | PathLike, output: Path, callbacks
+) -> PVCTrainer:
+    """The model, the data and all else of a run that is about to start."""
+    written, recipe = recipe, _on_this_machine(recipe)
     arguments = training_arguments(recipe, output)
+    _warn_of_few_rows(recipe)
     set_seed(arguments.seed)  # LoRA's matrices are drawn below
     processor = load_processor(model)
     rank = {"rank": arguments.process_index, "world_size": arguments.world_size}
-    dataset = PackedDataset(data, processor, recipe.data, **rank)
+    dataset = with_kinds_there_are(
+        lambda options: PackedDataset(data, processor, options, **rank), recipe.data, recipe.asked
+    )
     dtype = PVCConfig.from_pretrained(model).dtype
     is_cast = arguments.deepspeed and arguments.bf16  # by DeepSpeed, which keeps float32 weights of its own
     net = PVCForConditionalGeneration.from_pretrained(
@@ -348,16 +452,33 @@ def train(
     net = with_lora(net, recipe.lora) if recipe.lora else net
     trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
     if arguments.should_save:
-        (output / "recipe.yaml").write_text(_as_yaml(recipe), encoding="utf-8")
-    if checkpoint and trained_steps(checkpoint) >= arguments.max_steps:
-        raise ValueError(
-            f"{checkpoint} has had its {arguments.max_steps} steps: it is a whole model, or raise max_steps"
+        (output / "recipe.yaml").write_text(_as_yaml(written), encoding="utf-8")
+    return trainer
+
+
+def _warn_of_few_rows(recipe: Recipe):
+    rows = recipe.arguments["max_steps"] * recipe.rows_per_step
+    if rows < recipe.data.pool:
+        logger.warning(
+            f"{rows} rows are the whole run, but {recipe.data.pool} are packed together (pool): which "
+            f"samples come is random; take more steps, or --set pool={rows}"
         )
-    trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
-    trainer.save_model()
+
+
+def _train(trainer: PVCTrainer, checkpoint: Path | None):
+    """Trains, from a checkpoint on if there is one, and writes the result."""
+    steps = trainer.args.max_steps
+    if checkpoint and trained_steps(checkpoint) >= steps:
+        logger.warning(
+            f"{checkpoint} has had its {steps} steps: the result is written from it; to train on, raise "
+            "max_steps"
+        )
+        trainer.write_result(checkpoint)
+    else:
+        trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
+        trainer.save_model()
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # none ends the process group while the first still writes
-    return trainer
 
 
 def _checkpoint_to_resume(output: Path, model: str, resume: bool) -> Path | None:
@@ -371,5 +492,6 @@ def _checkpoint_to_resume(output: Path, model: str, resume: bool) -> Path | None
 
 def _as_yaml(recipe: Recipe) -> str:
     values = asdict(recipe)
+    del values["asked"]
     values |= values.pop("data") | values.pop("arguments")
     return yaml.safe_dump(values, sort_keys=False)

@@ -14,6 +14,8 @@ whichever process and in whichever accumulated batch they are: how a step is spl
 """
 
 import json
+import os
+import shutil
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -24,10 +26,21 @@ import torch.nn.functional as F
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import nn
-from transformers import PreTrainedConfig, Trainer, TrainingArguments
+from transformers import PreTrainedConfig, Trainer, TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 
 from pvc.processing_pvc import PVCProcessor
-from pvc.training.checkpoint import ADAPTER, PEFT_PREFIX, merged, save_folder
+from pvc.training.checkpoint import (
+    ADAPTER,
+    LAST_WRITTEN,
+    PARTIAL,
+    PEFT_PREFIX,
+    merged,
+    place_checkpoint,
+    place_result,
+    save_folder,
+    weights_of,
+)
 from pvc.training.data import PackedDataset, PackLoader
 from pvc.training.encoding import IGNORED
 from pvc.training.muon import IS_MATRIX, MuonWithAdamW, is_matrix
@@ -187,6 +200,7 @@ class PVCTrainer(Trainer):
         self.loader: PackLoader | None = None
         self.seen = torch.zeros(len(COUNTED), dtype=torch.long)  # by all processes, from the start of the run
         self._seen_here = torch.zeros_like(self.seen)  # since the last exchange
+        self._is_partial = False  # while a checkpoint is written
         self._last_log: tuple[float, torch.Tensor] | None = None
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
         # set by the Trainer, and would be saved; each row says it for itself
@@ -281,15 +295,52 @@ class PVCTrainer(Trainer):
 
     # -------------------------------------------------------------------------------------------- checkpoints
 
+    def _save_checkpoint(self, model, trial):
+        """As the Trainer does it, but in a folder beside, which is renamed once it is whole."""
+        name = f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}"
+        output = Path(self.args.output_dir)
+        self._clear_partial()
+        self._is_partial = True
+        try:
+            super()._save_checkpoint(model, trial)
+        finally:
+            self._is_partial = False
+
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            place_checkpoint(output / PARTIAL / name, output / name)
+            limit = self.args.save_total_limit
+            rotate_checkpoints(output_dir=str(output), save_total_limit=limit, use_mtime=True)
+        self._clear_partial()
+
+    def _get_output_dir(self, trial) -> str:
+        folder = super()._get_output_dir(trial)
+        return os.path.join(folder, PARTIAL) if self._is_partial else folder
+
+    def _clear_partial(self):
+        """Removes what is not whole, on all processes' behalf."""
+        if self.args.should_save:
+            shutil.rmtree(Path(self.args.output_dir) / PARTIAL, ignore_errors=True)
+        self.accelerator.wait_for_everyone()
+
     def _save(self, output_dir: str | None = None, state_dict: dict | None = None):
         if not self.args.should_save:
             return
         folder = Path(output_dir or self.args.output_dir)
         state_dict = self.model.state_dict() if state_dict is None else state_dict
-        if self.peft_config:
-            self.model.save_pretrained(folder / ADAPTER, state_dict=state_dict, save_embedding_layers=False)
-            state_dict = merged(state_dict, self.peft_config.lora_alpha / self.peft_config.r)
         is_result = folder == Path(self.args.output_dir)
+        target = folder / PARTIAL if is_result else folder
+        if is_result:
+            shutil.rmtree(target, ignore_errors=True)
+
+        if self.peft_config:
+            self.model.save_pretrained(target / ADAPTER, state_dict=state_dict, save_embedding_layers=False)
+            state_dict = merged(state_dict, self.peft_config.lora_alpha / self.peft_config.r)
+        self._save_folder(target, state_dict, is_result)
+        if is_result:
+            place_result(target, folder)
+
+    def _save_folder(self, folder: Path, state_dict: dict, is_result: bool):
         save_folder(
             folder,
             self.model_class,
@@ -299,7 +350,20 @@ class PVCTrainer(Trainer):
             self.processor,
             dtype=self.save_dtype if is_result else None,
             steps=self.state.global_step,
+            name=Path(self.args.output_dir).resolve().name if is_result else None,
         )
+
+    def write_result(self, checkpoint: Path):
+        """Writes what a run leaves in `output_dir` from the checkpoint of its last step, without training."""
+        self.state = TrainerState.load_from_json(str(checkpoint / LAST_WRITTEN))
+        self._clear_partial()
+        if self.args.should_save:
+            output = Path(self.args.output_dir)
+            if (checkpoint / ADAPTER).is_dir():
+                shutil.copytree(checkpoint / ADAPTER, output / PARTIAL / ADAPTER)
+            self._save_folder(output / PARTIAL, weights_of(checkpoint), is_result=True)
+            place_result(output / PARTIAL, output)
+        self.accelerator.wait_for_everyone()
 
     def _save_rng_state(self, output_dir: str):
         """Random numbers, and the place in the data, of all processes; the Trainer's state comes after.
