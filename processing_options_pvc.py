@@ -168,3 +168,15 @@ def flat(sources, is_one=lambda source: False) -> list:
 
 def is_frame_list(source) -> bool:
     return len(source) > 0 and (isinstance(source[0], Image.Image) or getattr(source[0], "ndim", 0) == 3)
+
+
+def check_groups(prompts: list[str], images):
+    """Raises where pictures come as a list for each prompt, and one is not as long as its prompt asks."""
+    if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
+        return
+    for i, (prompt, group) in enumerate(zip(prompts, images)):
+        asked, given = prompt.count("<image>"), len(flat(group))
+        if isinstance(group, (list, tuple)) and asked != given:
+            raise ValueError(
+                f"prompt {i} has {asked} <image> placeholders, but its list {given}: pass one each"
+            )

@@ -58,6 +58,7 @@ from .processing_options_pvc import (
     Options,
     block_options,
     block_source,
+    check_groups,
     flat,
     is_frame_list,
     merge_options,
@@ -401,7 +402,7 @@ class PVCProcessor(ProcessorMixin):
                     f"{asked} {token} placeholders in the text, but {len(given)} given as {kind}: write one "
                     f"{token} for each, as apply_chat_template does"
                 )
-        _check_groups(prompts, images)
+        check_groups(prompts, images)
         left = {token: iter(given) for token, given in sources.items()}
         expanded = []
         for prompt in prompts:
@@ -689,18 +690,6 @@ def _check_block(block, message: int):
         FrameChoice(**{name: block[name] for name in FRAME_OPTIONS if name in block}).check()
     except ValueError as error:
         raise MessageError(f"message {message}, {kind} block: {error}") from error
-
-
-def _check_groups(prompts: list[str], images):
-    """Raises where pictures come as a list for each prompt, and one is not as long as its prompt asks."""
-    if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
-        return
-    for i, (prompt, group) in enumerate(zip(prompts, images)):
-        asked, given = prompt.count(IMAGE_TOKEN), len(flat(group))
-        if isinstance(group, (list, tuple)) and asked != given:
-            raise ValueError(
-                f"prompt {i} has {asked} {IMAGE_TOKEN} placeholders, but its list {given}: pass one each"
-            )
 
 
 PVCImageProcessor.register_for_auto_class("AutoImageProcessor")
