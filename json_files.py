@@ -21,33 +21,37 @@ READ_BY_PROCESSOR = (
 )
 
 
+class DamagedFile(ValueError, OSError):
+    """A file that does not hold what its name says: an OSError to who loads, a ValueError to who checks."""
+
+
 def read_json_object(path: str | os.PathLike) -> dict:
     """The object in the file `path`.
 
     Raises:
-        ValueError: where it is not JSON in UTF-8, no object, too large, nested too deeply, or has a name
+        DamagedFile: where it is not JSON in UTF-8, no object, too large, nested too deeply, or has a name
             twice.
         OSError: where it cannot be read.
     """
     path = Path(path)
     size = path.stat().st_size
     if not path.is_file():
-        raise ValueError(f"{path} is not JSON, but a folder or a device")
+        raise DamagedFile(f"{path} is not JSON, but a folder or a device")
     if size > JSON_BYTES:
-        raise ValueError(f"{path} has {size:,} bytes: expected a JSON file of at most {JSON_BYTES:,}")
+        raise DamagedFile(f"{path} has {size:,} bytes: expected a JSON file of at most {JSON_BYTES:,}")
 
     too_deep = f"{path} is nested too deeply: expected at most {JSON_DEPTH} levels of JSON"
     try:
         values = json.loads(path.read_bytes().decode(), object_pairs_hook=_object)
     except RecursionError as error:
-        raise ValueError(too_deep) from error
+        raise DamagedFile(too_deep) from error
     except ValueError as error:  # of the syntax, of the encoding, or of a number
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise DamagedFile(f"{path} is not JSON: {error}") from error
 
     if not isinstance(values, dict):
-        raise ValueError(f"{path} holds no object of JSON, but a {type(values).__name__}")
+        raise DamagedFile(f"{path} holds no object of JSON, but a {type(values).__name__}")
     if _is_deeper(values, JSON_DEPTH):
-        raise ValueError(too_deep)
+        raise DamagedFile(too_deep)
     return values
 
 
@@ -55,21 +59,22 @@ def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
     """Which file beside the index `path` holds which tensor.
 
     Raises:
-        ValueError, OSError: as `read_json_object`, and where it is no index of files beside it.
+        DamagedFile, OSError: as `read_json_object`, and where it is no index of files beside it.
     """
+    folder, name = os.path.split(path)
+    damaged = f"{folder}: a file of weights or their index is damaged ({name} is not an index of weights: "
+
     try:
         weight_map = read_json_object(path).get("weight_map")
     except ValueError as error:
-        raise ValueError(f"{path} is not an index of weights: {error}") from error
+        raise DamagedFile(f"{damaged}{error})") from error
     if not isinstance(weight_map, dict):
-        raise ValueError(f"{path} is not an index of weights: weight_map is no object")
+        raise DamagedFile(f"{damaged}weight_map is no object)")
 
-    for name, file in weight_map.items():
+    for tensor, file in weight_map.items():
         if not isinstance(file, str) or not is_plain_name(file):
-            raise ValueError(
-                f"{path} is not an index of weights: {name!r:.200} is in {file!r:.200}, expected the name of "
-                "a file beside it"
-            )
+            expected = "expected the name of a file beside it"
+            raise DamagedFile(f"{damaged}{tensor!r:.200} is in {file!r:.200}, {expected})")
     return weight_map
 
 
@@ -85,7 +90,7 @@ def check_json_files(
     there is no such folder.
 
     Raises:
-        ValueError, OSError: as `read_json_object` and `read_weight_index`.
+        DamagedFile, OSError: as `read_json_object` and `read_weight_index`.
     """
     if folder is None:
         return
