@@ -14,9 +14,9 @@ PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 HEADER_BYTES = 128
 INTEGERS = (0, 1, 127, 128, 255, 256, 32767, 32768, 65535, 65536, 2**31 - 1, 2**31, 2**32 - 1, 2**63 - 1)
 VALUES = (
-    None, True, False, 0, -1, 1, 2, 7, 10**9, 10**30, -(10**400), 0.5, -0.0, 1e-320, float("inf"), float("nan"),
-    "", "x", "\x00", "\x1b[31m", "../../x", "/etc/hostname", "http://127.0.0.1:9/x", "é" * 300, "\ud800",
-    [], [[]], ["x"], [1, "x", None], {}, {"x": 1}, {"type": "x"},
+    None, True, False, 0, -1, 1, 2, 7, 10**9, 10**30, -(10**400), 0.5, -0.0, 1e-320,
+    float("inf"), float("nan"), "", "x", "\x00", "\x1b[31m", "../../x", "/etc/hostname", "http://127.0.0.1:9/x",
+    "é" * 300, "\ud800", [], [[]], ["x"], [1, "x", None], {}, {"x": 1}, {"type": "x"},
 )  # fmt: skip
 DEPTH = 100_000  # of brackets within brackets: deeper than any parser's recursion
 
@@ -114,7 +114,7 @@ def with_checksums(content: bytes) -> bytes:
     return bytes(fixed)
 
 
-# ------------------------------------------------------------------------------------------- JSON, safetensors
+# ------------------------------------------------------------------------------------------ JSON, safetensors
 
 
 def _mutate_json(rng: np.random.Generator, content: bytes, other: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Small valid files to start from: images, videos, JSON files and safetensors, made here, the same in each run."""
+"""Small valid files to start from: images, videos, JSON and safetensors, the same in each run."""
 
 import io
 import json
