@@ -1,0 +1,26 @@
+"""Damaged files are read or refused with a documented error, in time and within memory."""
+
+import pytest
+
+from .runner import inputs, run
+
+# a minute on one core, all kinds together
+COUNTS = {"image": 2500, "video": 1000, "json": 700, "safetensors": 400}
+SEED = 18
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_damaged_files_are_read_or_refused_with_a_documented_error(kind):
+    report = run(kind, SEED, COUNTS[kind], seconds=None)
+
+    assert report.count == COUNTS[kind]
+    assert report.read > 0
+    assert not report.findings, str(report)
+
+
+def test_an_input_is_the_same_in_every_run():
+    first, second = inputs("json", SEED, 40, 40), inputs("json", SEED)
+    again = {input_.number: input_.content for input_, _ in zip(second, range(200))}
+
+    for input_, _ in zip(first, range(4)):
+        assert input_.content == again[input_.number]
