@@ -103,6 +103,10 @@ class PVCModelTest(ModelTesterMixin, GenerationTesterMixin, unittest.TestCase):
     def test_config(self):
         self.config_tester.run_common_tests()
 
+    def _image_features_prepare_config_and_inputs(self):
+        config, inputs = self.model_tester.prepare_config_and_inputs_for_common()
+        return config, {name: inputs[name] for name in ("pixel_values", "clip_grid")}
+
 
 class InternLM2Tester:
     batch_size = BATCH
