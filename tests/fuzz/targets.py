@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import SourceWeights
@@ -103,7 +104,8 @@ def read_config(content: bytes, name: str, number: int, folder: Path):
 
 def read_processor(content: bytes, name: str, number: int, folder: Path):
     _written(folder / "processor_config.json", content)
-    PVCImageProcessor.from_pretrained(folder)
+    processor = PVCImageProcessor.from_pretrained(folder)
+    _check_tiles(processor.preprocess(Image.new("RGB", (40, 30)))["pixel_values"])  # what is taken also works
 
 
 def plan_conversion(content: bytes, name: str, number: int, folder: Path):
