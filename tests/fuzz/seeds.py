@@ -91,6 +91,7 @@ def _noise(mode: str, width: int, height: int) -> Image.Image:
 
     if mode in ("I;16", "I", "F"):
         values = rng.integers(0, 65536, (height, width))
+        values = values / 65535 if mode == "F" else values
         dtype = {"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]
         return Image.fromarray(values.astype(dtype))
 

@@ -22,6 +22,7 @@ from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.preprocess import load_image, load_video, read_frames
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.publish import checked_files
+from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.samples import read_meta
 
 from .paths import CHECKPOINT, GOLDEN
@@ -78,7 +79,7 @@ def _written(path: Path, content: bytes) -> Path:
 
 @cache
 def _processor() -> PVCProcessor:
-    return PVCProcessor.from_pretrained(CHECKPOINT)
+    return PVCProcessor(IMAGE_PROCESSOR, InternLM2Tokenizer.from_pretrained(CHECKPOINT))
 
 
 def _asked(block: dict) -> torch.Tensor:

@@ -3,10 +3,14 @@
 import pytest
 
 from .runner import inputs, run
+from .seeds import PLAYLISTS, make
+from .targets import TARGETS
 
 # a minute on one core, all kinds together
 COUNTS = {"image": 2500, "video": 1000, "json": 700, "safetensors": 400}
 SEED = 18
+NEEDED = ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "avif", "mpo")  # other formats may be refused
+INCOMPLETE = ("model.safetensors.index.json", "released.json")  # of other weights than those beside them
 
 
 @pytest.mark.parametrize("kind", COUNTS)
@@ -24,3 +28,17 @@ def test_an_input_is_the_same_in_every_run():
 
     for input_, _ in zip(first, range(4)):
         assert input_.content == again[input_.number]
+
+
+@pytest.mark.parametrize("kind", COUNTS)
+def test_an_undamaged_file_is_read_in_every_way(kind, tmp_path):
+    """Else a mistake of these tests could pass for a refusal."""
+    for seed in make(kind):
+        may_be_refused = kind == "image" and seed.name.rpartition(".")[2] not in NEEDED
+        if may_be_refused or seed.name in PLAYLISTS or seed.name in INCOMPLETE:
+            continue
+
+        folder = tmp_path / seed.target
+        folder.mkdir(exist_ok=True)
+        for number in range(12):
+            TARGETS[seed.target](seed.content, seed.name, number, folder)
