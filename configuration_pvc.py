@@ -1,14 +1,27 @@
 """Configuration of PVC: the ViT with progressive encoding, InternLM2, and the whole.
 
 `PVCConfig()` is PVC-InternVL2-8B. The fields keep the names of InternVL2's released configurations; what
-PVC adds is listed in the docstrings. Each constructor checks how its numbers relate and says both in the
-error; token ids are checked where they are used, since small vocabularies exist. No tensors here.
+PVC adds is listed in the docstrings. Each constructor checks the type and range of its fields and how its
+numbers relate, and says so in the error; that token ids are in the vocabulary is checked where they are used,
+since small vocabularies exist. No tensors here.
 """
 
-from transformers import AutoConfig, PretrainedConfig
+import math
+import reprlib
+from collections.abc import Mapping
+from contextlib import contextmanager
+from types import SimpleNamespace
 
-from .conversation import get_conv_template
+from transformers import AutoConfig, PretrainedConfig
+from transformers.activations import ACT2FN
+
+from .conversation import TEMPLATES
 from .json_files import check_json_files
+
+try:
+    from huggingface_hub.errors import StrictDataclassError
+except ImportError:  # an older hub: transformers then raises TypeError
+    StrictDataclassError = TypeError
 
 MODEL_TYPES = ("pvc", "pvc_internvl", "internvl_chat")  # ours, the release's, InternVL's
 LLM_TYPES = ("internlm2", "llama", "qwen2", "qwen3", "phi3")
@@ -24,7 +37,30 @@ AUTO_MAP = {
     "AutoModel": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_pvc.PVCForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_pvc.PVCForConditionalGeneration",
 }
+LARGEST_INTEGER = 2**31 - 1  # of any field: sizes and token ids beyond it are no model
+MOST_LAYERS = 10_000
+ROPE_TYPES = ("default", "linear", "dynamic")  # of InternLM2
+MOST_LABELS = 100_000
+LLM_SIZES = {
+    "vocab_size": LARGEST_INTEGER,
+    "hidden_size": LARGEST_INTEGER,
+    "intermediate_size": LARGEST_INTEGER,
+    "num_hidden_layers": MOST_LAYERS,
+    "num_attention_heads": LARGEST_INTEGER,
+    "max_position_embeddings": LARGEST_INTEGER,
+}
+WRONG_TYPE_ERRORS = (
+    TypeError,
+    AttributeError,
+    KeyError,
+    ArithmeticError,
+    RecursionError,
+    StrictDataclassError,
+)
+SHORT = reprlib.Repr()
+SHORT.maxstring, SHORT.maxother, SHORT.maxlevel = 60, 60, 3
 
 
 def _require(condition: bool, message: str):
@@ -32,17 +68,97 @@ def _require(condition: bool, message: str):
         raise ValueError(message)
 
 
-def _require_positive_integers(config, *names: str):
+def _require_integers(config, *names: str, least: int = 1, most: int = LARGEST_INTEGER):
     for name in names:
         value = getattr(config, name)
         _require(
-            isinstance(value, int) and value >= 1,
-            f"{name} is {value!r}: expected at least 1, a whole number",
+            type(value) is int and least <= value <= most,
+            f"{name} is {_shown(value)}: expected at least {least}"
+            f"{'' if most == LARGEST_INTEGER else f' and at most {most}'}, a whole number",
+        )
+
+
+def _require_numbers(config, *names: str, least: float = 0.0, most: float = math.inf):
+    for name in names:
+        value = getattr(config, name)
+        _require(
+            _is_number(value) and least <= value <= most,
+            f"{name} is {_shown(value)}: expected a number of at least {least:g}"
+            f"{'' if most == math.inf else f' and at most {most:g}'}",
+        )
+
+
+def _require_booleans(config, *names: str):
+    for name in names:
+        value = getattr(config, name)
+        _require(isinstance(value, bool), f"{name} is {_shown(value)}: expected true or false")
+
+
+def _require_token_ids(config, *names: str):
+    """None, an id, or a list of ids."""
+    for name in names:
+        value = getattr(config, name)
+        ids = value if isinstance(value, list | tuple) else [value]
+        whole = all(type(x) is int and abs(x) <= LARGEST_INTEGER for x in ids)
+        _require(
+            value is None or (len(ids) > 0 and whole),
+            f"{name} is {_shown(value)}: expected a token id, a list of them, or none",
         )
 
 
 def _require_one_of(name: str, value, allowed):
-    _require(value in allowed, f"{name} is {value!r}: expected one of {', '.join(map(repr, allowed))}")
+    known = isinstance(value, str) and value in allowed
+    _require(known, f"{name} is {_shown(value)}: expected one of {', '.join(map(repr, allowed))}")
+
+
+def _require_dict(name: str, value):
+    _require(
+        value is None or isinstance(value, Mapping), f"{name} is {_shown(value)}: expected a dict or none"
+    )
+
+
+def _require_activation(name: str, value):
+    known = isinstance(value, str) and value in ACT2FN
+    _require(known, f"{name} is {_shown(value)}: expected a name of transformers' ACT2FN, such as 'gelu'")
+
+
+def _is_number(value) -> bool:
+    """An int or float that float32 can hold; true and false are none."""
+    return type(value) in (int, float) and -1e38 < value < 1e38
+
+
+def _shown(value) -> str:
+    """`repr` of a value, cut where it is long or deep: it may come from a damaged file."""
+    if type(value) is int and abs(value) > 10**30:
+        return "an integer of more than 30 digits"
+    return SHORT.repr(value)
+
+
+@contextmanager
+def _as_value_errors(what: str):
+    """Turns what transformers raises for fields of a wrong type into a ValueError that names `what`."""
+    try:
+        yield
+    except (
+        TypeError,
+        AttributeError,
+        KeyError,
+        OverflowError,
+        RecursionError,
+        StrictDataclassError,
+    ) as error:
+        raise ValueError(f"{what} has a field of a wrong type or value: {error}") from error
+
+
+def _require_common_fields(values: dict):
+    """Checks those of transformers' own fields that a wrong value makes hang, or fail without its name."""
+    labels = values.get("num_labels")
+    _require(
+        labels is None or (type(labels) is int and 0 <= labels <= MOST_LABELS),
+        f"num_labels is {_shown(labels)}: expected a whole number of at most {MOST_LABELS}",
+    )
+    for name in ("id2label", "label2id", "auto_map"):
+        _require_dict(name, values.get(name))
 
 
 class InternVisionConfig(PretrainedConfig):
@@ -108,15 +224,23 @@ class InternVisionConfig(PretrainedConfig):
         self.time_embed_dim = time_embed_dim
         self.temporal_condition = temporal_condition
         self._check()
-        super().__init__(**kwargs)
+        _require_common_fields(kwargs)
+        with _as_value_errors("vision_config"):
+            super().__init__(**kwargs)
 
     def _check(self):
-        _require_positive_integers(
-            self, "hidden_size", "num_attention_heads", "num_hidden_layers", "patch_size", "image_size"
-        )
-        _require(
-            0 <= self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}: expected 0 to below 1"
-        )
+        _require_integers(self, "num_channels", "patch_size", "image_size", "hidden_size")
+        _require_integers(self, "num_attention_heads", "intermediate_size")
+        _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
+        _require_integers(self, "num_temporal_layers", "time_embed_dim", least=-MOST_LAYERS)
+        _require_numbers(self, "layer_norm_eps", "initializer_range", "initializer_factor")
+        _require_numbers(self, "dropout", "attention_dropout", "drop_path_rate", most=1)
+        _require_booleans(self, "qkv_bias", "qk_normalization")
+        _require_activation("hidden_act", self.hidden_act)
+        _require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
+        _require_one_of("temporal_condition", self.temporal_condition, ("x+te", "te", "none"))
+
+        _require(self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}: expected 0 to below 1")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of "
@@ -135,8 +259,6 @@ class InternVisionConfig(PretrainedConfig):
             self.time_embed_dim > 0 and self.time_embed_dim % 2 == 0,
             f"time_embed_dim {self.time_embed_dim} is not a positive even number (half cosines, half sines)",
         )
-        _require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
-        _require_one_of("temporal_condition", self.temporal_condition, ("x+te", "te", "none"))
 
 
 class InternLM2Config(PretrainedConfig):
@@ -197,18 +319,25 @@ class InternLM2Config(PretrainedConfig):
         self.rms_norm_eps = rms_norm_eps
         self.use_cache = use_cache
         self.bias = bias
-        rope = dict(rope_parameters or rope_scaling or {})
-        legacy_type = rope.pop("type", "default")
-        self.rope_parameters = {"rope_type": legacy_type, "rope_theta": rope_theta} | rope
+        self.rope_parameters = _internlm2_rope(rope_theta, rope_scaling, rope_parameters)
         self.pad_token_id = pad_token_id
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
         self._check()
-        super().__init__(**kwargs)
+        _require_common_fields(kwargs)
+        with _as_value_errors("llm_config"):
+            super().__init__(**kwargs)
 
     def _check(self):
-        _require_positive_integers(self, "hidden_size", "num_attention_heads", "num_key_value_heads")
+        _require_integers(self, "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+        _require_integers(self, "num_attention_heads", "num_key_value_heads")
+        _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
+        _require_numbers(self, "initializer_range", "rms_norm_eps")
+        _require_booleans(self, "use_cache", "bias", "tie_word_embeddings")
+        _require_token_ids(self, "pad_token_id", "bos_token_id", "eos_token_id")
+        _require_activation("hidden_act", self.hidden_act)
+
         _require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of "
@@ -219,15 +348,31 @@ class InternLM2Config(PretrainedConfig):
             f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{self.num_key_value_heads}",
         )
-        _require_one_of("rope_type", self.rope_parameters["rope_type"], ("default", "linear", "dynamic"))
-        _require(
-            self.rope_parameters["rope_type"] == "default" or self.rope_parameters.get("factor", 0) >= 1,
-            f"rope_scaling {self.rope_parameters} needs a factor of at least 1",
-        )
+        check_internlm2_rope(self.rope_parameters)
 
     @property
     def rope_theta(self) -> float:
         return self.rope_parameters["rope_theta"]
+
+
+def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
+    """RoPE's settings under transformers' names, from these or the released ones."""
+    _require_dict("rope_scaling", rope_scaling)
+    _require_dict("rope_parameters", rope_parameters)
+    rope = dict(rope_parameters or rope_scaling or {})
+    legacy_type = rope.pop("type", "default")
+    return {"rope_type": legacy_type, "rope_theta": rope_theta} | rope
+
+
+def check_internlm2_rope(rope: dict):
+    """Raises a ValueError where `rope_parameters` are none that InternLM2 computes."""
+    kind, theta, factor = (rope.get(name) for name in ("rope_type", "rope_theta", "factor"))
+    _require_one_of("rope_type", kind, ROPE_TYPES)
+    _require(_is_number(theta) and theta > 0, f"rope_theta is {_shown(theta)}: expected a number above 0")
+    _require(
+        kind == "default" or (_is_number(factor) and factor >= 1),
+        f"rope_scaling {_shown(rope)} needs a factor of at least 1",
+    )
 
 
 class PVCConfig(PretrainedConfig):
@@ -237,7 +382,7 @@ class PVCConfig(PretrainedConfig):
     Args:
         vision_config: an `InternVisionConfig` or its dict.
         llm_config: configuration of the LLM or its dict: InternLM2, or Llama, Qwen2, Qwen3, Phi3 as
-            transformers has them.
+            transformers has them. Also called `text_config`.
         downsample_ratio: side of the grid of visual tokens over side of the grid of patches; 0.25 leaves 64
             of 1024.
         image_repeats: how often an image is shown; 1 to 4 in the paper's ablation.
@@ -265,13 +410,13 @@ class PVCConfig(PretrainedConfig):
     tile.
 
     Raises:
-        ValueError: where numbers do not fit each other (grid and ratio, layers, repeats), or a name is
-            unknown.
+        ValueError: where a field has a wrong type, numbers do not fit each other (grid and ratio, layers,
+            repeats), or a name is unknown.
     """
 
     model_type = "pvc"
     sub_configs = {"vision_config": InternVisionConfig, "llm_config": AutoConfig}
-    attribute_map = {"img_context_token_id": "image_token_id"}
+    attribute_map = {"img_context_token_id": "image_token_id", "text_config": "llm_config"}
 
     def __init__(
         self,
@@ -296,7 +441,7 @@ class PVCConfig(PretrainedConfig):
         **kwargs,
     ):
         self.vision_config = _vision_config(vision_config)
-        self.llm_config = _llm_config(llm_config)
+        self.llm_config = _llm_config(kwargs.pop("text_config", llm_config))
         self.downsample_ratio = downsample_ratio
         self.image_repeats = image_repeats
         self.video_repeats = video_repeats
@@ -312,36 +457,41 @@ class PVCConfig(PretrainedConfig):
         self.use_thumbnail = use_thumbnail
         self.ps_version = ps_version
         self.select_layer = select_layer
-        self.new_parameters = list(new_parameters)
+        self.new_parameters = new_parameters
         self._check()
+        self.new_parameters = list(new_parameters)
+        _require_common_fields(kwargs)
         kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
-        super().__init__(**kwargs)
+        with _as_value_errors("the configuration"):
+            super().__init__(**kwargs)
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """transformers' own, which gives nothing where there is no config.json: that would be the 8B."""
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
+            values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")
+        _require_dict(f"config.json of {pretrained_model_name_or_path}", values)
         model_type = values.get("model_type")
         _require(
-            model_type in MODEL_TYPES,
-            f"config.json of {pretrained_model_name_or_path} has model_type {model_type!r}: expected one of "
-            f"{', '.join(MODEL_TYPES)}",
+            isinstance(model_type, str) and model_type in MODEL_TYPES,
+            f"config.json of {pretrained_model_name_or_path} has model_type {_shown(model_type)}: expected "
+            f"one of {', '.join(MODEL_TYPES)}",
         )
         return values, kwargs
 
     def _check(self):
+        self._check_types()
         vit, ratio = self.vision_config, self.downsample_ratio
         side = self.force_image_size // vit.patch_size
-        _require(0 < ratio <= 1, f"downsample_ratio {ratio} is not above 0 and at most 1")
-        block = round(1 / ratio)
         _require(
             self.force_image_size % vit.patch_size == 0,
             f"force_image_size {self.force_image_size} is not a multiple of patch_size {vit.patch_size}",
         )
+        block = round(1 / ratio)
         _require(
             abs(block * ratio - 1) < 1e-6 and side % block == 0,
             f"downsample_ratio {ratio} does not divide the grid of {side}x{side} patches into whole blocks",
@@ -351,18 +501,36 @@ class PVCConfig(PretrainedConfig):
             -layers - 1 <= self.select_layer <= layers,
             f"select_layer {self.select_layer} is not among the ViT's {layers + 1} hidden states",
         )
-        _require_positive_integers(self, "image_repeats", "video_repeats", "min_dynamic_patch")
         _require(
             self.min_dynamic_patch <= self.max_dynamic_patch,
             f"min_dynamic_patch {self.min_dynamic_patch} is above max_dynamic_patch {self.max_dynamic_patch}",
         )
+
+    def _check_types(self):
+        ratio = self.downsample_ratio
         _require(
-            self.max_encoder_tiles is None or self.max_encoder_tiles >= 1,
-            f"max_encoder_tiles is {self.max_encoder_tiles}: expected at least 1, or None for no limit",
+            _is_number(ratio) and 1e-6 < ratio <= 1,
+            f"downsample_ratio {_shown(ratio)} is not above 0 and at most 1",
         )
+        _require_integers(self, "image_repeats", "video_repeats", "force_image_size")
+        _require_integers(self, "min_dynamic_patch", "max_dynamic_patch")
+        _require_integers(self, "select_layer", "image_token_id", least=-LARGEST_INTEGER)
+        _require_booleans(self, "adaptive_compression", "dynamic_image_size", "use_thumbnail")
         _require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame"))
         _require_one_of("ps_version", self.ps_version, ("v1", "v2"))
-        get_conv_template(self.template)
+        _require_one_of("template", self.template, TEMPLATES)
+
+        if self.max_encoder_tiles is not None:
+            _require(
+                type(self.max_encoder_tiles) is int and self.max_encoder_tiles >= 1,
+                f"max_encoder_tiles is {_shown(self.max_encoder_tiles)}: expected at least 1, a whole "
+                "number, or None for no limit",
+            )
+        names = self.new_parameters
+        _require(
+            isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
+            f"new_parameters is {_shown(names)}: expected a list of parts of parameter names",
+        )
 
     def get_text_config(self, *args, **kwargs):
         return self.llm_config
@@ -371,6 +539,7 @@ class PVCConfig(PretrainedConfig):
 def _vision_config(config) -> InternVisionConfig:
     if isinstance(config, PretrainedConfig):
         return config
+    _require_dict("vision_config", config)
     return InternVisionConfig(**(config or {}))
 
 
@@ -380,15 +549,50 @@ def _llm_config(config) -> PretrainedConfig:
     """
     if isinstance(config, PretrainedConfig):
         return config
+    _require_dict("llm_config", config)
     if config is None:
         return InternLM2Config(rope_scaling={"type": "dynamic", "factor": 2.0})
+
     config = dict(config)
-    architecture = (config.get("architectures") or [None])[0]
-    llm_type = config.pop("model_type", None) or LLM_TYPE_OF_ARCHITECTURE.get(architecture, "internlm2")
+    architectures = config.get("architectures") or [None]
+    _require(
+        isinstance(architectures, list | tuple) and isinstance(architectures[0], str | None),
+        f"llm_config.architectures is {_shown(architectures)}: expected a list of names",
+    )
+    llm_type = config.pop("model_type", None) or LLM_TYPE_OF_ARCHITECTURE.get(architectures[0], "internlm2")
     _require_one_of("llm_config.model_type", llm_type, LLM_TYPES)
     if llm_type == "internlm2":
         return InternLM2Config(**config)
-    rope = config.get("rope_scaling") or {}
-    if rope.get("type") == "su":  # Phi3's first name for it, which transformers reads in part
-        config["rope_scaling"] = rope | {"type": "longrope"}
-    return AutoConfig.for_model(llm_type, **config)
+    return _transformers_llm_config(llm_type, config)
+
+
+def _transformers_llm_config(llm_type: str, values: dict) -> PretrainedConfig:
+    """Configuration of an LLM that is transformers' own, its sizes checked before and after it is made."""
+    rope = values.get("rope_scaling")
+    _require_dict("llm_config.rope_scaling", rope)
+    _require_dict("llm_config.rope_parameters", values.get("rope_parameters"))
+    _require_common_fields(values)
+    if rope and rope.get("type") == "su":  # Phi3's first name for it, which transformers reads in part
+        values["rope_scaling"] = rope | {"type": "longrope"}
+    for name, most in LLM_SIZES.items():
+        if name in values:
+            _require_integers(SimpleNamespace(**{name: values[name]}), name, most=most)
+    if "hidden_act" in values:
+        _require_activation("hidden_act", values["hidden_act"])
+
+    with _as_value_errors(f"llm_config ({llm_type})"):
+        config = AutoConfig.for_model(llm_type, **values)
+    _require_integers(config, *LLM_SIZES, "num_key_value_heads")
+    _require_numbers(config, "rms_norm_eps")
+    _require_token_ids(config, "pad_token_id", "bos_token_id", "eos_token_id")
+    _require_activation("hidden_act", config.hidden_act)
+    _require(
+        config.num_attention_heads % config.num_key_value_heads == 0,
+        f"num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads "
+        f"{config.num_key_value_heads}",
+    )
+    rope = config.rope_parameters or {}
+    theta, factor = rope.get("rope_theta", 10_000.0), rope.get("factor", 1.0)
+    _require(_is_number(theta) and theta > 0, f"rope_theta is {_shown(theta)}: expected a number above 0")
+    _require(_is_number(factor) and factor >= 1, f"rope_scaling {_shown(rope)} needs a factor of at least 1")
+    return config

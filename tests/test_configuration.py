@@ -1,7 +1,9 @@
 """Claims about the configurations: defaults, forms of the sub-configurations, round trips, refusals."""
 
 import json
+from contextlib import suppress
 from copy import deepcopy
+from inspect import signature
 
 import pytest
 from builders import TINY_LLM, TINY_VIT, golden, tiny_config
@@ -309,3 +311,86 @@ def test_an_llm_whose_numbers_do_not_fit_is_refused(changes, message):
 def test_a_whole_whose_numbers_do_not_fit_is_refused(changes, message):
     with pytest.raises(ValueError, match=message):
         tiny_config(**changes)
+
+
+# ---- values of other types, as a damaged or foreign config.json has them
+
+
+def nested(depth: int = 50_000) -> dict:
+    value = {}
+    for _ in range(depth):
+        value = {"a": value}
+    return value
+
+
+OTHER_TYPES = ["x", "1", [], {}, [1], None, 1.5, True, -1, 10**30, float("nan"), float("inf"), nested()]
+REFUSES_ALL = {
+    "vision": ["hidden_size", "patch_size", "num_hidden_layers", "time_embed_dim", "hidden_act", "norm_type"],
+    "llm": [
+        "max_position_embeddings",
+        "vocab_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "hidden_act",
+    ],
+    "qwen2": ["max_position_embeddings", "vocab_size", "num_hidden_layers", "hidden_size", "hidden_act"],
+    "phi3": ["max_position_embeddings", "vocab_size", "num_hidden_layers", "num_attention_heads"],
+    "whole": ["downsample_ratio", "image_repeats", "template", "force_image_size", "max_dynamic_patch"],
+}
+FIELDS = {
+    "vision": (InternVisionConfig, lambda change: tiny_config(vision_config=change)),
+    "llm": (InternLM2Config, lambda change: tiny_config(llm_config=change)),
+    "qwen2": (InternLM2Config, lambda change: tiny_config(llm_config={"model_type": "qwen2"} | change)),
+    "phi3": (InternLM2Config, lambda change: tiny_config(llm_config={"model_type": "phi3"} | change)),
+    "whole": (PVCConfig, lambda change: PVCConfig(**change)),
+}
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize("part", FIELDS)
+def test_a_field_of_another_type_is_taken_or_a_value_error(part):
+    config, made_with = FIELDS[part]
+    names = [*signature(config.__init__).parameters][1:-1]
+    for name in [*names, "id2label", "num_labels", "auto_map", "architectures", "dtype", "text_config"]:
+        for value in OTHER_TYPES:
+            with suppress(ValueError):
+                made_with({name: value})
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize(("part", "name"), [(part, name) for part in FIELDS for name in REFUSES_ALL[part]])
+def test_a_size_or_a_name_of_another_type_is_refused_with_its_name(part, name):
+    for value in OTHER_TYPES:
+        with pytest.raises(ValueError, match=name):
+            FIELDS[part][1]({name: value})
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize("value", ["x", [], None, -1.0, float("nan")])
+def test_an_epsilon_is_a_number(value):
+    with pytest.raises(ValueError, match="layer_norm_eps is .*: expected a number of at least 0"):
+        tiny_config(vision_config={"layer_norm_eps": value})
+    with pytest.raises(ValueError, match="rms_norm_eps is .*: expected a number of at least 0"):
+        tiny_config(llm_config={"rms_norm_eps": value})
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize(
+    "text", ["[1]", '"x"', "3", '{"a":' * 20_000 + "1" + "}" * 20_000, '{"model_type": []}']
+)
+def test_a_config_file_of_another_kind_is_a_documented_error(text, tmp_path):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises((ValueError, OSError), match="config.json|config"):
+        PVCConfig.from_pretrained(tmp_path)
+
+
+# ---- names that tools ask for
+
+
+def test_the_llms_configuration_is_also_the_text_config():
+    config = tiny_config()
+    assert config.text_config is config.llm_config
+    again = PVCConfig.from_dict(json.loads(config.to_json_string()))
+    assert again.text_config.to_dict() == config.llm_config.to_dict()
+    assert "text_config" not in config.to_dict()
+    assert tiny_config(text_config=TINY_LLM | {"hidden_size": 64}).llm_config.hidden_size == 64

@@ -62,6 +62,7 @@ AUTO_MAP = {
     "AutoModel": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForCausalLM": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForImageTextToText": "modeling_pvc.PVCForConditionalGeneration",
+    "AutoModelForMultimodalLM": "modeling_pvc.PVCForConditionalGeneration",
 }
 NEEDED = {
     "torch",
