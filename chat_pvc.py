@@ -12,13 +12,18 @@ from typing import NamedTuple
 import torch
 from transformers import (
     GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    NoRepeatNGramLogitsProcessor,
     PreTrainedTokenizerBase,
+    RepetitionPenaltyLogitsProcessor,
     StoppingCriteriaList,
     TextIteratorStreamer,
 )
 
 from .conversation import (
     IMAGE_CONTEXT,
+    IMAGE_PLACEHOLDER,
     AnswerTokenizer,
     Clip,
     Conversation,
@@ -33,6 +38,12 @@ from .conversation import (
     released_clips,
 )
 from .dialogue_cache_pvc import DialogueCache
+from .fast_decode_pvc import generate_setting
+
+OF_THE_ANSWER = {  # options of generate, and the value that turns each off
+    "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
+    "no_repeat_ngram_size": (0, NoRepeatNGramLogitsProcessor),
+}
 
 
 class Dialogue(NamedTuple):
@@ -73,7 +84,9 @@ class ChatMixin:
             pixel_values: `(num_tiles, 3, S, S)` of the whole dialogue, unrepeated; None: text alone.
             question: each `<image>` in it (and in the questions of `history`) stands for one image or video
                 frame.
-            generation_config: settings of `generate`, as a dict or an object.
+            generation_config: settings of `generate`, as a dict or an object. `repetition_penalty` and
+                `no_repeat_ngram_size` look at the answer alone, as released; `stop_strings` need no
+                tokenizer of their own; with `return_dict_in_generate` the answer is still a text.
             history: earlier (question, answer) pairs.
             return_history: also return the history with this turn added, as a new list.
             num_patches_list, split_sizes, data_flag: what the tiles are; see `conversation.released_clips`.
@@ -224,6 +237,8 @@ class ChatMixin:
             )
         else:
             clips = []
+        if num_tiles and num_patches_list is None:
+            _check_one_image(num_tiles, question, history)
         segments, question = dialogue_segments(
             self.prompt_template(), question, history, frames_of_media=[clip.frames for clip in clips]
         )
@@ -254,15 +269,16 @@ class ChatMixin:
         device = "cpu" if self.device.type == "meta" else self.device
         input_ids, attention_mask = (torch.tensor(x, device=device) for x in pad(rows, pad_id))
         template = self.prompt_template()
+        settings = generate_settings(generation_config, template.stop_token_ids(tokenizer))
         output = self.generate(
             input_ids=input_ids,
             attention_mask=attention_mask,
             pixel_values=pixel_values.to(device) if clips else None,
             clip_grid=clip_grid_of(clips),
-            **generate_settings(generation_config, template.stop_token_ids(tokenizer)),
-            **generate_options,
+            **answer_settings(self, tokenizer, settings | generate_options, input_ids.shape[1]),
         )
-        first_of_each = output[:: len(output) // len(rows), input_ids.shape[1] :]
+        sequences = sequences_of(output)
+        first_of_each = sequences[:: len(sequences) // len(rows), input_ids.shape[1] :]
         return answers_of(tokenizer, first_of_each, template)
 
     def _tokens_per_tile(self, tokenizer, pixel_values: torch.Tensor) -> int:
@@ -273,6 +289,53 @@ class ChatMixin:
                 f"{self.config.image_token_id}: use the model's own tokenizer, or set the configuration's"
             )
         return self.model.tokens_per_tile(*pixel_values.shape[2:])
+
+
+class OfTheAnswer(LogitsProcessor):
+    """A logits processor that sees the answer so far, and not the prompt of `prompt_length` tokens."""
+
+    def __init__(self, processor: LogitsProcessor, prompt_length: int):
+        self.processor, self.prompt_length = processor, prompt_length
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        return self.processor(input_ids[:, self.prompt_length :], scores)
+
+
+def answer_settings(model, tokenizer, options: dict, prompt_length: int) -> dict:
+    """`options` of `generate` as they are meant for an answer.
+
+    The released `chat` generates from embeddings alone, so that what penalises repetition sees the answer and
+    never the prompt: so here. `stop_strings` get the tokenizer.
+    """
+    options = dict(options)
+    processors = LogitsProcessorList()
+    for name, (neutral, processor) in OF_THE_ANSWER.items():
+        value = generate_setting(model, options, name)
+        if value not in (None, neutral):
+            processors.append(OfTheAnswer(processor(value), prompt_length))
+            options[name] = neutral
+    if processors:
+        options["logits_processor"] = processors + (options.get("logits_processor") or [])
+    if generate_setting(model, options, "stop_strings") is not None:
+        options.setdefault("tokenizer", tokenizer)
+    return options
+
+
+def sequences_of(output) -> torch.Tensor:
+    """Ids of what `generate` returns, also with `return_dict_in_generate`."""
+    return output if isinstance(output, torch.Tensor) else output.sequences
+
+
+def _check_one_image(num_tiles: int, question, history):
+    """Raises a ValueError for a dialogue of several images where nobody said which tiles are whose."""
+    texts = [question, *(turn[0] for turn in history or [] if isinstance(turn, list | tuple) and turn)]
+    placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in texts if isinstance(text, str))
+    if placeholders > 1:
+        raise ValueError(
+            f"{placeholders} {IMAGE_PLACEHOLDER} placeholders in the dialogue, but 1 images and video "
+            f"frames: num_patches_list is None, so that all {num_tiles} tiles are one image; pass "
+            "num_patches_list, the number of tiles of each image or video frame"
+        )
 
 
 def answers_of(tokenizer, generated: torch.Tensor, template) -> list[str]:

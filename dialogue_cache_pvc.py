@@ -22,6 +22,8 @@ from transformers.cache_utils import DynamicCache
 from .fast_decode_pvc import as_dynamic, check_settings, fast_decode_options
 from .modeling_intern_vit import clips_of_grid
 
+SAMPLED_VALUES = 8  # of each parameter, see `_sample`
+
 
 class PrefixCache:
     """The LLM's keys and values of one prompt and its answer, and what stands in each of their places.
@@ -77,7 +79,11 @@ class PrefixCache:
         else:
             options["past_key_values"] = self.past
         try:
-            output = model.generate(input_ids=input_ids, inputs_embeds=inputs_embeds, **options)
+            # said to be without padding: a pad token in it is text
+            mask = torch.ones_like(input_ids)
+            output = model.generate(
+                input_ids=input_ids, inputs_embeds=inputs_embeds, attention_mask=mask, **options
+            )
             sequences = output if isinstance(output, torch.Tensor) else output.sequences
             said = torch.cat([said, sequences[0, len(said) :].cpu()])
             self.past = as_dynamic(options["past_key_values"]) if fast_decode else self.past
@@ -135,7 +141,18 @@ def _rope_span(llm_config, length: int) -> range:
 def _state(model) -> tuple:
     """What changes where the weights or the configuration of a model change, in place or not."""
     weights = tuple((p.data_ptr(), 0 if p.is_inference() else p._version) for p in model.parameters())
-    return weights, model.training, repr(model.config.to_dict())
+    return weights, _sample(model), model.training, repr(model.config.to_dict())
+
+
+def _sample(model) -> tuple:
+    """A few values of each parameter: what is written through `.data` does not count as a version."""
+    of_device = {}
+    for parameter in model.parameters():
+        values = getattr(parameter, "to_local", lambda p=parameter: p)().detach()  # a rank's own of a DTensor
+        if values.device.type != "meta" and values.is_contiguous() and values.numel():
+            step = -(-values.numel() // SAMPLED_VALUES)
+            of_device.setdefault(values.device, []).append(values.view(-1)[::step].float())
+    return tuple(torch.cat(values).cpu().numpy().tobytes() for values in of_device.values())
 
 
 class EncodedClip(NamedTuple):
@@ -152,7 +169,8 @@ class DialogueCache(PrefixCache):
 
     It is for one dialogue at a time and one thread; asked about another, it forgets the first. It holds the
     clips' pixels (to compare) and visual tokens, and the LLM's keys and values. After a change that leaves
-    weights and configuration as they are (an adapter switched, a hook added), call `clear`.
+    weights and configuration as they are (an adapter switched, a hook added), or of single values of weights
+    through `.data` (of which a few are looked at), call `clear`.
     """
 
     def clear(self):

@@ -23,16 +23,17 @@ Encoding is left to the model, the LLM's cache to `PrefixCache`.
 
 from collections import deque
 from collections.abc import Iterable, Sequence
+from threading import RLock
 from typing import NamedTuple
 
 import torch
 from einops import rearrange
 from transformers import GenerationConfig
 
-from .chat_pvc import answers_of, generate_settings
+from .chat_pvc import answer_settings, answers_of, generate_settings, sequences_of
 from .conversation import IMAGE_PLACEHOLDER, dialogue_segments, encode_segments, integers
 from .dialogue_cache_pvc import PrefixCache
-from .modeling_intern_vit import ClipLayout, TemporalMemory
+from .modeling_intern_vit import ClipLayout, TemporalMemory, eval_mode
 
 
 class Turn(NamedTuple):
@@ -45,6 +46,9 @@ class Turn(NamedTuple):
 
 class LiveVideo:
     """A video that is still coming in, and a dialogue about it.
+
+    One thread may add frames while another asks: a question is about the frames that had come when it was
+    asked. Calls of `add` wait for each other, and so do calls of `ask`.
 
     Args:
         horizon: frames of the whole video; None: an endless stream.
@@ -72,7 +76,7 @@ class LiveVideo:
             ):
                 raise ValueError(f"{name} is {value!r}: expected a number of frames, at least 1")
         self.model, self.tokenizer, self.horizon = model, tokenizer, horizon
-        self.num_frames = 0
+        self.num_frames = self.frames_encoded = 0  # the latter is ahead while frames are added
         config = model.config
         moments = (horizon or window) * config.video_repeats
         self.last_moment = moments - 1
@@ -82,6 +86,8 @@ class LiveVideo:
         self.turns: list[Turn] = []
         self.prefix = PrefixCache()
         self.interrupted = False
+        self.frames_lock = RLock()  # of what add changes: memories, tokens and their number
+        self.dialogue_lock = RLock()  # of what ask changes: turns and prefix
 
     @property
     def history(self) -> list[tuple[str, str]]:
@@ -102,17 +108,22 @@ class LiveVideo:
             ValueError: where shapes are not as said, pixels are not finite, there are more frames than the
                 horizon, or an earlier call was interrupted.
         """
-        if self.interrupted:
-            raise ValueError("adding frames was interrupted, some layers have them: start a new LiveVideo")
-        tiles = self._check_frames(pixel_values, num_patches_list)
-        repeats, max_tiles = self.model.config.video_repeats, self.model.config.max_encoder_tiles
-        frames_at_once = max(1, (max_tiles or len(pixel_values)) // (tiles * repeats))
-        self.interrupted = True
-        pieces = pixel_values.split(frames_at_once * tiles)
-        tokens = torch.cat([self._encode(piece, tiles) for piece in pieces])
-        self.tokens.extend(tokens)
-        self.interrupted = False
-        return tokens
+        with self.frames_lock:
+            if self.interrupted:
+                raise ValueError(
+                    "adding frames was interrupted, some layers have them: start a new LiveVideo"
+                )
+            tiles = self._check_frames(pixel_values, num_patches_list)
+            repeats, max_tiles = self.model.config.video_repeats, self.model.config.max_encoder_tiles
+            frames_at_once = max(1, (max_tiles or len(pixel_values)) // (tiles * repeats))
+
+            self.interrupted = True
+            pieces = pixel_values.split(frames_at_once * tiles)
+            tokens = torch.cat([self._encode(piece, tiles) for piece in pieces])
+            self.tokens.extend(tokens)
+            self.num_frames += len(tokens)
+            self.interrupted = False
+            return tokens
 
     def watch(self, pieces: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> torch.Tensor:
         """Adds pieces of a video, `(pixel_values, num_patches_list)`, as `preprocess.load_video_ahead` gives
@@ -129,12 +140,13 @@ class LiveVideo:
         order = config.tile_repeat_order if self.horizon == 1 else "frame"
         clips = ClipLayout.from_grid(grid, len(pixel_values), order)
         ((moments, rows),) = clips.tracks.items()
-        moment = self.num_frames * config.video_repeats + torch.arange(moments)
+        moment = self.frames_encoded * config.video_repeats + torch.arange(moments)
         clips.times[rows] = moment.clamp(max=self.last_moment).float() / max(self.last_moment, 1)
         # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
         device = "cpu" if self.model.device.type == "meta" else self.model.device
-        tokens = self.model.model.encode(pixel_values.to(device), clips, past=self.memories)
-        self.num_frames += frames
+        with eval_mode(self.model.model.vision_model):
+            tokens = self.model.model.encode(pixel_values.to(device), clips, past=self.memories)
+        self.frames_encoded += frames
         return rearrange(tokens, "(f r) n h -> f (r n) h", f=frames)
 
     def _check_frames(self, pixel_values, num_patches_list) -> int:
@@ -186,9 +198,16 @@ class LiveVideo:
         """
         if isinstance(question, str) and IMAGE_PLACEHOLDER in question:
             raise ValueError(f"the question has {IMAGE_PLACEHOLDER}: frames are shown by add, as they come")
-        shown = range(self.num_frames - len(self.tokens), self.num_frames)
+        with self.dialogue_lock:
+            with self.frames_lock:  # more frames may come from here on
+                num_frames, tokens = self.num_frames, list(self.tokens)
+            return self._answer(question, num_frames, tokens, generation_config, generate_options)
+
+    def _answer(self, question, num_frames: int, tokens: list, generation_config, generate_options) -> str:
+        """Answers about a video of `num_frames` frames, of which the prompt shows the last: `tokens`."""
+        shown = range(num_frames - len(tokens), num_frames)
         told = self.turns[-1].frames.stop if self.turns else 0
-        new = range(told, self.num_frames)
+        new = range(told, num_frames)
         model, template = self.model, self.model.prompt_template()
         segments, _ = dialogue_segments(
             template,
@@ -196,17 +215,18 @@ class LiveVideo:
             [(_frame_lines(turn.frames, shown) + turn.question, turn.answer) for turn in self.turns],
             frames_of_media=[1] * len(shown),
         )
-        tokens_of_frame = len(self.tokens[-1]) if self.tokens else 0
+        tokens_of_frame = len(tokens[-1]) if tokens else 0
         ids = encode_segments(self.tokenizer, segments, [tokens_of_frame] * len(shown))
+
+        settings = generate_settings(generation_config, template.stop_token_ids(self.tokenizer))
         output = self.prefix.generate(
             model,
             torch.tensor([ids], device=model.get_input_embeddings().weight.device),
-            torch.cat([*self.tokens]) if self.tokens else None,
+            torch.cat(tokens) if tokens else None,
             -1 - torch.arange(shown.start * tokens_of_frame, shown.stop * tokens_of_frame),
-            **generate_settings(generation_config, template.stop_token_ids(self.tokenizer)),
-            **generate_options,
+            **answer_settings(model, self.tokenizer, settings | generate_options, len(ids)),
         )
-        (answer,) = answers_of(self.tokenizer, output[:, len(ids) :], template)
+        (answer,) = answers_of(self.tokenizer, sequences_of(output)[:, len(ids) :], template)
         self.turns.append(Turn(new, question, answer))
         return answer
 

@@ -16,6 +16,7 @@ Shapes: `R` rows (one moment of one tile each), `N` tokens of a row (class token
 """
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
@@ -29,9 +30,10 @@ from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.llama.modeling_llama import LlamaRMSNorm, eager_attention_forward
+from transformers.models.llama.modeling_llama import LlamaRMSNorm
 
 from .configuration_pvc import InternVisionConfig
+from .modeling_internlm2 import eager_attention_forward
 
 MAX_SEQUENCES = 65_535  # of one attention call: CUDA's grid ends here on some versions
 
@@ -100,6 +102,10 @@ class ClipLayout:
         )
 
 
+# so that it may be an input of what torch.export and torch.compile make of the ViT
+torch.export.register_dataclass(ClipLayout)
+
+
 def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int):
     """Yields the first tile and (frames, tiles a frame, repeats) of each clip."""
     if not isinstance(clip_grid, torch.Tensor):
@@ -140,6 +146,19 @@ def in_passes(function, *inputs: torch.Tensor, size: int | None, dim: int = 0, o
             out = part.new_empty(*part.shape[:dim], total, *part.shape[dim + 1 :])
         out.narrow(dim, start, length).copy_(part)
     return out
+
+
+@contextmanager
+def eval_mode(model: nn.Module):
+    """Eval mode for a while: no dropout, and layers with gradient checkpointing keep their cache."""
+    modes = [(module, module.training) for module in model.modules() if module.training]
+    for module, _ in modes:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 # ---- layers
@@ -203,18 +222,23 @@ class InternAttention(nn.Module):
         self.q_norm = LlamaRMSNorm(width, config.layer_norm_eps) if qk_normalization else nn.Identity()
         self.k_norm = LlamaRMSNorm(width, config.layer_norm_eps) if qk_normalization else nn.Identity()
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (R, N, C)
+    def forward(self, x: torch.Tensor, weights: list | None = None) -> torch.Tensor:  # (R, N, C)
         q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out = self.attend(self.q_norm(q), self.k_norm(k), v)
+        out = self.attend(self.q_norm(q), self.k_norm(k), v, weights)
         return self.proj_drop(self.proj(out))
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Attention within each of the sequences: `(sequences, length, C)` three times -> the same once."""
+    def attend(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: list | None = None
+    ) -> torch.Tensor:
+        """Attention within each of the sequences: `(sequences, length, C)` three times -> the same once.
+
+        `weights`: a list that gets the attention weights `(sequences, heads, length, length)`.
+        """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         heads = [rearrange(x, "s n (h d) -> s h n d", h=self.num_heads) for x in (q, k, v)]
-        out, _ = attention(
+        out, attention_weights = attention(
             self,
             *heads,
             self.mask(q),
@@ -222,6 +246,8 @@ class InternAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             is_causal=self.is_causal,
         )
+        if weights is not None:
+            weights.append(attention_weights)
         return rearrange(out, "s n h d -> s n (h d)")
 
     def mask(self, q: torch.Tensor):
@@ -270,8 +296,13 @@ class TemporalAttention(InternAttention):
         super().__init__(config, qkv_bias=True, qk_normalization=False)
 
     def forward(
-        self, x: torch.Tensor, tracks: dict[int, torch.Tensor], past: TemporalMemory | None = None
+        self,
+        x: torch.Tensor,
+        tracks: dict[int, torch.Tensor],
+        past: TemporalMemory | None = None,
+        weights: list | None = None,
     ) -> torch.Tensor:  # (R, N, C)
+        """`weights`: a list that gets the attention weights `(s * N, heads, T, T)` of each of `tracks`."""
         # a Linear does not mind the order of tokens: one gather into sequences, and one copy back
         places = torch.arange(x.shape[1], device=x.device)
         sequences = [
@@ -279,7 +310,8 @@ class TemporalAttention(InternAttention):
         ]
         order = torch.cat([tokens.flatten() for tokens in sequences])
         packed = self.qkv(x.flatten(0, 1)[order]).split([tokens.numel() for tokens in sequences])
-        attend = self.attend_all if past is None else partial(past.attend, self.attend_all)
+        attend_all = partial(self.attend_all, weights=weights)
+        attend = attend_all if past is None else partial(past.attend, attend_all)
         attended = [
             attend(*part.view(*tokens.shape, -1).chunk(3, dim=-1)).flatten(0, 1)
             for tokens, part in zip(sequences, packed)
@@ -287,10 +319,18 @@ class TemporalAttention(InternAttention):
         out = self.proj_drop(self.proj(_joined(attended)))
         return torch.empty_like(out).index_copy_(0, order, out).view_as(x)
 
-    def attend_all(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    def attend_all(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: list | None = None
+    ) -> torch.Tensor:
         """`attend` for any number of sequences."""
         parts = zip(*(x.split(MAX_SEQUENCES) for x in (q, k, v)))
-        return _joined([self.attend(*part) for part in parts])
+        if weights is None:
+            return _joined([self.attend(*part) for part in parts])
+
+        weights_of_parts = []
+        out = _joined([self.attend(*part, weights=weights_of_parts) for part in parts])
+        weights.append(_joined(weights_of_parts))
+        return out
 
     def mask(self, q: torch.Tensor):
         """None where the attention function reads `is_causal` or there is one moment, which sees all that are
@@ -299,6 +339,30 @@ class TemporalAttention(InternAttention):
         if q.shape[1] == 1:
             return None
         return create_causal_mask(self.config, q[:1], attention_mask=None, past_key_values=None)
+
+
+class AttentionWeights:
+    """What the layers record where attention weights are asked for; not used otherwise."""
+
+    def __init__(self):
+        self.spatial: list[torch.Tensor] = []  # of each layer
+        self.temporal: list[list[torch.Tensor]] = []  # of each temporal layer, of each number of moments
+
+    def new_temporal_layer(self) -> list[torch.Tensor]:
+        self.temporal.append([])
+        return self.temporal[-1]
+
+
+@dataclass
+class InternVisionOutput(BaseModelOutputWithPooling):
+    """Adds to transformers' output:
+
+    temporal_attentions: with `output_attentions`, each temporal layer's weights: for each number of
+        moments `T` (in the order of `ClipLayout.tracks`) `(tracks * N, heads, T, T)`, one row for each token
+        position of a track.
+    """
+
+    temporal_attentions: tuple[tuple[torch.Tensor, ...], ...] | None = None
 
 
 class InternMLP(nn.Module):
@@ -342,11 +406,12 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
         self.ls2 = nn.Parameter(torch.empty(width))
         self.drop_path = DropPath(drop_path_rate)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:  # (R, N, C)
-        return self.feed_forward(self.spatial_attention(x))
+    def forward(self, x: torch.Tensor, weights: AttentionWeights | None = None) -> torch.Tensor:  # (R, N, C)
+        return self.feed_forward(self.spatial_attention(x, weights))
 
-    def spatial_attention(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.drop_path(self.attn(self.norm1(x)) * self.ls1)
+    def spatial_attention(self, x: torch.Tensor, weights: AttentionWeights | None = None) -> torch.Tensor:
+        recorded = None if weights is None else weights.spatial
+        return x + self.drop_path(self.attn(self.norm1(x), recorded) * self.ls1)
 
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
@@ -371,20 +436,27 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         repeat_now: bool = False,
         max_tiles: int | None = None,
         past: TemporalMemory | None = None,
+        weights: AttentionWeights | None = None,
     ) -> torch.Tensor:  # (R, N, C)
         """`repeat_now`: `x` has a row a tile still, and gets a row a moment once S-MHA is done."""
-        x = in_passes(self.spatial_attention, x, size=max_tiles, overwrite=True)
+        spatial_attention = partial(self.spatial_attention, weights=weights)
+        x = in_passes(spatial_attention, x, size=max_tiles, overwrite=True)
         x = x[clips.source] if repeat_now else x
         places = max_tiles and max(1, max_tiles * x.shape[1] // x.shape[0])
-        temporal_attention = partial(self.temporal_attention, clips=clips, past=past)
+        temporal_attention = partial(self.temporal_attention, clips=clips, past=past, weights=weights)
         x = in_passes(temporal_attention, x, size=places, dim=1, overwrite=True)
         return in_passes(self.feed_forward, x, size=max_tiles, overwrite=True)
 
     def temporal_attention(
-        self, x: torch.Tensor, clips: ClipLayout, past: TemporalMemory | None = None
+        self,
+        x: torch.Tensor,
+        clips: ClipLayout,
+        past: TemporalMemory | None = None,
+        weights: AttentionWeights | None = None,
     ) -> torch.Tensor:
+        of_layer = None if weights is None else weights.new_temporal_layer()
         normed = self.temporal_norm(x, clips.times)
-        return x + self.temporal_gate * self.temporal_attn(normed, clips.tracks, past)
+        return x + self.temporal_gate * self.temporal_attn(normed, clips.tracks, past, of_layer)
 
 
 class InternVisionEmbeddings(nn.Module):
@@ -494,9 +566,10 @@ class InternVisionModel(PreTrainedModel):
         num_layers: int | None = None,
         max_tiles: int | None = None,
         past: list[TemporalMemory] | None = None,
-        output_hidden_states: bool = False,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
         return_dict: bool = True,
-    ) -> BaseModelOutputWithPooling | tuple:
+    ) -> InternVisionOutput | tuple:
         """
         Args:
             pixel_values: `(num_tiles, 3, H, W)`, unrepeated; `H` and `W` multiples of the patch size.
@@ -504,26 +577,41 @@ class InternVisionModel(PreTrainedModel):
                 tile is an image shown once.
             clips: the layout already made from `clip_grid`, where the caller wants its own order of rows.
             num_layers: stop after so many layers; None: run all.
-            max_tiles: tiles of one pass; None: all. Not used where gradients or all hidden states are asked
-                for.
+            max_tiles: tiles of one pass; None: all. Not used where gradients, all hidden states or attention
+                weights are asked for.
             past: one memory a temporal layer, where `clips` goes on with a clip that comes in pieces (no
                 passes then: pieces are small).
 
         Returns:
             `last_hidden_state (R, N, C)`, class token first; `pooler_output (R, C)`, the class token; with
             `output_hidden_states` the embeddings and every layer's output. Hidden states before the first
-            temporal layer have a row a tile, not a row a moment.
+            temporal layer have a row a tile, not a row a moment. With `output_attentions`, for eager
+            attention, `attentions`: every layer's spatial weights `(rows, heads, N, N)`, rows being tiles up
+            to the first temporal layer and it, and `temporal_attentions`: see `InternVisionOutput`. None
+            takes the configuration's settings.
 
         Raises:
-            ValueError: where shapes are not as said.
+            ValueError: where shapes are not as said, or attention weights are asked for where attention is
+                not eager.
         """
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        if output_attentions and self.config._attn_implementation != "eager":
+            raise ValueError(
+                f"output_attentions needs attn_implementation 'eager', but it is "
+                f"{self.config._attn_implementation!r}: call set_attn_implementation('eager') first"
+            )
         self.check_pixels(pixel_values)
         if clips is None:
             if clip_grid is None:
                 clip_grid = torch.ones(len(pixel_values), 3, dtype=torch.long)
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values))
         clips = clips.to(pixel_values.device)
-        max_tiles = None if torch.is_grad_enabled() or output_hidden_states or past else max_tiles
+        if torch.is_grad_enabled() or output_hidden_states or output_attentions or past:
+            max_tiles = None
+        weights = AttentionWeights() if output_attentions else None
         layers = list(self.encoder.layers)[:num_layers]
         hidden_states = []
 
@@ -535,7 +623,7 @@ class InternVisionModel(PreTrainedModel):
             x = self.embeddings(pixels)
             for layer in layers[: self.encoder.first_temporal]:
                 record(x)
-                x = layer(x)
+                x = layer(x, weights)
             return x
 
         x = in_passes(encode_tiles, pixel_values, size=max_tiles)
@@ -543,13 +631,15 @@ class InternVisionModel(PreTrainedModel):
         temporal_layers = layers[self.encoder.first_temporal :]
         for layer, memory in zip(temporal_layers, past or [None] * len(temporal_layers)):
             record(x)
-            x = layer(x, clips, unrepeated, max_tiles, memory)
+            x = layer(x, clips, unrepeated, max_tiles, memory, weights)
             unrepeated = False
         x = x[clips.source.to(x.device)] if unrepeated else x
-        output = BaseModelOutputWithPooling(
+        output = InternVisionOutput(
             last_hidden_state=x,
             pooler_output=x[:, 0],
             hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            attentions=tuple(weights.spatial) if weights else None,
+            temporal_attentions=tuple(map(tuple, weights.temporal)) if weights else None,
         )
         return output if return_dict else output.to_tuple()
 

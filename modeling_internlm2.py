@@ -21,13 +21,13 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import (
     LlamaRMSNorm,
     apply_rotary_pos_emb,
-    eager_attention_forward,
 )
+from transformers.models.llama.modeling_llama import eager_attention_forward as llama_eager_attention
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
-from .configuration_pvc import InternLM2Config
+from .configuration_pvc import ROPE_TYPES, InternLM2Config
 
 
 @torch.no_grad()
@@ -38,6 +38,10 @@ def rotary_cos_sin(config: InternLM2Config, position_ids: torch.Tensor, dtype: t
     `max_position_embeddings`, by each row's own length: its largest position + 1.
     """
     rope = config.rope_parameters
+    if rope["rope_type"] not in ROPE_TYPES:  # set after the configuration was made and checked
+        raise ValueError(
+            f"rope_type is {rope['rope_type']!r}: expected one of {', '.join(map(repr, ROPE_TYPES))}"
+        )
     dim = config.hidden_size // config.num_attention_heads
     exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device) / dim
     positions = position_ids.float()
@@ -51,6 +55,23 @@ def rotary_cos_sin(config: InternLM2Config, position_ids: torch.Tensor, dtype: t
     angles = positions[..., None] * base[..., None] ** -exponents  # (B, S, d / 2)
     angles = torch.cat([angles, angles], dim=-1)
     return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+def eager_attention_forward(module, query, key, value, attention_mask, scaling, **kwargs):
+    """Llama's eager attention, in float32 where the tensors are float16.
+
+    float16 ends at 65,504: products of queries and keys reach beyond it, which is NaN, and its lowest value
+    in a mask does not outweigh them.
+    """
+    if query.dtype != torch.float16:
+        return llama_eager_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+
+    if attention_mask is not None:
+        masked = attention_mask == torch.finfo(torch.float16).min
+        attention_mask = attention_mask.float().masked_fill(masked, torch.finfo(torch.float32).min)
+    query, key, value = query.float(), key.float(), value.float()
+    out, weights = llama_eager_attention(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+    return out.to(torch.float16), weights.to(torch.float16)
 
 
 class InternLM2Attention(nn.Module):
@@ -94,11 +115,13 @@ class InternLM2Attention(nn.Module):
 
 
 class InternLM2MLP(nn.Module):
+    """`w2(act(w1 x) * w3 x)`, never with biases: `config.bias` is that of attention alone, as released."""
+
     def __init__(self, config: InternLM2Config):
         super().__init__()
-        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
-        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=config.bias)
-        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=config.bias)
+        self.w1 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w3 = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.w2 = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
         self.act_fn = ACT2FN[config.hidden_act]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

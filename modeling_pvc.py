@@ -25,7 +25,6 @@ from transformers import AutoModel, BitsAndBytesConfig, GenerationConfig, Genera
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import (
     BaseModelOutputWithPast,
-    BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
 )
 from transformers.utils import can_return_tuple, is_flash_attn_2_available, logging
@@ -34,14 +33,16 @@ from .chat_pvc import ChatMixin
 from .configuration_pvc import PVCConfig
 from .conversation import get_conv_template
 from .dialogue_cache_pvc import DialogueCache
-from .fast_decode_pvc import fast_decode_options
+from .fast_decode_pvc import ASSISTED, fast_decode_options, generate_setting
 from .json_files import check_json_files
 from .live_pvc import LiveVideo
 from .modeling_intern_vit import (
     AdaLN,
     ClipLayout,
     InternVisionModel,
+    InternVisionOutput,
     TemporalMemory,
+    eval_mode,
     in_passes,
     init_constant_start,
 )
@@ -49,6 +50,7 @@ from .modeling_internlm2 import InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
 
+PARTS = ("model.vision_model", "model.projector", "model.language_model", "lm_head")
 OLD_ARGUMENTS = ("use_flash_attn", "load_in_8bit", "load_in_4bit")
 DAMAGED = (SafetensorError, JSONDecodeError, RecursionError, UnpicklingError, EOFError)
 DAMAGED_PICKLES = ("corrupt file", "PytorchStreamReader")  # in torch's RuntimeErrors
@@ -137,7 +139,7 @@ class PVCModel(PVCPreTrainedModel):
     @can_return_tuple
     def get_image_features(
         self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None, **kwargs
-    ) -> BaseModelOutputWithPooling:
+    ) -> InternVisionOutput:
         """Encodes clips into visual tokens.
 
         Args:
@@ -148,7 +150,8 @@ class PVCModel(PVCPreTrainedModel):
 
         Returns:
             `pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order;
-            `last_hidden_state (R, tokens of a row, H)`: all of them, row after row.
+            `last_hidden_state (R, tokens of a row, H)`: all of them, row after row; with
+            `output_hidden_states` and `output_attentions` those of the ViT (see `InternVisionModel.forward`).
 
         Raises:
             ValueError: where shapes are not as said, or the grid of patches does not divide into blocks.
@@ -158,9 +161,16 @@ class PVCModel(PVCPreTrainedModel):
         if clip_grid is None:
             clip_grid = self.one_image(pixel_values)
         clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
-        tokens = self.encode(pixel_values, clips)
+        vision = self.run_vision_model(pixel_values, clips, **_recorded(kwargs))
+        tokens = self.project(vision.last_hidden_state, clips, pixel_values.shape[2:])
         by_clip = tuple(rows.flatten(0, 1) for rows in tokens.split(clips.rows_per_clip))
-        return BaseModelOutputWithPooling(last_hidden_state=tokens, pooler_output=by_clip)
+        return InternVisionOutput(
+            last_hidden_state=tokens,
+            pooler_output=by_clip,
+            hidden_states=vision.hidden_states,
+            attentions=vision.attentions,
+            temporal_attentions=vision.temporal_attentions,
+        )
 
     def encode(
         self, pixel_values: torch.Tensor, clips: ClipLayout, past: list[TemporalMemory] | None = None
@@ -169,21 +179,30 @@ class PVCModel(PVCPreTrainedModel):
 
         `past`: see `InternVisionModel.forward`.
         """
+        hidden_states = self.run_vision_model(pixel_values, clips, past=past).last_hidden_state
+        return self.project(hidden_states, clips, pixel_values.shape[2:])
+
+    def run_vision_model(
+        self, pixel_values: torch.Tensor, clips: ClipLayout, **options
+    ) -> InternVisionOutput:
+        """The ViT up to the hidden states that the projector takes; `options` of `InternVisionModel`."""
         config = self.config
-        clips = clips.to(pixel_values.device)
-        grid = self.patch_grid(*pixel_values.shape[2:])
-        hidden_states = self.vision_model(
+        self.patch_grid(*pixel_values.shape[2:])
+        return self.vision_model(
             pixel_values,
             clips=clips,
             num_layers=config.select_layer % (config.vision_config.num_hidden_layers + 1),
             max_tiles=config.max_encoder_tiles,
-            past=past,
-        ).last_hidden_state
+            **options,
+        )
+
+    def project(self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int]) -> torch.Tensor:
+        """Visual tokens `(R, tokens of a row, H)` of the ViT's hidden states of tiles of `size` pixels."""
         return in_passes(
-            partial(self.projector, grid=grid),
+            partial(self.projector, grid=self.patch_grid(*size)),
             hidden_states,
-            clips.times,
-            size=None if torch.is_grad_enabled() else config.max_encoder_tiles,
+            clips.times.to(hidden_states.device),
+            size=None if torch.is_grad_enabled() else self.config.max_encoder_tiles,
         )
 
     def one_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
@@ -224,7 +243,8 @@ class PVCModel(PVCPreTrainedModel):
                 raise ValueError(
                     "clip_grid says what the tiles of pixel_values are, but pixel_values is None"
                 )
-            return self._with_unused_vision(embeddings) if self.training else embeddings
+            trains = self.training and torch.is_grad_enabled()
+            return self._with_unused_vision(embeddings) if trains else embeddings
         features = self.get_image_features(pixel_values, clip_grid).last_hidden_state.flatten(0, 1)
         return self.place(input_ids, embeddings, features)
 
@@ -309,14 +329,31 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         self.post_init()
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs):
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path,
+        *args,
+        allow_missing_parts: bool = False,
+        output_loading_info: bool = False,
+        **kwargs,
+    ):
         """transformers' own; `use_flash_attn`, `load_in_8bit` and `load_in_4bit` of older releases still
         work.
+
+        Args:
+            allow_missing_parts: also load a checkpoint that has no weights at all of the ViT, the projector,
+                the LLM or the head, which then start anew.
+
+        Raises:
+            ValueError: where a whole part has no weights, and this was not asked for.
+            OSError: where a file is damaged.
         """
         kwargs = _translate_old_arguments(kwargs)
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         try:
-            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+            model, info = super().from_pretrained(
+                pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
+            )
         except DAMAGED as error:
             raise OSError(
                 f"{pretrained_model_name_or_path}: a file of weights or their index is damaged ({error}): "
@@ -328,6 +365,9 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
             raise OSError(
                 f"{pretrained_model_name_or_path}: a pickle of weights is damaged ({error})"
             ) from error
+        if not allow_missing_parts:
+            _check_parts(model, info["missing_keys"], pretrained_model_name_or_path)
+        return (model, info) if output_loading_info else model
 
     def live_video(self, tokenizer, **settings) -> LiveVideo:
         """A new `LiveVideo(self, tokenizer, **settings)`: frames as they come, questions at any time."""
@@ -376,6 +416,56 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         )
         return causal_lm_output(self, self.lm_head, outputs, labels, logits_to_keep, **kwargs)
 
+    def prepare_inputs_for_generation(
+        self,
+        input_ids: torch.Tensor,
+        next_sequence_length: int | None = None,
+        past_key_values: Cache | None = None,
+        attention_mask: torch.Tensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        is_first_iteration: bool | None = False,
+        prompt_embeds: torch.Tensor | None = None,
+        draft_embeds: torch.Tensor | None = None,
+        **kwargs,
+    ) -> dict:
+        """transformers' own, with the prompt's embeddings in place of its ids wherever a step computes them.
+
+        Args:
+            prompt_embeds: `(B, L, H)` of the prompt, visual tokens among them; what follows it in
+                `input_ids` is text. Steps without a cache need it each time, steps with one at first.
+            draft_embeds: those of an assistant, see `_get_candidate_generator`; not used here.
+        """
+        model_inputs = super().prepare_inputs_for_generation(
+            input_ids,
+            next_sequence_length=next_sequence_length,
+            past_key_values=past_key_values,
+            attention_mask=attention_mask,
+            inputs_embeds=inputs_embeds,
+            is_first_iteration=is_first_iteration,
+            **kwargs,
+        )
+        ids = model_inputs.get("input_ids")
+        if prompt_embeds is None or ids is None:
+            return model_inputs
+
+        start = input_ids.shape[1] - ids.shape[1]  # position of the first of ids
+        if input_ids.shape[1] < prompt_embeds.shape[1]:  # a chunk of a chunked prefill
+            start = int(past_key_values.get_seq_length())
+        known = prompt_embeds[:, start : start + ids.shape[1]]
+        if known.shape[1]:
+            new = self.get_input_embeddings()(ids[:, known.shape[1] :])
+            model_inputs["inputs_embeds"] = torch.cat([known.to(new), new], dim=1)
+            model_inputs["input_ids"] = None
+        return model_inputs
+
+    def _get_candidate_generator(self, *, model_kwargs: dict, **kwargs):
+        """transformers' own; an assistant gets its own embeddings of the prompt, or the ids alone."""
+        draft = {name: value for name, value in model_kwargs.items() if name != "prompt_embeds"}
+        draft_embeds = draft.pop("draft_embeds", None)
+        if draft_embeds is not None:
+            draft["prompt_embeds"] = draft_embeds
+        return super()._get_candidate_generator(model_kwargs=draft, **kwargs)
+
     @torch.no_grad()
     def generate(
         self,
@@ -389,57 +479,90 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         fast_decode: bool = False,
         **kwargs,
     ):
-        """transformers' `generate`, with the pictures encoded once however many beams or sequences are
-        asked for.
+        """transformers' `generate`, with the images encoded once however many beams or sequences are
+        asked for. The model is in eval mode meanwhile, so that a model in training answers as it should.
 
         Args:
             cache: what earlier calls computed of this dialogue, re-used and extended; for one row of
                 `input_ids` and one answer.
             fast_decode: compile the LLM's steps (see `fast_decode_pvc.py`): pays for itself over many tokens.
+            kwargs: of transformers' `generate`. With `past_key_values` that hold the images already,
+                `pixel_values` may be left out.
 
         Returns:
             prompt and new tokens where `input_ids` are given; new tokens alone where only `inputs_embeds`
             are.
 
         Raises:
-            ValueError: where `input_ids` have places for visual tokens but there are no pixels, or the
-                reverse; or where other arguments do not go with `cache` or `fast_decode`.
+            ValueError: where `input_ids` have positions for visual tokens but there are no pixels, or the
+                reverse; where images come with padding on the right; or where other arguments do not go
+                with `cache`, `fast_decode` or assisted decoding.
         """
         input_ids = inputs if input_ids is None else input_ids
         embeddings = kwargs.get("inputs_embeds")
-        self._check_prompt(input_ids, pixel_values, clip_grid, embeddings)
+        self._check_prompt(input_ids, pixel_values, clip_grid, kwargs)
         self._check_length(input_ids if embeddings is None else embeddings)
         options = kwargs | {"generation_config": generation_config}
-        if cache is not None:
-            if input_ids is None or embeddings is not None:
-                raise ValueError("a cache needs input_ids and pixel_values, and no inputs_embeds")
-            return cache.generate_from(
-                self, input_ids, pixel_values, clip_grid, fast_decode=fast_decode, **options
-            )
-        if pixel_values is not None:
-            options["inputs_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
-        if fast_decode:
-            options = fast_decode_options(self, input_ids if embeddings is None else embeddings, options)
-        return super().generate(input_ids=input_ids, **options)
+        self._check_assisted(input_ids, options)
 
-    def _check_prompt(self, input_ids, pixel_values, clip_grid, inputs_embeds):
+        with eval_mode(self):
+            if cache is not None:
+                if input_ids is None or embeddings is not None:
+                    raise ValueError("a cache needs input_ids and pixel_values, and no inputs_embeds")
+                return cache.generate_from(
+                    self, input_ids, pixel_values, clip_grid, fast_decode=fast_decode, **options
+                )
+
+            if pixel_values is not None:
+                options["prompt_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
+                options |= self._draft_embeds(input_ids, pixel_values, clip_grid, options)
+            elif input_ids is not None and embeddings is not None:
+                options["prompt_embeds"] = options.pop("inputs_embeds")
+            if fast_decode:
+                options = fast_decode_options(self, input_ids if embeddings is None else embeddings, options)
+            return super().generate(input_ids=input_ids, **options)
+
+    def _draft_embeds(self, input_ids, pixel_values, clip_grid, options: dict) -> dict:
+        """The prompt's embeddings by an assistant that is a PVC too: it sees the images with its own ViT.
+
+        Another assistant drafts from the ids alone: its drafts are worse, the answer is the same.
+        """
+        assistant = options.get("assistant_model")
+        if not hasattr(getattr(assistant, "model", None), "embed"):
+            return {}
+        device = assistant.device
+        ids, pixels = input_ids.to(device), pixel_values.to(device)
+        with eval_mode(assistant):
+            return {"draft_embeds": assistant.model.embed(ids, pixels, clip_grid)}
+
+    def _check_assisted(self, input_ids, options: dict):
+        """Raises a ValueError for assisted decoding that PVC has not."""
+        if (layers := generate_setting(self, options, "assistant_early_exit")) is not None:
+            raise ValueError(
+                f"assistant_early_exit is {layers!r}, but PVC has no head after its first layers: use "
+                "assistant_model or prompt_lookup_num_tokens"
+            )
+        for name in ASSISTED:
+            if input_ids is None and generate_setting(self, options, name) is not None:
+                raise ValueError(f"{name} needs input_ids: pass them beside, or instead of, inputs_embeds")
+
+    def _check_prompt(self, input_ids, pixel_values, clip_grid, options: dict):
         """Raises a ValueError for ids that are none, and where ids, pixels and embeddings contradict each
         other.
         """
         image_token_id, vocab_size = self.config.image_token_id, self.config.llm_config.vocab_size
+        inputs_embeds, mask = options.get("inputs_embeds"), options.get("attention_mask")
         if input_ids is not None:
             _check_ids(input_ids, vocab_size)
+        _check_padding(mask, has_images=pixel_values is not None)
         if pixel_values is None:
-            ids = input_ids if inputs_embeds is None else None
-            if ids is not None and (places := int((ids == image_token_id).sum())):
-                raise ValueError(
-                    f"input_ids have {places} places for visual tokens, but pixel_values is None"
-                )
+            self._check_places_are_known(input_ids, options)
             if clip_grid is not None:
                 raise ValueError(
                     "clip_grid says what the tiles of pixel_values are, but pixel_values is None"
                 )
             return
+
         if not 0 <= image_token_id < vocab_size:
             raise ValueError(
                 f"config.image_token_id {image_token_id} is not in the vocabulary of {vocab_size}"
@@ -448,11 +571,31 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
             raise ValueError(
                 "pixel_values need input_ids, which say where the visual tokens go, and no inputs_embeds"
             )
+        if options.get("past_key_values") is not None and (
+            generate_setting(self, options, "prefill_chunk_size") is not None
+        ):
+            raise ValueError(
+                "pixel_values with past_key_values do not go with prefill_chunk_size: leave one out"
+            )
         self.model.vision_model.check_pixels(pixel_values)
         if not torch.stack(pixel_values.aminmax()).isfinite().all():  # no copy of a long video
             raise ValueError(
                 "pixel_values has values that are not finite: was a picture normalised by a zero?"
             )
+
+    def _check_places_are_known(self, input_ids, options: dict):
+        """Raises a ValueError for visual tokens of which there are no pixels, embeddings or cache."""
+        if input_ids is None or any(
+            options.get(name) is not None for name in ("inputs_embeds", "prompt_embeds")
+        ):
+            return
+        past, mask = options.get("past_key_values"), options.get("attention_mask")
+        cached = 0 if past is None else int(past.get_seq_length())
+        if mask is not None and mask.shape[1] > input_ids.shape[1]:  # ids are what is new alone
+            cached = 0
+        places = int((input_ids[:, cached:] == self.config.image_token_id).sum())
+        if places:
+            raise ValueError(f"input_ids have {places} places for visual tokens, but pixel_values is None")
 
     def _check_length(self, prompt: torch.Tensor | None):
         """Raises, or warns where RoPE is scaled, for a prompt `(B, S)` or `(B, S, H)` longer than the LLM
@@ -468,6 +611,38 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         if (llm.rope_parameters or {}).get("rope_type", "default") == "default":
             raise ValueError(message)
         logger.warning_once(f"{message}, or expect answers to suffer; RoPE is scaled")
+
+
+def _recorded(options: dict) -> dict:
+    """What is asked for of the ViT's inner states."""
+    return {name: options.get(name) for name in ("output_hidden_states", "output_attentions")}
+
+
+def _check_parts(model: PreTrainedModel, missing_keys, source):
+    """Raises a ValueError where a checkpoint had no weights of a whole part of the model."""
+    missing = set(missing_keys)
+    for part in PARTS:
+        names = {name for name, _ in model.named_parameters() if name.startswith(f"{part}.")}
+        if names and names <= missing:
+            raise ValueError(
+                f"{source} has no weights of {part} ({len(names)} parameters), so it would start at random: "
+                "is it a checkpoint of this model? Convert one of InternVL with `pvc convert`, or pass "
+                "allow_missing_parts=True"
+            )
+
+
+def _check_padding(attention_mask: torch.Tensor | None, has_images: bool):
+    """Raises where a prompt with images ends in padding, and warns for text, as transformers does."""
+    if attention_mask is None or attention_mask.dim() != 2 or attention_mask[:, -1].bool().all():
+        return
+    rows = (attention_mask[:, -1] == 0).nonzero().flatten().tolist()
+    message = (
+        f"attention_mask ends with 0 in rows {rows}: the prompt is padded on the right, but generation goes "
+        "on after the last token: pad on the left (padding_side='left')"
+    )
+    if has_images:
+        raise ValueError(message)
+    logger.warning_once(message)
 
 
 def _check_ids(input_ids: torch.Tensor, vocab_size: int):

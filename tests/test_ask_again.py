@@ -384,3 +384,17 @@ def test_batches_padding_and_embeddings_are_refused(cache):
 def test_a_prompt_without_its_pictures_is_refused_as_ever(model, cache):
     with pytest.raises(ValueError, match="pixel_values is None"):
         model.generate(torch.tensor([[5, CONTEXT, 6]]), cache=cache)
+
+
+@pytest.mark.attack("F23")
+def test_weights_changed_through_data_are_noticed(model, cache):
+    model, ids = copy.deepcopy(model), torch.tensor([[5, 9, 7, 3, 4]])
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None}
+    model.generate(ids, **settings, cache=cache)
+    model.model.language_model.layers[0].attention.wqkv.weight.data.mul_(-3)
+    assert torch.equal(model.generate(ids, **settings, cache=cache), model.generate(ids, **settings))
+    assert len(cache.said)
+    before = cache.state
+    model.lm_head.weight.data.add_(1)
+    cache.start(model, {})
+    assert cache.state != before

@@ -197,3 +197,72 @@ def test_drop_path_leaves_temporal_attention_alone():
     x, clips = torch.randn(3, 5, 32), ClipLayout.from_grid(torch.tensor([[3, 1, 1]] * 3), 3)
     attended = layer.temporal_attn(layer.temporal_norm(x, clips.times), clips.tracks)
     assert torch.equal(layer(x, clips), x + layer.temporal_gate * attended)
+
+
+# ---- whole graphs
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@pytest.mark.parametrize("gradients", [False, True])
+def test_the_vit_is_one_graph_with_the_layout_as_an_input(gradients, attention):
+    model = tiny_model(attn_implementation=attention).model.vision_model
+    pixel_values, clip_grid = random_clips((3, 1, 1), (1, 2, 2))
+    clips = ClipLayout.from_grid(clip_grid, len(pixel_values))
+    with torch.set_grad_enabled(gradients):
+        expected = model(pixel_values, clips=clips).last_hidden_state
+        torch._dynamo.reset()
+        compiled = torch.compile(model, fullgraph=True, backend="eager")
+        assert torch.equal(compiled(pixel_values, clips=clips).last_hidden_state, expected)
+        exported = torch.export.export(model, (pixel_values,), {"clips": clips}).module()
+        assert torch.equal(exported(pixel_values, clips=clips).last_hidden_state, expected)
+
+
+# ---- what is recorded
+
+
+@torch.no_grad()
+def test_attention_weights_come_for_every_layer_and_every_temporal_layer():
+    model = tiny_model(attn_implementation="eager", max_encoder_tiles=1)
+    pixel_values, clip_grid = random_clips((3, 1, 1), (1, 2, 2))
+    output = model.model.vision_model(pixel_values, clip_grid, output_attentions=True)
+    tokens, heads = 17, 4
+    rows = [5, 5, 5, 7]  # the third layer is the first temporal one: its S-MHA is before the repeats
+    assert [tuple(x.shape) for x in output.attentions] == [(r, heads, tokens, tokens) for r in rows]
+    shapes = [(tokens, heads, 3, 3), (2 * tokens, heads, 2, 2)]
+    assert [[tuple(x.shape) for x in layer] for layer in output.temporal_attentions] == [shapes] * 2
+    for weights in (*output.attentions, *output.temporal_attentions[0], *output.temporal_attentions[1]):
+        assert_near(weights.sum(-1), torch.ones(weights.shape[:-1]))
+    assert all((x == x.tril()).all() for layer in output.temporal_attentions for x in layer)
+    plain = model.model.vision_model(pixel_values, clip_grid)
+    assert plain.attentions is None and plain.temporal_attentions is None
+    assert_near(output.last_hidden_state, plain.last_hidden_state)
+
+
+@torch.no_grad()
+def test_image_features_come_with_the_states_of_the_vit_where_asked_for():
+    model = tiny_model(attn_implementation="eager")
+    clips = random_clips((3, 1, 1), (1, 2, 2))
+    vit = model.model.vision_model(*clips, output_hidden_states=True, output_attentions=True)
+    features = model.get_image_features(*clips, output_hidden_states=True, output_attentions=True)
+    plain = model.get_image_features(*clips)
+    assert plain.hidden_states is None and plain.attentions is None
+    assert torch.equal(features.last_hidden_state, plain.last_hidden_state)
+    assert len(features.hidden_states) == 5 and len(features.attentions) == 4
+    for name in ("hidden_states", "attentions"):
+        for one, other in zip(getattr(features, name), getattr(vit, name)):
+            assert_near(one, other)
+
+
+@torch.no_grad()
+def test_the_configuration_may_ask_for_states_and_weights():
+    model = tiny_model(attn_implementation="eager").model.vision_model
+    model.config.output_hidden_states = model.config.output_attentions = True
+    output = model(*random_clips((2, 1, 1)))
+    assert len(output.hidden_states) == 5 and len(output.attentions) == 4
+    output = model(*random_clips((2, 1, 1)), output_hidden_states=False, output_attentions=False)
+    assert output.hidden_states is None and output.attentions is None
+
+
+def test_attention_weights_need_eager_attention():
+    with pytest.raises(ValueError, match="output_attentions needs attn_implementation 'eager', .* 'sdpa'"):
+        tiny_model().model.vision_model(*random_clips((2, 1, 1)), output_attentions=True)

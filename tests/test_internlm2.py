@@ -330,7 +330,7 @@ def test_every_bias_and_the_tied_head_take_part():
     model = small_model(bias=True, tie_word_embeddings=True)
     assert model.output.weight is model.model.tok_embeddings.weight
     biases = [name for name, _ in model.named_parameters() if name.endswith("bias")]
-    assert len(biases) == 2 * 5  # wqkv, wo, w1, w2, w3 in both layers
+    assert len(biases) == 2 * 2  # wqkv and wo in both layers: the feed-forward never has any, as released
     ids = torch.arange(9)[None]
     expected = model(ids).logits
     for name in biases:
@@ -339,6 +339,14 @@ def test_every_bias_and_the_tied_head_take_part():
         bias.zero_()
         assert not torch.equal(model(ids).logits, expected), name
         bias.copy_(kept)
+
+
+@pytest.mark.parametrize("rope", [{"rope_type": "yarn", "rope_theta": 1e4, "factor": 2.0}, {"rope_type": []}])
+def test_an_unknown_rope_type_set_on_a_finished_configuration_is_an_error(rope):
+    model = small_model()
+    model.config.rope_parameters = rope
+    with pytest.raises(ValueError, match="rope_type is .*: expected one of 'default', 'linear', 'dynamic'"):
+        model(torch.arange(9)[None])
 
 
 def test_body_alone_has_the_hidden_states_of_the_whole():

@@ -1,6 +1,7 @@
 """Live video: what comes frame by frame is what the whole clip would give, and questions cost their text."""
 
 from functools import partial
+from threading import Thread
 
 import pytest
 import torch
@@ -360,3 +361,67 @@ def test_a_stream_too_long_for_the_llm_says_so(tokenizer):
     live = model.live_video(tokenizer, window=WINDOW, prompt_frames=5)
     live.add(frames(20))
     assert live.ask("What?", SETTINGS)
+
+
+# ---- two threads, and a model that trains
+
+
+@pytest.mark.attack("F8")
+def test_one_thread_adds_while_others_ask(model, tokenizer):
+    live, errors = model.live_video(tokenizer, window=WINDOW, prompt_frames=3), []
+    live.add(frames(1))
+
+    def guarded(action, times):
+        try:
+            for _ in range(times):
+                action()
+        except Exception as error:
+            errors.append(error)
+
+    actions = [(lambda: live.add(frames(1)), 30)] + [(lambda: live.ask("What?", SETTINGS), 4)] * 2
+    threads = [Thread(target=guarded, args=action) for action in actions]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not errors
+    assert live.num_frames == 31 and len(live.history) == 8
+    stops = [turn.frames.stop for turn in live.turns]
+    assert stops == sorted(stops)
+    assert [turn.frames.start for turn in live.turns] == [0, *stops[:-1]]
+
+
+def test_frames_that_come_during_an_answer_are_those_of_the_next_question(model, tokenizer):
+    live = model.live_video(tokenizer, horizon=8)
+    live.add(frames(2))
+
+    def add_two(*_):
+        if live.num_frames < 4:
+            live.add(frames(1))
+
+    hook = model.lm_head.register_forward_hook(add_two)
+    expected = model.live_video(tokenizer, horizon=8)
+    expected.add(frames(2))
+    answer = live.ask("What?", SETTINGS)
+    hook.remove()
+    assert answer == expected.ask("What?", SETTINGS)
+    live.ask("And now?", SETTINGS)
+    assert [turn.frames for turn in live.turns] == [range(2), range(2, 4)]
+
+
+def test_a_model_that_trains_sees_and_answers_as_in_eval(tokenizer):
+    model = tiny_model(**FITS_TOKENIZER, vision_config={"drop_path_rate": 0.9})
+    answers = []
+    for training in (False, True):
+        live = model.train(training).live_video(tokenizer, horizon=4)
+        answers.append((live.add(frames(4)), live.ask("What?", SETTINGS)))
+    assert torch.equal(answers[0][0], answers[1][0]) and answers[0][1] == answers[1][1]
+    assert model.training
+
+
+def test_repetition_is_penalised_in_the_answer_alone_as_chat_does(model, tokenizer):
+    settings = SETTINGS | {"repetition_penalty": 5.0}
+    live = model.live_video(tokenizer, horizon=3)
+    live.add(frames(3))
+    media = {"data_flag": [3], "num_patches_list": [1] * 3}
+    assert live.ask("What?", settings) == model.chat(tokenizer, frames(3), "What?", settings, **media)
