@@ -121,6 +121,7 @@ BROKEN = {
 }
 
 
+@pytest.mark.attack("F20")
 @pytest.mark.parametrize("line, why", BROKEN.values(), ids=BROKEN)
 def test_a_broken_sample_is_told_with_its_file_and_line(folder, line, why):
     (data_set,) = read_meta(write_meta(folder, one=[{}, TEXT, "", line, TEXT]))
