@@ -97,7 +97,9 @@ def check_json_files(
     folder = os.path.join(folder, subfolder or "")
     for name in names:
         if os.path.isfile(path := os.path.join(folder, name)):
-            read_json_object(path)
+            part = read_json_object(path).get("image_processor")
+            if part is not None and not isinstance(part, dict):
+                raise ValueError(f"{path} has image_processor of {type(part).__name__}: expected an object")
     for name in INDEXES:
         if os.path.isfile(path := os.path.join(folder, name)):
             read_weight_index(path)

@@ -1,4 +1,7 @@
-"""The options of a processor's call: `processor(...)` and `processor.apply_chat_template(...)`."""
+"""The options of a processor's call: `processor(...)` and `processor.apply_chat_template(...)`.
+
+And the check of an image processor's own fields, which come from a file.
+"""
 
 from typing import NamedTuple
 
@@ -21,6 +24,30 @@ HARMLESS = (
 )
 TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_multiple_of")
 ENCODING = {*VIDEO_OPTIONS, *TEXT_OPTIONS, "max_tiles", "frame_times", "add_special_tokens", "return_tensors"}
+# fields of the image processor: beyond these, memory and time of one image have no bound
+LARGEST_FIELDS = {
+    "image_size": 4096,
+    "patch_size": 4096,
+    "min_tiles": 1024,
+    "max_tiles": 1024,
+    "image_repeats": 1024,
+    "video_repeats": 1024,
+}
+
+
+def check_image_fields(processor):
+    """Raises a ValueError for a field of an image processor that is of another type, or out of range."""
+    for name, most in LARGEST_FIELDS.items():
+        value = getattr(processor, name)
+        if type(value) is not int or not 1 <= value <= most:
+            raise ValueError(f"{name} is {shown(value)}: expected a whole number from 1 to {most}")
+
+    ratio = processor.downsample_ratio
+    if type(ratio) not in (int, float) or not 0 < ratio <= 1:
+        raise ValueError(f"downsample_ratio is {shown(ratio)}: expected a number above 0 and at most 1")
+
+    if type(processor.use_thumbnail) is not bool:
+        raise ValueError(f"use_thumbnail is {shown(processor.use_thumbnail)}: expected true or false")
 
 
 class Options(NamedTuple):

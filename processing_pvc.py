@@ -59,6 +59,7 @@ from .processing_options_pvc import (
     block_options,
     block_source,
     check_groups,
+    check_image_fields,
     flat,
     is_frame_list,
     merge_options,
@@ -67,15 +68,6 @@ from .processing_options_pvc import (
 
 logger = logging.get_logger(__name__)
 
-# fields of the image processor: beyond these, memory and time of one image have no bound
-LARGEST_FIELDS = {
-    "image_size": 4096,
-    "patch_size": 4096,
-    "min_tiles": 1024,
-    "max_tiles": 1024,
-    "image_repeats": 1024,
-    "video_repeats": 1024,
-}
 BLOCK_TYPES = ("text", "image", "video", "image_url", "video_url")  # the latter two as OpenAI says
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -125,28 +117,7 @@ class PVCImageProcessor(BaseImageProcessor):
         self.use_thumbnail = use_thumbnail
         self.image_repeats = image_repeats
         self.video_repeats = video_repeats
-        self._check_fields()
-
-    def _check_fields(self):
-        """Raises a ValueError for a field that a file or a caller gives in another type, or out of range."""
-        for name, most in LARGEST_FIELDS.items():
-            value = getattr(self, name)
-            if type(value) is not int or not 1 <= value <= most:
-                raise ValueError(f"{name} is {_shown(value)}: expected a whole number from 1 to {most}")
-
-        ratio = self.downsample_ratio
-        if type(ratio) not in (int, float) or not 0 < ratio <= 1:
-            raise ValueError(f"downsample_ratio is {_shown(ratio)}: expected a number above 0 and at most 1")
-
-        if type(self.use_thumbnail) is not bool:
-            raise ValueError(f"use_thumbnail is {_shown(self.use_thumbnail)}: expected true or false")
-
-    @classmethod
-    def from_dict(cls, image_processor_dict, **kwargs):
-        """transformers' own, for an object alone."""
-        if not isinstance(image_processor_dict, dict):
-            raise ValueError(f"image_processor is {_shown(image_processor_dict)}: expected an object")
-        return super().from_dict(image_processor_dict, **kwargs)
+        check_image_fields(self)
 
     @classmethod
     def from_model_config(cls, config) -> "PVCImageProcessor":

@@ -34,5 +34,7 @@ def test_a_file_that_is_no_flat_object_is_refused_by_name(tmp_path, text):
 @pytest.mark.parametrize("text", ("0", "[1]", '"x"', "true"))
 def test_an_image_processor_that_is_no_object_is_refused_by_name(tmp_path, text):
     (tmp_path / "processor_config.json").write_text(f'{{"image_processor": {text}}}')
-    with pytest.raises(ValueError, match="image_processor is .*: expected an object"):
+    with pytest.raises(
+        ValueError, match=r"processor_config\.json has image_processor of .*: expected an object"
+    ):
         PVCImageProcessor.from_pretrained(tmp_path)
