@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
 
+import torch
 from transformers import AutoConfig, PretrainedConfig
 from transformers.activations import ACT2FN
 
@@ -157,6 +158,12 @@ def _require_common_fields(values: dict):
         labels is None or (type(labels) is int and 0 <= labels <= MOST_LABELS),
         f"num_labels is {_shown(labels)}: expected a whole number of at most {MOST_LABELS}",
     )
+    for name in ("dtype", "torch_dtype"):
+        dtype = values.get(name)
+        _require(
+            dtype is None or isinstance(dtype, str | torch.dtype),
+            f"{name} is {_shown(dtype)}: expected the name of a dtype, such as 'bfloat16'",
+        )
     for name in ("id2label", "label2id", "auto_map"):
         _require_dict(name, values.get(name))
 
@@ -233,8 +240,8 @@ class InternVisionConfig(PretrainedConfig):
         _require_integers(self, "num_attention_heads", "intermediate_size")
         _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
         _require_integers(self, "num_temporal_layers", "time_embed_dim", least=-MOST_LAYERS)
-        _require_numbers(self, "layer_norm_eps", "initializer_range", "initializer_factor")
-        _require_numbers(self, "dropout", "attention_dropout", "drop_path_rate", most=1)
+        _require_numbers(self, "initializer_range", "initializer_factor")
+        _require_numbers(self, "layer_norm_eps", "dropout", "attention_dropout", "drop_path_rate", most=1)
         _require_booleans(self, "qkv_bias", "qk_normalization")
         _require_activation("hidden_act", self.hidden_act)
         _require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
@@ -333,7 +340,8 @@ class InternLM2Config(PretrainedConfig):
         _require_integers(self, "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
         _require_integers(self, "num_attention_heads", "num_key_value_heads")
         _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
-        _require_numbers(self, "initializer_range", "rms_norm_eps")
+        _require_numbers(self, "initializer_range")
+        _require_numbers(self, "rms_norm_eps", most=1)
         _require_booleans(self, "use_cache", "bias", "tie_word_embeddings")
         _require_token_ids(self, "pad_token_id", "bos_token_id", "eos_token_id")
         _require_activation("hidden_act", self.hidden_act)
@@ -583,7 +591,7 @@ def _transformers_llm_config(llm_type: str, values: dict) -> PretrainedConfig:
     with _as_value_errors(f"llm_config ({llm_type})"):
         config = AutoConfig.for_model(llm_type, **values)
     _require_integers(config, *LLM_SIZES, "num_key_value_heads")
-    _require_numbers(config, "rms_norm_eps")
+    _require_numbers(config, "rms_norm_eps", most=1)
     _require_token_ids(config, "pad_token_id", "bos_token_id", "eos_token_id")
     _require_activation("hidden_act", config.hidden_act)
     _require(

@@ -31,9 +31,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
+from transformers.utils import logging
 
 from .configuration_pvc import InternVisionConfig
 from .modeling_internlm2 import eager_attention_forward
+
+logger = logging.get_logger(__name__)
 
 MAX_SEQUENCES = 65_535  # of one attention call: CUDA's grid ends here on some versions
 
@@ -591,18 +594,19 @@ class InternVisionModel(PreTrainedModel):
             takes the configuration's settings.
 
         Raises:
-            ValueError: where shapes are not as said, or attention weights are asked for where attention is
-                not eager.
+            ValueError: where shapes are not as said.
         """
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
             output_attentions = self.config.output_attentions
         if output_attentions and self.config._attn_implementation != "eager":
-            raise ValueError(
+            logger.warning_once(
                 f"output_attentions needs attn_implementation 'eager', but it is "
-                f"{self.config._attn_implementation!r}: call set_attn_implementation('eager') first"
+                f"{self.config._attn_implementation!r}: there are no attentions; call "
+                "set_attn_implementation('eager') first"
             )
+            output_attentions = False
         self.check_pixels(pixel_values)
         if clips is None:
             if clip_grid is None:

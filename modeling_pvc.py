@@ -557,7 +557,7 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         _check_padding(mask, has_images=pixel_values is not None)
         if pixel_values is None:
             self._check_places_are_known(input_ids, options)
-            if clip_grid is not None:
+            if clip_grid is not None and options.get("past_key_values") is None:
                 raise ValueError(
                     "clip_grid says what the tiles of pixel_values are, but pixel_values is None"
                 )

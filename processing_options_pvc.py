@@ -76,9 +76,10 @@ def merge_options(processor_kwargs: dict, options: dict) -> dict:
     return {**processor_kwargs, **options}
 
 
-def read_options(given: dict, model_max_length: int) -> Options:
-    """The options of one call, checked by name."""
-    flat = _flat_options(given)
+def read_options(given: dict, tokenizer) -> Options:
+    """The options of one call, checked by name; `padding` and `max_length` may be the tokenizer's own."""
+    defaults = {name: x for name, x in tokenizer.init_kwargs.items() if name in ("padding", "max_length")}
+    flat = defaults | _flat_options(given)
     video = {name: flat.pop(name) for name in VIDEO_OPTIONS if name in flat}
     max_tiles = flat.pop("max_tiles", None)
     image_tiles = flat.pop("images_kwargs.max_tiles", max_tiles)
@@ -89,7 +90,7 @@ def read_options(given: dict, model_max_length: int) -> Options:
     if flat.pop("return_tensors", None) not in (None, "pt", "auto"):
         raise ValueError("return_tensors: expected 'pt'")
     padding, max_length = flat.pop("padding", None), flat.pop("max_length", None)
-    length = _padded_length(padding, max_length, flat.pop("truncation", None), model_max_length)
+    length = _padded_length(padding, max_length, flat.pop("truncation", None), tokenizer.model_max_length)
     multiple_of = flat.pop("pad_to_multiple_of", None)
     if multiple_of is not None and not (isinstance(multiple_of, int) and multiple_of >= 1):
         raise ValueError(f"pad_to_multiple_of is {multiple_of!r}: expected a whole number of at least 1")
@@ -116,9 +117,9 @@ def _padded_length(padding, max_length: int | None, truncation, model_max_length
     if padding not in PADDINGS:
         raise ValueError(f"padding is {padding!r}: expected one of {', '.join(map(str, PADDINGS))}")
     if padding != "max_length":
-        if max_length is not None:
+        if max_length is not None and padding is None:
             raise ValueError(f"max_length={max_length} without padding='max_length': {CUTS}")
-        return None
+        return None  # without truncation max_length then says nothing, as in transformers
     length = model_max_length if max_length is None else max_length
     if not isinstance(length, int) or not 1 <= length < NO_LENGTH:
         raise ValueError(f"max_length is {length!r}: expected the number of tokens to pad to")
@@ -141,7 +142,7 @@ def _flat_options(given: dict) -> dict:
                 flat[f"{group}.{name}"] = value
                 continue
             is_twice = name in flat and flat[name] != value  # groups may agree
-            if is_twice or given.get(name) is not None:
+            if is_twice or (given.get(name) is not None and group != "common_kwargs"):
                 raise ValueError(f"{name} is given twice: {flat[name]} and in {group} {value}")
             flat[name] = value
     return flat

@@ -386,7 +386,7 @@ class PVCProcessor(ProcessorMixin):
         Raises:
             ValueError: where placeholders and media differ in number, or an option cannot be met.
         """
-        options = read_options(options, self.tokenizer.model_max_length)
+        options = read_options(options, self.tokenizer)
         if text is None:
             if images is None or videos is not None:
                 raise ValueError("text is None: a prompt is needed, but for pictures alone")
@@ -484,7 +484,7 @@ class PVCProcessor(ProcessorMixin):
             texts = [render(messages, template, **variables)[0] for messages in batch]
             return texts if nested else texts[0]
 
-        options = read_options({"return_tensors": return_tensors} | options, self.tokenizer.model_max_length)
+        options = read_options({"return_tensors": return_tensors} | options, self.tokenizer)
         if is_own:
             prompts = [
                 self._lay_out(

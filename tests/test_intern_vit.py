@@ -7,6 +7,7 @@ import torch
 from builders import golden, random_clips, tiny_config, tiny_model
 from safetensors.torch import load_file
 
+from pvc import modeling_intern_vit
 from pvc.configuration_pvc import InternVisionConfig, PVCConfig
 from pvc.modeling_intern_vit import ClipLayout, DropPath, InternVisionModel
 from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
@@ -263,6 +264,9 @@ def test_the_configuration_may_ask_for_states_and_weights():
     assert output.hidden_states is None and output.attentions is None
 
 
-def test_attention_weights_need_eager_attention():
-    with pytest.raises(ValueError, match="output_attentions needs attn_implementation 'eager', .* 'sdpa'"):
-        tiny_model().model.vision_model(*random_clips((2, 1, 1)), output_attentions=True)
+def test_there_are_no_attention_weights_without_eager_attention_and_it_is_said(monkeypatch):
+    said = []
+    monkeypatch.setattr(modeling_intern_vit.logger, "warning_once", said.append)
+    output = tiny_model().model.vision_model(*random_clips((2, 1, 1)), output_attentions=True)
+    assert output.attentions is None and output.temporal_attentions is None
+    assert "output_attentions needs attn_implementation 'eager', but it is 'sdpa'" in said[0]

@@ -179,12 +179,23 @@ def test_prompts_are_padded_to_the_length_that_is_asked_for(side):
         ({"text_kwargs": {"padding": "max_length", "max_length": 9}}, 9),
         ({"padding": "max_length"}, processor.tokenizer.model_max_length),
         ({"padding": "longest"}, plain.shape[1]),
+        ({"padding": "longest", "max_length": 20}, plain.shape[1]),
+        ({"return_tensors": "pt", "common_kwargs": {"return_tensors": "pt"}}, plain.shape[1]),
     ]:
         inputs = encode(**options)
         assert inputs["input_ids"].shape == inputs["attention_mask"].shape == (2, length)
         for ids, mask, row in zip(inputs["input_ids"], inputs["attention_mask"], ["the end", "a"]):
             assert ids[mask.bool()].tolist() == processor.tokenizer(row).input_ids
             assert mask[-1 if side == "left" else 0]
+
+
+def test_a_tokenizer_that_pads_by_itself_does_so_unless_the_call_says_otherwise(monkeypatch):
+    processor = make_processor()
+    own = processor.tokenizer.init_kwargs | {"padding": "max_length", "max_length": 20}
+    monkeypatch.setattr(processor.tokenizer, "init_kwargs", own)
+    assert processor(text="the end")["input_ids"].shape[1] == 20
+    assert processor(text="the end", max_length=30)["input_ids"].shape[1] == 30
+    assert processor(text="the end", padding="longest")["input_ids"].shape[1] < 20
 
 
 @pytest.mark.parametrize(
