@@ -596,17 +596,7 @@ class InternVisionModel(PreTrainedModel):
         Raises:
             ValueError: where shapes are not as said.
         """
-        if output_hidden_states is None:
-            output_hidden_states = self.config.output_hidden_states
-        if output_attentions is None:
-            output_attentions = self.config.output_attentions
-        if output_attentions and self.config._attn_implementation != "eager":
-            logger.warning_once(
-                f"output_attentions needs attn_implementation 'eager', but it is "
-                f"{self.config._attn_implementation!r}: there are no attentions; call "
-                "set_attn_implementation('eager') first"
-            )
-            output_attentions = False
+        output_hidden_states, output_attentions = self._recorded(output_hidden_states, output_attentions)
         self.check_pixels(pixel_values)
         if clips is None:
             if clip_grid is None:
@@ -646,6 +636,20 @@ class InternVisionModel(PreTrainedModel):
             temporal_attentions=tuple(map(tuple, weights.temporal)) if weights else None,
         )
         return output if return_dict else output.to_tuple()
+
+    def _recorded(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
+        """Whether hidden states and attention weights are recorded; None: as the configuration says."""
+        hidden_states = self.config.output_hidden_states if hidden_states is None else hidden_states
+        attentions = self.config.output_attentions if attentions is None else attentions
+
+        if attentions and self.config._attn_implementation != "eager":
+            logger.warning_once(
+                f"output_attentions needs attn_implementation 'eager', but it is "
+                f"{self.config._attn_implementation!r}: there are no attentions; call "
+                "set_attn_implementation('eager') first"
+            )
+            attentions = False
+        return hidden_states, attentions
 
     def check_pixels(self, pixel_values: torch.Tensor):
         """Raises a ValueError where `pixel_values` are not tiles that this ViT takes."""
