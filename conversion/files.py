@@ -291,13 +291,14 @@ class SourceWeights:
 
     @contextmanager
     def _open(self, file: str):
+        path = self.folder / file
+        if not path.is_file():  # of a pipe, opening would wait for ever
+            raise CheckpointError(f"{path} is no file of weights, but a folder, a device or a dead link")
         try:
-            with safe_open(self.folder / file, framework="pt") as shard:
+            with safe_open(path, framework="pt") as shard:
                 yield shard
         except SafetensorError as error:
-            raise CheckpointError(
-                f"{self.folder / file} is damaged ({error}): copy or download it again"
-            ) from error
+            raise CheckpointError(f"{path} is damaged ({error}): copy or download it again") from error
 
     def _info(self, view, name: str, file: str) -> TensorInfo:
         if view.get_dtype() not in DTYPES:

@@ -324,6 +324,16 @@ def test_index_names_files_beside_it_and_nothing_else(index, checkpoint):
 
 
 @pytest.mark.attack("F13")
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+@pytest.mark.parametrize("make", [os.mkdir, getattr(os, "mkfifo", None)], ids=["folder", "pipe"])
+def test_weights_that_are_no_file_are_refused_and_not_waited_for(make, checkpoint):
+    (checkpoint / "model.safetensors").unlink()
+    make(checkpoint / "model.safetensors")
+    with pytest.raises(CheckpointError, match="model.safetensors is no file of weights"):
+        SourceWeights(checkpoint)
+
+
+@pytest.mark.attack("F13")
 def test_index_with_a_tensor_twice_is_refused(checkpoint):
     twice = '{"weight_map": {"a": "model.safetensors", "a": "other.safetensors"}}'
     (checkpoint / "model.safetensors.index.json").write_text(twice)
