@@ -198,11 +198,11 @@ def test_a_missing_annotation_is_told(tmp_path):
         read_meta(tmp_path / "meta.json")
 
 
-def warnings_of(folder, caplog, *records) -> list[str]:
-    (data_set,) = read_meta(write_meta(folder, one=[{}, *records]))
+def warnings_of(folder, caplog, *records, fields=None) -> list[str]:
     logger = logging.getLogger("transformers")
     logger.addHandler(caplog.handler)
     try:
+        (data_set,) = read_meta(write_meta(folder, one=[fields or {}, *records]))
         for index in range(len(data_set)):
             data_set.read(index)
     finally:
@@ -214,6 +214,15 @@ def test_keys_beside_media_that_name_more_are_told_once_for_a_data_set(folder, c
     record = dialogue("<image>", "It.", image="a.png", images=["b.png"], task="caption")
     (warning,) = warnings_of(folder, caplog, record, record)
     assert "one has images, which mean nothing here" in warning and "one.jsonl:1" in warning
+
+
+@pytest.mark.attack("F21")
+def test_codes_in_keys_do_not_reach_the_terminal_by_a_warning(folder, caplog):
+    codes = "\x1b]0;evil\x07\n"
+    record = dialogue("<image>", "It.", **{"image": "a.png", f"images{codes}": ["b.png"]})
+    warnings = warnings_of(folder, caplog, record, fields={f"key{codes}": 1})
+    assert len(warnings) == 2
+    assert not any(sign in text for text in warnings for sign in "\x1b\x07\n")
 
 
 @pytest.mark.parametrize(

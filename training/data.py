@@ -32,6 +32,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from transformers.utils import logging
 
+from pvc.conversion.printable import in_a_line
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.encoding import Encoded, Encoder
 from pvc.training.mixing import AUGMENT, FRAMES, MissingKind, Mixture, draws
@@ -242,7 +243,7 @@ class PackLoader(DataLoader):
                 advice = f"; {most} were skipped before it" if most else "; skip_broken lets some pass"
                 raise BrokenSample(where, why + advice)
             self.broken[where] = why
-            logger.warning(f"skipped {where}: {why} ({len(self.broken)} of at most {most})")
+            logger.warning(in_a_line(f"skipped {where}: {why} ({len(self.broken)} of at most {most})"))
 
     def state_dict(self) -> dict:
         """Where the sequence stands, in numbers and texts that JSON takes.

@@ -24,6 +24,7 @@ import numpy as np
 from transformers.utils import logging
 
 from pvc.conversation import IMAGE_PLACEHOLDER
+from pvc.conversion.printable import in_a_line
 from pvc.processing_pvc import VIDEO_TOKEN
 from pvc.training.worlds import SmallWorlds
 from pvc.training.worlds_drawing import Scene
@@ -142,8 +143,9 @@ class DataSet:
         ignored = [name for name in sample.ignored if MEDIA_KEY.match(name.lower())]
         if ignored and not self.has_warned:
             self.has_warned = True
+            found = in_a_line(f"{self.name} has {', '.join(ignored)}")
             logger.warning(
-                f"{self.name} has {', '.join(ignored)}, which mean nothing here, first in {sample.where} "
+                f"{found}, which mean nothing here, first in {in_a_line(sample.where)} "
                 "(`pvc train check` counts them): media are read from 'image' and 'video'"
             )
 
@@ -244,7 +246,7 @@ def _data_set(path: Path, name: str, fields) -> DataSet:
     )
     known = {"annotation", "root", "repeat_time", "data_augment", "max_dynamic_patch", "length"}
     if unknown := sorted(fields.keys() - known):
-        logger.warning(f"{path}: {name!r} has {', '.join(unknown)}, which mean nothing here")
+        logger.warning(f"{path}: {name!r} has {in_a_line(', '.join(unknown))}, which mean nothing here")
     if not os.path.exists(data_set.annotation):
         raise FileNotFoundError(f"{path}: {name!r} has annotation {annotation!r}: no such file")
     return data_set
