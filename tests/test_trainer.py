@@ -150,6 +150,11 @@ def test_one_seed_is_that_of_the_data_and_of_the_trainer():
         ({"gradient_accumulation_steps": 2}, "follows from rows_per_step"),
         ({"rows_per_step": 3, "max_steps": 1}, "a multiple of the 2 processes"),
         ({"rows_per_step": 2}, "max_steps is missing"),
+        ({"rows_per_step": 2, "max_steps": 1, "logging_steps": float("inf")}, "the Trainer does not take"),
+        (
+            {"rows_per_step": 2, "max_steps": 1, "accelerator_config": {"split": True}},
+            "the Trainer does not take .* 'split'",
+        ),
         (
             {"loss_reduction": "mean", "rows_per_step": 2, "max_steps": 1},
             "expected one of token, square, sample",
@@ -186,6 +191,9 @@ def test_fsdp2_adds_gradients_up_in_float32_and_checkpoints_by_itself(tmp_path):
         ("streams=null", "streams is None: expected a number"),
         ("pool=true", "pool is True: expected a number"),
         ("lora={r: x}", "r is 'x': expected a number"),
+        ("lora={parts: [[llm]]}", "parts[0] is ['llm']: expected a text"),
+        ("train=[[llm]]", "train[0] is ['llm']: expected a text"),
+        ("learning_rate=.nan", "learning_rate is nan: expected a number"),
         ("save_total_limit=all", "save_total_limit is 'all': expected a number (an integer) or null"),
     ],
 )
@@ -722,8 +730,26 @@ def test_a_second_run_into_the_same_folder_is_refused_while_the_first_trains(mod
 
     run(model, data, tmp_path / "run", max_steps=1, callbacks=[Second()])
     assert refused == ["run", "other name"]
-    assert not [path for path in tmp_path.iterdir() if path.suffix == ".lock"]
+    assert not list(tmp_path.rglob("*.lock"))
     run(model, data, tmp_path / "run", max_steps=1)  # no checkpoint is in its way
+
+
+def test_a_run_writes_nothing_beside_its_folder(model, data, tmp_path):
+    """The folder may be a mounted disk, and the one above it read-only."""
+    beside = []
+
+    class Watch(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs):
+            beside.extend(path.name for path in (tmp_path / "above").iterdir())
+
+    run(model, data, tmp_path / "above" / "run", max_steps=1, callbacks=[Watch()])
+    assert beside == ["run"]
+
+
+def test_a_run_that_cannot_start_leaves_no_folder(data, tmp_path):
+    with pytest.raises(OSError):
+        run(tmp_path / "no model", data, tmp_path / "run", max_steps=1)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("umask, mode", [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])

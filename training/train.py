@@ -45,6 +45,7 @@ RECIPES, DEEPSPEED, FSDP2 = HERE / "recipes", HERE / "deepspeed", HERE / "fsdp2.
 PARALLEL = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
 PARTS = {"vision": ("vision_model",), "projector": ("projector",), "llm": ("language_model", "lm_head")}
 OWN_TOKENIZER = "tokenization_internlm2.InternLM2Tokenizer"
+LOCK = ".lock"  # of a run, in its folder
 NEW = "new"  # what config.new_parameters names, wherever it is
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # today, and in transformers 5.12
 FOLLOWING = {  # arguments of the Trainer that a recipe does not set, and what they follow from
@@ -240,7 +241,10 @@ def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
             "--set parallel=ddp"
         )
     own = _that_this_machine_has(recipe.arguments)
-    arguments = PVCTrainingArguments(**defaults | own | fixed | _sharding(recipe))
+    try:
+        arguments = PVCTrainingArguments(**defaults | own | fixed | _sharding(recipe))
+    except (TypeError, OverflowError) as error:  # a name in accelerator_config, an infinite number of steps
+        raise ValueError(f"the Trainer does not take the recipe's arguments: {error}") from error
     if arguments.world_size != processes or arguments.n_gpu > 1:
         raise ValueError(
             f"{processes} processes were started, the Trainer has {arguments.world_size} with up to "
@@ -411,9 +415,10 @@ def _locked(output: Path):
     if int(os.environ.get("RANK", 0)) != 0:
         yield
         return
-    real = output.resolve()
-    real.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(real.parent / f".{real.name}.lock")
+    # in the folder: the one above may be read-only, as it is where `output` is a mounted disk
+    was_there = output.exists()
+    output.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(output / LOCK)
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
@@ -426,6 +431,9 @@ def _locked(output: Path):
         with suppress(OSError):  # Windows removes no open file
             os.unlink(lock.lock_file)
         lock.release()
+        if not was_there:
+            with suppress(OSError):  # it is not empty: training has begun
+                output.rmdir()
 
 
 def _trainer(

@@ -1,5 +1,6 @@
 """Values of a recipe, checked against the types of the fields that they are for."""
 
+import math
 import types
 from collections.abc import Mapping
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -31,7 +32,7 @@ def checked(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
     expected. Types other than plain ones are left to the class itself.
 
     Raises:
-        ValueError: for a value of another type than the field's.
+        ValueError: for a value, or an item of a list, of another type than the field's; for nan.
     """
     hints = get_type_hints(kind)
     return {name: _checked(name, value, hints[name]) for name, value in values.items()}
@@ -40,6 +41,10 @@ def checked(values: Mapping[str, Any], kind: type) -> dict[str, Any]:
 def _checked(name: str, value, hint):
     kinds, is_known = _plain_types(hint)
     value = number_or(value) if kinds & {int, float} or not is_known else value
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"{name} is {value}: expected a number")
+    if isinstance(value, list) and list in kinds:
+        return _checked_items(name, value, hint)
     if not is_known or type(value) in kinds:
         return value
 
@@ -54,6 +59,15 @@ def _checked(name: str, value, hint):
 
     expected = " or ".join(text for plain, text in EXPECTED.items() if plain in kinds)
     raise ValueError(f"{name} is {value!r}: expected {expected}")
+
+
+def _checked_items(name: str, values: list, hint) -> list:
+    """The list, its items checked where the hint names their type."""
+    hints = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    items = [item for each in hints if get_origin(each) is list for item in get_args(each)]
+    if len(items) != 1:
+        return values
+    return [_checked(f"{name}[{i}]", value, items[0]) for i, value in enumerate(values)]
 
 
 def _plain_types(hint) -> tuple[set[type], bool]:
