@@ -86,8 +86,9 @@ def is_plain_name(name: str) -> bool:
 def check_json_files(
     folder: str | os.PathLike | None, subfolder: str | None = None, names: tuple[str, ...] = READ_BY_MODEL
 ):
-    """Checks the files `names` and the indexes of weights before transformers reads them; nothing where
-    there is no such folder.
+    """Checks the files `names` and the indexes of weights before transformers reads them.
+
+    What is not there, the folder included, is passed over.
 
     Raises:
         DamagedFile, OSError: as `read_json_object` and `read_weight_index`.

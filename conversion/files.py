@@ -95,8 +95,9 @@ def read_json(path: Path | str) -> dict:
 
 
 def is_within(file: Path, folder: Path) -> bool:
-    """Whether `file`, its symbolic links followed, lies in `folder`, or among the blobs of the Hub cache
-    that `folder` is a snapshot of.
+    """Whether `file`, its symbolic links followed, lies in `folder`.
+
+    Of a snapshot in the Hub cache, the blobs of its repository count as within.
     """
     try:
         real, folder = Path(file).resolve(), Path(folder).resolve()
@@ -331,10 +332,12 @@ def write_shards(
     progress: Callable[[str, int], None] = lambda name, nbytes: None,
     shard_bytes: int = SHARD_BYTES,
 ):
-    """Writes the tensors `infos` in their order into files of at most `shard_bytes` (a larger tensor has a
-    file of its own) with an index where there are several; holds what `make(name)` gives, one at a time.
+    """Writes the tensors `infos`, in their order, as safetensors files.
 
-    `progress(name, nbytes)` is called after each tensor.
+    Args:
+        make: from a name to its tensor; one tensor is held at a time.
+        progress: called after each tensor with its name and bytes.
+        shard_bytes: most bytes of a file, apart from a tensor that is larger. Several files get an index.
     """
     shards = list(shard_names(infos, shard_bytes))
     files = (

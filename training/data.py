@@ -103,8 +103,10 @@ def with_kinds_there_are(make: Callable[[DataOptions], T], options: DataOptions,
 
 
 class Pack(NamedTuple):
-    """A row, its number in the whole sequence, what was broken on the way, and its stream's state after
-    it.
+    """A row, and its number in the whole sequence.
+
+    `broken` has file, line and reason of samples that were left out on the way, `after` the state of its
+    stream after the row.
     """
 
     inputs: dict[str, torch.Tensor | bool]
@@ -196,7 +198,7 @@ class PackedDataset(IterableDataset):
 
 
 class PackLoader(DataLoader):
-    """Hands out the rows of a `PackedDataset` as the inputs of the model, decoded in `num_workers` processes.
+    """Hands out the rows of a `PackedDataset` as inputs of the model, decoded in worker processes.
 
     Iterating goes on after the last row that was handed out. `broken` has the samples that were skipped so
     far, file and line -> reason.

@@ -45,8 +45,9 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 
 
 class MediaFile(NamedTuple):
-    """A picture or video to be loaded, or drawn. `max_tiles`: of the picture or of each frame, the thumbnail
-    not counted.
+    """An image or video to be loaded, or drawn.
+
+    `max_tiles`: of the image or of each frame, the thumbnail not counted.
     """
 
     path: str | Scene | list[Scene]
