@@ -13,6 +13,9 @@ from typing import NamedTuple
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .conversation import PlainTextEncoder, Segment
+from .frame_choice import FrameChoice
+from .media_policy import shown
+from .processing_options_pvc import FRAME_OPTIONS
 
 try:
     from jinja2 import TemplateError
@@ -23,7 +26,8 @@ except ImportError:  # then transformers renders no templates either
 
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
-MEDIA_BLOCKS = ("image", "video", "image_url", "video_url")
+MEDIA_BLOCKS = ("image", "video", "image_url", "video_url")  # the latter two as OpenAI says
+BLOCK_TYPES = ("text", *MEDIA_BLOCKS)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 
@@ -54,6 +58,52 @@ class Rendered(NamedTuple):
     answers: list[tuple[int, int]]
 
 
+def check_messages(batch: Sequence, is_own_template: bool = True):
+    """Raises a MessageError that names the message, where one is not as `apply_chat_template` takes it.
+
+    Roles, and what else stands in a message, are the affair of a template that is not the model's own.
+    """
+    for messages in batch:
+        if not isinstance(messages, (list, tuple)) or not messages:
+            raise MessageError(
+                f"conversation is {shown(messages)}: expected a list of messages, at least one"
+            )
+        for i, message in enumerate(messages):
+            if isinstance(message, dict) and not is_own_template:
+                continue
+            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+                raise MessageError(
+                    f"message {i} is {shown(message)}: expected a dict with 'role' and 'content'"
+                )
+            content = message["content"]
+            if not isinstance(content, (str, list, tuple)):
+                raise MessageError(
+                    f"message {i} has content {shown(content)}: expected a text or a list of blocks"
+                )
+            blocks = [] if isinstance(content, str) else content
+            for block in blocks:
+                _check_block(block, i)
+            is_text = all(block["type"] == "text" for block in blocks)
+            if message["role"] not in (["user", "assistant"] + ["system"] * (i == 0 and is_text)):
+                raise MessageError(
+                    f"message {i} has role {message['role']!r}: expected system (first, text alone), user or "
+                    "assistant"
+                )
+
+
+def _check_block(block, message: int):
+    kind = block.get("type") if isinstance(block, dict) else None
+    if kind not in BLOCK_TYPES:
+        expected = f"a dict of type {', '.join(BLOCK_TYPES)}"
+        raise MessageError(f"message {message} has the block {shown(block)}: expected {expected}")
+    if kind == "text" and not isinstance(block.get("text"), str):
+        raise MessageError(f"message {message} has the block {shown(block)}: expected its text under 'text'")
+    try:
+        FrameChoice(**{name: block[name] for name in FRAME_OPTIONS if name in block}).checked()
+    except ValueError as error:
+        raise MessageError(f"message {message}, {kind} block: {error}") from error
+
+
 def render(
     messages: Sequence[dict], template: str, *, marks_answers: bool = False, **variables
 ) -> tuple[str, list[tuple[int, int]]]:
@@ -70,12 +120,16 @@ def render(
             "return_assistant_tokens_mask: the chat template does not tell which text is the model's: put it "
             "between {% generation %} and {% endgeneration %}"
         )
-    texts, spans = render_jinja_template(
-        conversations=[[_with_hub_blocks(message) for message in messages]],
-        chat_template=template,
-        return_assistant_tokens_mask=marks_answers,
-        **variables,
-    )
+    try:
+        texts, spans = render_jinja_template(
+            conversations=[[_with_hub_blocks(message) for message in messages]],
+            chat_template=template,
+            return_assistant_tokens_mask=marks_answers,
+            **variables,
+        )
+    except (TemplateError, TypeError) as error:  # of the template's own words, or what it does with others
+        raise MessageError(f"the chat template does not take these messages: {error}") from error
+
     return texts[0], list(spans[0]) if marks_answers else []
 
 

@@ -53,16 +53,24 @@ class FrameChoice(NamedTuple):
     end_s: float | None = None
     limit: int = 2**20
 
-    def check(self):
-        """Raises a ValueError that names an option that is no number, or out of range."""
-        for name in ("num_frames", "max_frames"):
-            if getattr(self, name) is not None:
-                check_whole(name, getattr(self, name))
-        check_real("fps", self.fps, most=1000)
-        for name in ("start_s", "end_s"):
-            if getattr(self, name) is not None:
-                check_number(name, getattr(self, name))
+    def checked(self) -> "FrameChoice":
+        """With Python's own numbers, of whatever library they came from.
 
+        Raises:
+            ValueError: for an option that is no number, or out of range, with its name.
+        """
+        given = {name: value for name, value in self._asdict().items() if value is not None}
+        for name in given.keys() & {"num_frames", "max_frames"}:
+            given[name] = check_whole(name, given[name])
+        for name in given.keys() & {"fps", "start_s", "end_s"}:
+            given[name] = check_number(name, given[name])
+
+        choice = self._replace(**given)
+        check_real("fps", choice.fps, most=1000)
+        choice._check_limit()
+        return choice
+
+    def _check_limit(self):
         asked = {"max_frames": self.max_frames}
         if self.fps is None and self.num_frames is not None:
             asked["num_frames"] = min(self.num_frames, self.max_frames or self.num_frames)

@@ -68,7 +68,8 @@ def open_image(
     Image.init()
     with open_file(file) as opened:
         try:
-            picture = with_canvas_alpha(Image.open(opened, formats=_known_formats(len(Image.OPEN))))
+            picture = Image.open(opened, formats=_known_formats(len(Image.OPEN)))
+            _scale_colour_key(with_canvas_alpha(picture))
             return _decoded(picture, file_name(file), upright, max_pixels)
         except MediaRefused:
             raise
@@ -81,6 +82,21 @@ def with_canvas_alpha(picture: Image.Image) -> Image.Image:
     if picture.format == "WEBP" and getattr(picture, "rawmode", "") == "RGBX" and picture.is_animated:
         picture.rawmode = picture._mode = "RGBA"
     return picture
+
+
+def _scale_colour_key(picture: Image.Image):
+    """The transparent colour of a PNG, just opened, in the 8 bits that its pixels get.
+
+    PIL scales greys of 2 and 4 bits up and cuts RGB of 16 bits, but keeps the colour as the file has it.
+    """
+    key, tiles = picture.info.get("transparency"), getattr(picture, "tile", None)
+    if picture.format != "PNG" or key is None or not tiles:
+        return
+    scale = {"L;2": 0xFF // 0x3, "L;4": 0xFF // 0xF}.get(tiles[0][3])
+    if scale and isinstance(key, int):
+        picture.info["transparency"] = key * scale
+    elif tiles[0][3] == "RGB;16B":
+        picture.info["transparency"] = tuple(value >> 8 for value in key)
 
 
 def decoded(picture: Image.Image, *, upright: bool, max_pixels: int | None = None) -> Image.Image:
@@ -121,6 +137,8 @@ def on_white(picture: Image.Image) -> Image.Image:
     """The image on white where it is transparent; any other as it is."""
     if picture.mode in ("La", "RGBa"):  # premultiplied
         picture = picture.convert({"La": "LA", "RGBa": "RGBA"}[picture.mode])
+    if picture.mode.startswith("I;16") and isinstance(picture.info.get("transparency"), int):
+        return _deep_grey_on_white(picture)
     is_keyed = "transparency" in picture.info and picture.mode in ("1", "L", "P", "RGB")
     if picture.mode not in ("LA", "PA", "RGBA") and not is_keyed:
         return picture
@@ -132,6 +150,16 @@ def on_white(picture: Image.Image) -> Image.Image:
     white = Image.new("RGB", picture.size, (255, 255, 255))
     white.paste(picture.convert("RGB"), mask=alpha)
     return white
+
+
+def _deep_grey_on_white(picture: Image.Image) -> Image.Image:
+    """Greys of 16 bits, one value of which is transparent, in 8 bits."""
+    grey, top = in_8_bits(picture), 0
+    for values in _bands(picture):
+        is_clear = values == picture.info["transparency"]
+        grey.paste(255, (0, top), Image.fromarray(is_clear.astype(np.uint8) * 255))
+        top += len(values)
+    return grey
 
 
 def in_8_bits(picture: Image.Image) -> Image.Image:

@@ -22,9 +22,9 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 try:
-    from .media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
+    from .media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
 except ImportError:  # in a clone, where this folder is no package
-    from media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
+    from media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
 
 CHUNK = 2**16
 MAX_REDIRECTS = 10
@@ -110,11 +110,9 @@ def _target(address: str) -> _Target:
     if parts.scheme.lower() not in ("http", "https"):
         raise ValueError(f"the scheme {parts.scheme!r} is neither http nor https")
 
-    host = (parts.hostname or "").rstrip(".")
-    if ":" not in host:
-        host = host.encode("idna").decode().lower()
-        if not re.fullmatch(r"[a-z0-9._-]+", host):
-            raise ValueError(f"{host!r} is no name of a host")
+    host = ascii_host(parts.hostname or "")
+    if ":" not in host and not re.fullmatch(r"[a-z0-9._-]+", host):
+        raise ValueError(f"{host!r} is no name of a host")
 
     port = parts.port or {"http": 80, "https": 443}[parts.scheme.lower()]
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
@@ -289,19 +287,26 @@ def _body(response: http.client.HTTPResponse, policy: MediaPolicy, address: str)
         raise OSError(f"it is sent as {shown(encoding)}, though identity was asked for")
     check_size(length or 0, policy.max_bytes, name)
 
-    file, decoder = NamedBytes(name=address), None if encoding == "identity" else zlib.decompressobj(47)
+    file = NamedBytes(name=address)
+    decoder = None if encoding == "identity" else zlib.decompressobj(47)
     received = 0
     while chunk := response.read(CHUNK):
         received += len(chunk)
-        while chunk:
-            if decoder is not None:
-                chunk, rest = decoder.decompress(chunk, CHUNK), decoder.unconsumed_tail
-            else:
-                rest = b""
-            file.write(chunk)
+        check_size(received, policy.max_bytes, name)
+        for part in [chunk] if decoder is None else _decompressed(decoder, chunk):
+            file.write(part)
             check_size(file.tell(), policy.max_bytes, name)
-            chunk = rest
-    if length is not None and received < length:
-        raise OSError(f"it ends after {received} of {length} bytes")
+        if decoder is not None and decoder.eof:
+            break  # what may follow is kept by the decoder, and is none of the content
+
+    is_cut = decoder is not None and not decoder.eof
+    if is_cut or (decoder is None and length is not None and received < length):
+        raise OSError(f"it ends after {received} of {length or 'more'} bytes")
     file.seek(0)
     return file
+
+
+def _decompressed(decoder, chunk: bytes) -> Iterator[bytes]:
+    while chunk:
+        yield decoder.decompress(chunk, CHUNK)
+        chunk = decoder.unconsumed_tail

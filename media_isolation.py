@@ -76,7 +76,7 @@ class _Child:
         self.budget.remaining_s()
         try:
             header = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise self.broken() from None
         if not isinstance(header, dict):
             raise self.broken()

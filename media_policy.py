@@ -7,6 +7,7 @@ media of one prompt have used of it. Opening and fetching is left to `media_sour
 """
 
 import ipaddress
+import operator
 import os
 import time
 from collections.abc import Callable, Collection
@@ -73,7 +74,7 @@ class MediaPolicy:
 
     def __post_init__(self):
         for name in ("max_bytes", "max_pixels", "max_frames", "max_tiles"):
-            check_whole(name, getattr(self, name))
+            object.__setattr__(self, name, check_whole(name, getattr(self, name)))
         for name in ("max_duration_s", "deadline_s"):
             check_real(name, getattr(self, name), most=float("inf"))
 
@@ -112,11 +113,21 @@ class MediaPolicy:
     def allows_host(self, host: str) -> bool:
         if callable(self.hosts):
             return bool(self.hosts(host))
-        return self.hosts is None or (self.hosts is not False and host in {x.lower() for x in self.hosts})
+        return self.hosts is None or (self.hosts is not False and host in map(ascii_host, self.hosts))
 
     def allows_address(self, address: str) -> bool:
         """Whether a connection to the IP address may be made."""
         return not self.public_only or is_public(address)
+
+
+def ascii_host(name: str) -> str:
+    """The name of a host as it is asked for: ASCII, lower case, no dot at its end.
+
+    Raises:
+        ValueError: the name has no such form.
+    """
+    name = name.rstrip(".")
+    return name.lower() if ":" in name else name.encode("idna").decode().lower()
 
 
 def _is_names(hosts) -> bool:
@@ -131,13 +142,18 @@ def is_public(address: str) -> bool:
     return not any(ip.version == network.version and ip in network for network in PRIVATE_NETWORKS)
 
 
-def check_whole(name: str, value, least: int = 1):
-    """Raises a ValueError unless the value is a whole number of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise ValueError(f"{name}={shown(value)}: expected a whole number")
+def check_whole(name: str, value, least: int = 1) -> int:
+    """The value as an int; raises a ValueError unless it is a whole number of at least `least`."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        value = operator.index(value)
+    except TypeError:
+        raise ValueError(f"{name}={shown(value)}: expected a whole number") from None
     if value < least:
         unit = {"num_frames": " frame", "max_frames": " frame"}.get(name, "")
         raise ValueError(f"{name}={value}: expected at least {least}{unit}")
+    return value
 
 
 def check_real(name: str, value, most: float):
@@ -146,12 +162,19 @@ def check_real(name: str, value, most: float):
         return
     check_number(name, value)
     if not 0 < value <= most:
-        raise ValueError(f"{name}={value}: expected more than 0 and at most {most:g}")
+        raise ValueError(f"{name}={shown(value)}: expected more than 0 and at most {most:g}")
 
 
-def check_number(name: str, value):
-    if isinstance(value, bool) or not (hasattr(value, "__index__") or hasattr(value, "__float__")):
-        raise ValueError(f"{name}={shown(value)}: expected a number")
+def check_number(name: str, value) -> int | float:
+    """The value as Python's own number; raises a ValueError unless it is one."""
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        return value
+    try:
+        if isinstance(value, (bool, str, bytes, bytearray)):
+            raise TypeError
+        return float(value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):  # the last: a tensor of several elements
+        raise ValueError(f"{name}={shown(value)}: expected a number") from None
 
 
 def shown(value, most: int = 200) -> str:

@@ -14,8 +14,8 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
-from urllib.parse import unquote, urlsplit
+from typing import BinaryIO, NamedTuple
+from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
 try:
@@ -148,7 +148,7 @@ def _path_of_address(address: str) -> str:
 
 @contextmanager
 def opened(source, budget: Budget, *, kind: str) -> Iterator:
-    """Yields what decoders take: a file object, a folder's path, or as it is what is neither text nor file.
+    """Yields what decoders take: a file object, a Folder, or as it is what is neither text nor file.
 
     Args:
         source: path, address, data: address or base64 as text; a dict of bytes and path, as of a data set
@@ -178,6 +178,8 @@ def opened(source, budget: Budget, *, kind: str) -> Iterator:
 def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
     """The file in a dict of "bytes" and "path", of which one may be None, as data sets have it."""
     content, path = source.get("bytes"), source.get("path")
+    if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
+        raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
     if "bytes" not in source or not (content or path) or not source.keys() <= {"bytes", "path"}:
         keys = sorted(map(str, source))
         noun = "a picture" if kind == "image" else "a video"
@@ -231,6 +233,18 @@ def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
         raise FileNotFoundError(message) from error
 
 
+class Folder(NamedTuple):
+    """A folder of frames: where it lies, and what the source calls it."""
+
+    path: str
+    name: str
+
+    def source_of(self, file: str) -> str:
+        """A file in it as a source: in errors it is named as the folder was."""
+        is_address = self.name[:5].lower() == "file:"
+        return os.path.join(self.name, quote(file) if is_address else file)
+
+
 def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
     """The path of a source that the policy allows; of others nothing is told, not whether they exist."""
     name = shown(os.fspath(source))
@@ -249,9 +263,10 @@ def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
 
 @contextmanager
 def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
-    """Yields the folder, or the opened file. Errors name it as the source did, not by the whole path."""
+    """Yields the Folder, or the opened file. Errors name it as the source did, not by the whole path."""
     try:
-        found = path if may_be_folder and os.path.isdir(path) else open_regular(path, name)
+        is_folder = may_be_folder and os.path.isdir(path)
+        found = Folder(path, name) if is_folder else open_regular(path, name)
     except OSError as error:
         if isinstance(error, MediaRefused) or error.errno is None:
             raise
@@ -260,5 +275,5 @@ def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
     try:
         yield found
     finally:
-        if found is not path:
+        if not is_folder:
             found.close()

@@ -30,7 +30,7 @@ try:
     from .image_files import decoded, in_8_bits, in_rgb, on_white, open_image
     from .media_isolation import isolated_frames, isolated_image
     from .media_policy import Budget
-    from .media_sources import opened
+    from .media_sources import Folder, opened
     from .video_readers import (
         OWN_FILES,
         VIDEO_READERS,
@@ -46,12 +46,16 @@ except ImportError:  # in a clone, where this folder is no package
     from image_files import decoded, in_8_bits, in_rgb, on_white, open_image
     from media_isolation import isolated_frames, isolated_image
     from media_policy import Budget
-    from media_sources import opened
+    from media_sources import Folder, opened
     from video_readers import (
         OWN_FILES,
+        VIDEO_READERS,
+        ChooseIndices,
         Frames,
         MediaFile,
+        Video,
         open_video,
+        read_video,
     )
 
 __all__ = [
@@ -449,8 +453,7 @@ def open_frames(
 ) -> Iterator[ChosenFrames]:
     """`read_frames`, but the frames come one at a time, so that only one is held at its full size."""
     budget = Budget(OWN_FILES) if budget is None else budget
-    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s, budget.policy.max_frames)
-    choice.check()
+    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s, budget.policy.max_frames).checked()
 
     with opened(source, budget, kind="video") as found:
         if hasattr(found, "read"):
@@ -477,13 +480,14 @@ def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterat
         yield index, picture
 
 
-def _listed_pictures(source: VideoSource) -> Sequence:
-    if isinstance(source, (str, os.PathLike)):
-        names = [name for name in os.listdir(source) if name.lower().endswith(PICTURE_SUFFIXES)]
-        pictures = [os.path.join(source, name) for name in sorted(names, key=_natural) if name[0] != "."]
+def _listed_pictures(source: VideoSource | Folder) -> Sequence:
+    if isinstance(source, Folder):
+        names = [name for name in os.listdir(source.path) if name.lower().endswith(PICTURE_SUFFIXES)]
+        pictures = [source.source_of(name) for name in sorted(names, key=_natural) if name[0] != "."]
         if not pictures:
-            raise ValueError(f"{os.fspath(source)}: no picture here; expected {', '.join(PICTURE_SUFFIXES)}")
+            raise ValueError(f"{source.name}: no picture here; expected {', '.join(PICTURE_SUFFIXES)}")
         return pictures
+
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _listed_array(source)
     if not isinstance(source, (list, tuple)):

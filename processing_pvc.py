@@ -24,10 +24,11 @@ from transformers.utils import logging
 
 from .chat_template_pvc import (
     IMAGE_TOKEN,
+    MEDIA_BLOCKS,
     VIDEO_TOKEN,
-    MessageError,
     Prompt,
     answer_mask,
+    check_messages,
     render,
     render_segments,
 )
@@ -47,14 +48,12 @@ from .conversation import (
     pad,
     video_segments,
 )
-from .frame_choice import FrameChoice
 from .json_files import READ_BY_PROCESSOR, check_json_files
-from .media_policy import Budget, MediaPolicy
+from .media_policy import Budget, MediaPolicy, check_whole
 from .media_policy import shown as _shown
 from .preprocess import ChosenFrames, open_frames, picture_tiles, read_picture
 from .processing_options_pvc import (
     ENCODING,
-    FRAME_OPTIONS,
     Options,
     block_options,
     block_source,
@@ -68,7 +67,6 @@ from .processing_options_pvc import (
 
 logger = logging.get_logger(__name__)
 
-BLOCK_TYPES = ("text", "image", "video", "image_url", "video_url")  # the latter two as OpenAI says
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -108,6 +106,7 @@ class PVCImageProcessor(BaseImageProcessor):
         video_repeats: int = 1,
         **kwargs,
     ):
+        _check_other_fields(kwargs)
         super().__init__(**kwargs)
         self.image_size = image_size
         self.patch_size = patch_size
@@ -242,6 +241,7 @@ class PVCImageProcessor(BaseImageProcessor):
         return tiles
 
     def _tiles(self, picture: Image.Image, max_tiles: int) -> torch.Tensor:
+        check_whole("max_tiles", max_tiles)
         return picture_tiles(
             picture,
             self.image_size,
@@ -249,6 +249,13 @@ class PVCImageProcessor(BaseImageProcessor):
             min_num=min(self.min_tiles, max_tiles),
             use_thumbnail=self.use_thumbnail,
         )
+
+
+def _check_other_fields(fields: dict):
+    """Raises a ValueError for one that would replace a method or the policy: all become attributes."""
+    for name in fields:
+        if name == "_media_policy" or callable(getattr(PVCImageProcessor, name, None)):
+            raise ValueError(f"{name} is no field of an image processor: remove it")
 
 
 def media_inputs(media: Sequence[Media]) -> BatchFeature:
@@ -471,7 +478,7 @@ class PVCProcessor(ProcessorMixin):
         batch = conversation if nested else [conversation]
         template = self._template_text(chat_template)
         is_own = self._is_own(template)
-        _check_messages(batch, is_own)
+        check_messages(batch, is_own)
 
         options = merge_options(processor_kwargs or {}, options)
         asked = {name for name in options if name not in ENCODING and re.search(rf"\b{name}\b", template)}
@@ -547,7 +554,7 @@ class PVCProcessor(ProcessorMixin):
             for message in messages
             if not isinstance(message.get("content") or "", str)
             for block in message["content"]
-            if isinstance(block, dict) and block.get("type") in BLOCK_TYPES[1:]
+            if isinstance(block, dict) and block.get("type") in MEDIA_BLOCKS
         ]
         left = {IMAGE_TOKEN: [], VIDEO_TOKEN: []}
         for block in blocks:
@@ -648,52 +655,6 @@ def _model_config(path, given: dict) -> dict:
     except OSError:
         return {}
     return config if config.get("model_type") == "pvc" else {}
-
-
-def _check_messages(batch: Sequence, is_own_template: bool = True):
-    """Raises a MessageError that names the message, where one is not as `apply_chat_template` takes it.
-
-    Roles, and what else stands in a message, are the affair of a template that is not the model's own.
-    """
-    for messages in batch:
-        if not isinstance(messages, (list, tuple)) or not messages:
-            raise MessageError(
-                f"conversation is {_shown(messages)}: expected a list of messages, at least one"
-            )
-        for i, message in enumerate(messages):
-            if isinstance(message, dict) and not is_own_template:
-                continue
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-                raise MessageError(
-                    f"message {i} is {_shown(message)}: expected a dict with 'role' and 'content'"
-                )
-            content = message["content"]
-            if not isinstance(content, (str, list, tuple)):
-                raise MessageError(
-                    f"message {i} has content {_shown(content)}: expected a text or a list of blocks"
-                )
-            blocks = [] if isinstance(content, str) else content
-            for block in blocks:
-                _check_block(block, i)
-            is_text = all(block["type"] == "text" for block in blocks)
-            if message["role"] not in (["user", "assistant"] + ["system"] * (i == 0 and is_text)):
-                raise MessageError(
-                    f"message {i} has role {message['role']!r}: expected system (first, text alone), user or "
-                    "assistant"
-                )
-
-
-def _check_block(block, message: int):
-    kind = block.get("type") if isinstance(block, dict) else None
-    if kind not in BLOCK_TYPES:
-        expected = f"a dict of type {', '.join(BLOCK_TYPES)}"
-        raise MessageError(f"message {message} has the block {_shown(block)}: expected {expected}")
-    if kind == "text" and not isinstance(block.get("text"), str):
-        raise MessageError(f"message {message} has the block {_shown(block)}: expected its text under 'text'")
-    try:
-        FrameChoice(**{name: block[name] for name in FRAME_OPTIONS if name in block}).check()
-    except ValueError as error:
-        raise MessageError(f"message {message}, {kind} block: {error}") from error
 
 
 PVCImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -60,6 +60,7 @@ CONTAINERS = (
 OPEN_TIMEOUT_S = 60.0
 MAX_INDEXED_FRAMES = 2**22  # of a file: 38 hours at 30 frames a second
 PRINTABLE = string.printable.encode()
+UNTIMED_MS = 100  # how long browsers show a frame of an animation that says 0, as FFmpeg of GIFs
 MAX_PIXEL_ASPECT = 8  # beyond, a sample aspect ratio is taken for a mistake
 
 MediaFile = str | os.PathLike | BinaryIO
@@ -375,7 +376,8 @@ def _webp_durations_s(file: BinaryIO) -> list[float]:
         kind, size = struct.unpack("<4sI", header)
         start = file.tell()
         if kind == b"ANMF":
-            durations_s.append(int.from_bytes(file.read(15)[12:], "little") / 1000)
+            duration_ms = int.from_bytes(file.read(15)[12:], "little")
+            durations_s.append((duration_ms or UNTIMED_MS) / 1000)
         file.seek(start + size + size % 2)
     return durations_s or [0.0]
 

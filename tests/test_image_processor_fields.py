@@ -38,3 +38,13 @@ def test_an_image_processor_that_is_no_object_is_refused_by_name(tmp_path, text)
         ValueError, match=r"processor_config\.json has image_processor of .*: expected an object"
     ):
         PVCImageProcessor.from_pretrained(tmp_path)
+
+
+@pytest.mark.attack("F13")
+@pytest.mark.parametrize(
+    "name, value", [("_media_policy", {"files": None}), ("image", "x"), ("_tiles", None)]
+)
+def test_a_file_replaces_neither_the_policy_nor_a_method(name, value):
+    fields = PVCImageProcessor().to_dict() | {name: value}
+    with pytest.raises(ValueError, match=f"{name} is no field"):
+        PVCImageProcessor.from_dict(fields)

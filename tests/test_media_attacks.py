@@ -507,6 +507,25 @@ def test_an_answer_that_ends_early_or_is_packed_otherwise_is_an_os_error(serve):
 
 
 @pytest.mark.attack("F6")
+def test_a_packed_answer_ends_where_its_content_does_and_not_before(serve):
+    packed, sent = gzip.compress(b"abc"), []
+
+    def endless(handler):
+        send(handler, packed, Content_Encoding="gzip")
+        for _ in range(1000):
+            handler.wfile.write(bytes(2**17))
+            sent.append(2**17)
+
+    assert fetch(serve(endless).address, deadline_s=30.0) == b"abc"
+    assert sum(sent) < 20 * 10**6
+
+    cut = gzip.compress(np.random.default_rng(0).bytes(10**5))[:-5000]
+    server = serve(lambda handler: send(handler, cut, Content_Encoding="gzip"))
+    with pytest.raises(OSError, match="it ends after"):
+        fetch(server.address)
+
+
+@pytest.mark.attack("F6")
 def test_cookies_and_tokens_are_not_sent(serve, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "hf_secret")
     server = serve(lambda handler: send(handler, png(), Set_Cookie="a=b; Path=/"))
@@ -554,6 +573,12 @@ def test_hosts_are_those_of_the_policy_at_each_redirect(serve):
     with pytest.raises(MediaRefused, match="does not allow this host"):
         fetch(other.address, hosts=False)
     assert len(other.asked) == 3
+
+
+@pytest.mark.parametrize("name", ["Bücher.example", "xn--bcher-kva.example", "BÜCHER.EXAMPLE."])
+def test_hosts_of_a_policy_may_be_spelt_as_people_do(name):
+    assert MediaPolicy(hosts=[name]).allows_host("xn--bcher-kva.example")
+    assert not MediaPolicy(hosts=[name]).allows_host("example")
 
 
 PRIVATE = [
@@ -894,6 +919,30 @@ def test_a_policy_of_a_folder_gives_what_is_in_it_and_nothing_else(tmp_path, pro
         with pytest.raises(FileNotFoundError) as missing:
             ask(processor, {"type": kind, kind: "none.png"})
         assert str(tmp_path) not in str(missing.value)
+
+
+@pytest.mark.attack("F1", "F2")
+@pytest.mark.parametrize("source", ["f 1", "./f 1", "file:f 1", "file:f%201"])
+def test_files_of_a_folder_are_named_as_the_message_names_the_folder(source, tmp_path, processor):
+    (tmp_path / "f 1").mkdir()
+    damaged = tmp_path / "f 1" / "100%25.png"
+    processor.media_policy = MediaPolicy(files=tmp_path)
+    for content in (b"x", png()):
+        damaged.write_bytes(content)
+        if content == png():
+            assert ask(processor, {"type": "video", "video": source})["clip_grid"].shape[0] == 4
+            continue
+        with pytest.raises(OSError, match="cannot be read") as error:
+            ask(processor, {"type": "video", "video": source})
+        assert source in str(error.value) and str(tmp_path) not in str(error.value)
+
+
+@pytest.mark.attack("F5")
+@pytest.mark.parametrize("content", ["abc", 5, 0, [1], {"a": 1}])
+def test_bytes_of_a_message_that_are_none_are_a_value_error(content, processor):
+    for kind in ("image", "video"):
+        with pytest.raises(ValueError, match="'bytes' of a dict"):
+            ask(processor, {"type": kind, kind: {"bytes": content, "path": "a.png"}})
 
 
 def test_reading_ends_at_the_deadline(tmp_path, images):

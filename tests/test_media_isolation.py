@@ -3,8 +3,10 @@
 import io
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -45,6 +47,24 @@ def test_images_and_frames_are_those_of_the_same_process(tmp_path, images):
         expected = images.video(source, **choice, frame_times=True, budget=plain())
         found = images.video(source, **choice, frame_times=True)
         assert torch.equal(found.tiles, expected.tiles) and found.segments == expected.segments
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_numbers_of_other_libraries_choose_frames_too(isolate, tmp_path):
+    path = write_video(tmp_path / "a.mp4", frames=12)
+    budget = partial(plain, isolate=isolate, max_pixels=np.int64(10**6))
+    expected = read_frames(path, num_frames=3).times_s
+    for number in (np.int64(3), np.uint8(3), torch.tensor(3)):
+        assert read_frames(path, num_frames=number, budget=budget()).times_s == expected
+    start_s, fps = np.float32(0.5), torch.tensor(2.0)
+    expected = read_frames(path, start_s=0.5, fps=2).times_s
+    assert read_frames(path, start_s=start_s, fps=fps, budget=budget()).times_s == expected
+    for wrong in (np.True_, np.array(3.5), torch.tensor(3.5), np.array([1, 2])):
+        with pytest.raises(ValueError, match="num_frames=.*: expected a whole number"):
+            read_frames(path, num_frames=wrong, budget=budget())
+    for wrong in (np.array([2.0, 3.0]), torch.ones(2), "2", b"2"):
+        with pytest.raises(ValueError, match="fps=.*: expected a number"):
+            read_frames(path, fps=wrong, budget=budget())
 
 
 def test_errors_are_those_of_the_same_process(tmp_path):

@@ -6,6 +6,7 @@ And what other libraries hand over: tensors of any precision, undecoded images o
 import base64
 import io
 import struct
+import zlib
 from fractions import Fraction
 from pathlib import Path
 
@@ -70,6 +71,36 @@ def test_files_are_shown_on_white_in_messages_and_as_released_by_load_image(kind
     assert torch.equal(images.image(path).tiles, expected)
     assert torch.equal(load_image(path, 28, 2, white_background=True), expected)
     assert torch.equal(load_image(path, 28, 2), picture_tiles(Image.open(path).convert("RGB"), 28, 2))
+
+
+def png_with_key(color_type: int, depth: int, row: bytes, key: bytes) -> io.BytesIO:
+    """A PNG of 4 x 4 whose rows are `row`, with one transparent colour."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        sum_of = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", sum_of)
+
+    header = struct.pack(">IIBBBBB", 4, 4, depth, color_type, 0, 0, 0)
+    pixels = zlib.compress((b"\0" + row) * 4)
+    chunks = [(b"IHDR", header), (b"tRNS", key), (b"IDAT", pixels), (b"IEND", b"")]
+    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*x) for x in chunks))
+
+
+@pytest.mark.parametrize(
+    "color_type, depth, row, key, other",
+    [
+        (0, 1, b"\x30", b"\0\0", 255),
+        (0, 2, b"\x5a", b"\0\1", 170),
+        (0, 4, b"\x55\xaa", b"\0\5", 170),
+        (0, 8, b"\5\5\xaa\xaa", b"\0\5", 170),
+        (0, 16, b"\1\5\1\5\xaa\xaa\xaa\xaa", b"\1\5", 170),
+        (2, 8, b"\5\6\7" * 2 + b"\xaa" * 6, b"\0\5\0\6\0\7", 170),
+        (2, 16, b"\1\5\1\6\1\7" * 2 + b"\xaa" * 12, b"\1\5\1\6\1\7", 170),
+    ],
+)
+def test_the_transparent_colour_of_a_png_is_white_at_every_depth(color_type, depth, row, key, other):
+    shown = read_picture(png_with_key(color_type, depth, row, key)).convert("RGB")
+    assert [shown.getpixel((x, 3)) for x in range(4)] == [WHITE, WHITE, (other,) * 3, (other,) * 3]
 
 
 def test_half_transparent_is_mixed_with_white():
@@ -173,6 +204,14 @@ def test_an_animated_webp_is_a_video_with_its_times(tmp_path, images):
     assert images.video(io.BytesIO((tmp_path / "a.webp").read_bytes()), num_frames=2).clip.frames == 2
     frames[3].save(tmp_path / "still.webp", lossless=True)
     assert read_frames(tmp_path / "still.webp", num_frames=2).times_s == [0, 0]
+
+
+def test_frames_of_an_animated_webp_without_durations_last_a_tenth_of_a_second(tmp_path):
+    frames = [Image.new("RGB", (40, 30), (0, 0, 60 * i)) for i in range(4)]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=0, lossless=True)
+    read = read_frames(tmp_path / "a.webp", num_frames=None)
+    assert [frame.getpixel((0, 0))[2] for frame in read.frames] == [0, 60, 120, 180]
+    assert read.times_s == pytest.approx([0, 0.1, 0.2, 0.3])
 
 
 class Stream(io.RawIOBase):

@@ -377,3 +377,16 @@ def test_wheel_answers_outside_the_clone_as_the_clone_does(wheel, answers_in_the
     answers, checkpoint = json.loads(run_python(CHAT_FROM_A_WHEEL, cwd=tmp_path, PYTHONPATH=installed))
     assert Path(checkpoint) == (installed / "pvc").resolve()
     assert answers == answers_in_the_clone
+
+
+def test_every_module_that_can_be_imported_alone_in_a_clone_has_all_its_names():
+    modules = [
+        "preprocess",
+        "image_files",
+        "video_readers",
+        "frame_choice",
+        "media_sources",
+        "media_isolation",
+    ]
+    code = "\n".join(f"from {module} import *" for module in modules)
+    subprocess.run([sys.executable, "-c", code], cwd=CHECKPOINT, check=True, timeout=100)

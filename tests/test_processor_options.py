@@ -138,6 +138,24 @@ def test_messages_that_a_template_does_not_take_are_value_and_template_errors():
                     processor.apply_chat_template([message], tokenize=tokenize)
 
 
+@pytest.mark.parametrize("block", [None, 5, "x", {"type": ["image"]}, {"type": "sound"}])
+def test_blocks_that_another_template_does_not_take_are_message_errors(block):
+    processor = make_processor()
+    processor.chat_template = processor.chat_template.replace(*CHANGED)
+    for tokenize in (False, True):
+        for kind in (ValueError, jinja2.TemplateError):
+            with pytest.raises(kind, match="does not take these messages"):
+                processor.apply_chat_template([{"role": "user", "content": [block]}], tokenize=tokenize)
+
+
+@pytest.mark.parametrize("max_tiles", ["4", 1.5, 0, True])
+def test_a_number_of_tiles_that_is_none_is_named(max_tiles):
+    processor = make_processor()
+    for call in (partial(lay_out, processor), lambda **x: processor.image_processor(IMAGE["image"], **x)):
+        with pytest.raises(ValueError, match="max_tiles="):
+            call(max_tiles=max_tiles)
+
+
 # ---- masks of answers
 
 
