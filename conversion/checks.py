@@ -46,10 +46,6 @@ def values_of(path: Path | str, kinds: tuple = (*WRONG_VALUES, RuntimeError)) ->
     """Names `path` in the error where its values make no configuration, or no model."""
     try:
         yield
-    except CheckpointError:
-        raise
-    except ValueError as error:  # of a configuration, which names the field
-        raise CheckpointError(f"{path}: {error}") from error
     except kinds as error:
         reason = " ".join(str(error).split())
         raise CheckpointError(

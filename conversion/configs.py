@@ -83,7 +83,7 @@ def released_config(
             "'tile' (each tile with its repeats in a row) or 'frame' (all tiles, then again) into config.json"
         )
     temporal = temporal_layers if values.get("use_temporal", True) else 0
-    _check_temporal_layers(temporal, vision)
+    _check_vision(temporal, vision)
     return PVCConfig(
         **_internvl_fields(values, template) | {"downsample_ratio": values.get("downsample_ratio", 0.25)},
         vision_config=vision | {"num_temporal_layers": temporal},
@@ -119,7 +119,7 @@ def internvl_config(
     else:
         vision, llm = _vision_fields(part(values, "vision_config")), part(values, "llm_config")
         fields = _internvl_fields(values, template)
-    _check_temporal_layers(temporal_layers, vision)
+    _check_vision(temporal_layers, vision)
     return PVCConfig(
         **fields | {"downsample_ratio": downsample_ratio},
         vision_config=vision | {"num_temporal_layers": temporal_layers},
@@ -189,10 +189,15 @@ def _vision_fields(values: dict) -> dict:
     return VISION_DEFAULTS | {name: value for name, value in values.items() if name in known}
 
 
-def _check_temporal_layers(temporal_layers: int, vision: dict):
+def _check_vision(temporal_layers: int, vision: dict):
+    """Raises for an option that the ViT of the source cannot have, and for fields that no ViT has."""
     layers = vision["num_hidden_layers"]
     if isinstance(layers, int) and not 0 <= temporal_layers <= layers:
         raise ValueError(f"--temporal-layers is {temporal_layers}: expected 0 to {layers}, the ViT's layers")
+    try:
+        InternVisionConfig(**vision | {"num_temporal_layers": temporal_layers})
+    except ValueError as error:
+        raise CheckpointError(f"vision_config of config.json: {error}") from error
 
 
 def _native_fields(values: dict, template: str, tiles: dict) -> tuple[dict, dict, dict]:

@@ -6,6 +6,8 @@ from .runner import inputs, run
 from .seeds import PLAYLISTS, make
 from .targets import TARGETS
 
+pytestmark = pytest.mark.slow  # what is read does not depend on the version of transformers
+
 # a minute on one core, all kinds together
 COUNTS = {"image": 2500, "video": 1000, "json": 700, "safetensors": 400}
 SEED = 18
