@@ -75,6 +75,7 @@ def check_messages(batch: Sequence, is_own_template: bool = True):
                 raise MessageError(
                     f"message {i} is {shown(message)}: expected a dict with 'role' and 'content'"
                 )
+
             content = message["content"]
             if not isinstance(content, (str, list, tuple)):
                 raise MessageError(
@@ -83,6 +84,7 @@ def check_messages(batch: Sequence, is_own_template: bool = True):
             blocks = [] if isinstance(content, str) else content
             for block in blocks:
                 _check_block(block, i)
+
             is_text = all(block["type"] == "text" for block in blocks)
             if message["role"] not in (["user", "assistant"] + ["system"] * (i == 0 and is_text)):
                 raise MessageError(

@@ -55,8 +55,9 @@ class Conversation:
         self.messages.append((role, message))
 
     def segments(self) -> list[Segment]:
-        """The prompt as template text and typed text; an empty message counts as one to be answered, as
-        released.
+        """The prompt as template text and typed text.
+
+        An empty message counts as one to be answered, as released.
         """
         colon = ":" if self.sep_style == "INTERNVL_ZH" else ""
         parts = self._system_segments()
@@ -134,8 +135,9 @@ def get_conv_template(name: str) -> Conversation:
 
 
 class Clip(NamedTuple):
-    """One temporal sequence: a video (`frames` > 1) or an image; each frame has `tiles` tiles and is shown
-    `repeats` times.
+    """One temporal sequence: a video (`frames` > 1) or an image.
+
+    Each frame has `tiles` tiles and is shown `repeats` times.
     """
 
     frames: int
@@ -170,11 +172,13 @@ def released_clips(
         raise ValueError(
             f"num_patches_list {patches} sums to {sum(patches)}, but pixel_values has {num_tiles} tiles"
         )
+
     flags = [SEVERAL_IMAGES] if data_flag is None else integers("data_flag", data_flag)
     if VIDEO in flags and num_patches_list is None:
         raise ValueError(
             "data_flag 3 (video) needs num_patches_list: the tiles of each frame, as load_video returns them"
         )
+
     clips = []
     for flag, group in zip(flags, _group_patches(patches, flags, split_sizes)):
         if flag == VIDEO:
@@ -200,6 +204,7 @@ def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[li
     """Splits `num_patches_list` into one list a media group."""
     if split_sizes is not None:
         return _group_by_size(patches, flags, integers("split_sizes", split_sizes))
+
     open_groups = [i for i, flag in enumerate(flags) if flag != ONE_IMAGE]
     if len(open_groups) > 1:
         raise ValueError(
@@ -207,11 +212,13 @@ def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[li
         )
     if not open_groups and len(flags) == 1:
         return [patches]  # a single image: the caller judges the length
+
     spare = len(patches) - (len(flags) - len(open_groups))
     if spare < len(open_groups) or (spare and not open_groups):
         raise ValueError(
             f"data_flag {flags} does not fit the {len(patches)} entries of num_patches_list {patches}"
         )
+
     entries = iter(patches)
     return [[next(entries) for _ in range(1 if flag == ONE_IMAGE else spare)] for flag in flags]
 
@@ -221,6 +228,7 @@ def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> li
         raise ValueError(
             f"split_sizes has {len(sizes)} entries, data_flag {len(flags)}: expected one each a group"
         )
+
     groups, entries = [], list(patches)
     for size in sizes:
         group = []
@@ -231,6 +239,7 @@ def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> li
                 f"split_sizes {sizes} does not fall on the borders of num_patches_list {patches}"
             )
         groups.append(group)
+
     if entries:
         raise ValueError(
             f"split_sizes {sizes} sums to {sum(sizes)}, num_patches_list {patches} to {sum(patches)}"
@@ -303,9 +312,7 @@ def with_placeholders(text: str) -> list[Segment]:
 
 
 def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
-    """The released lines of a video, `FrameN: <image>`, with each frame's time in seconds where it is
-    given.
-    """
+    """The released lines of a video, `FrameN: <image>`; `times_s`: each frame's time, said too."""
     segments = []
     for i in range(frames):
         time = "" if times_s is None else f" at {times_s[i]:.1f}s"
@@ -399,9 +406,7 @@ def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
 
 
 def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
-    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the clip that the tile belongs
-    to.
-    """
+    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the tile's clip."""
     return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
 
 

@@ -103,7 +103,7 @@ VideoSource = MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.nd
 
 
 def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
-    """Returns the function from a PIL picture of any mode and size to one tile (3, input_size, input_size).
+    """Returns the function from a PIL image of any mode and size to a tile (3, input_size, input_size).
 
     The operations and their order are those of torchvision's Resize (bicubic), ToTensor and Normalize. The
     function can be pickled, as workers of a data loader need.
@@ -122,7 +122,7 @@ def _picture_to_tile(picture: Image.Image, input_size: int) -> torch.Tensor:
 def find_closest_aspect_ratio(
     aspect_ratio: float, target_ratios: Sequence[tuple[int, int]], width: int, height: int, image_size: int
 ) -> tuple[int, int]:
-    """Returns the (columns, rows) of `target_ratios` closest to `aspect_ratio`, the picture's width / height.
+    """The (columns, rows) of `target_ratios` closest to `aspect_ratio`, the image's width / height.
 
     Among equally close grids the first wins, unless the picture has more than half as many pixels as a later
     one's tiles of `image_size`. Differences are compared as floats, as released: mathematical ties such as
@@ -363,7 +363,7 @@ def load_video_ahead(
     frames_at_once: int = 8,
     backend: str = "pyav",
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """`load_video` in pieces of `frames_at_once` frames, each read in a thread while the one before is used.
+    """`load_video` in pieces of `frames_at_once` frames, read in a thread while the one before is used.
 
     For long videos: reading takes the processor while a GPU encodes. The pieces, one after the other, are
     what `load_video` returns; arguments and errors are its own, and an error comes with its piece.

@@ -87,6 +87,7 @@ def read_options(given: dict, tokenizer) -> Options:
         "max_tiles": flat.pop("videos_kwargs.max_tiles", max_tiles),
         "frame_times": flat.pop("frame_times", False),
     }
+
     if flat.pop("return_tensors", None) not in (None, "pt", "auto"):
         raise ValueError("return_tensors: expected 'pt'")
     padding, max_length = flat.pop("padding", None), flat.pop("max_length", None)
@@ -94,6 +95,7 @@ def read_options(given: dict, tokenizer) -> Options:
     multiple_of = flat.pop("pad_to_multiple_of", None)
     if multiple_of is not None and not (isinstance(multiple_of, int) and multiple_of >= 1):
         raise ValueError(f"pad_to_multiple_of is {multiple_of!r}: expected a whole number of at least 1")
+
     options = Options(
         image_tiles,
         video,
@@ -102,6 +104,7 @@ def read_options(given: dict, tokenizer) -> Options:
         length,
         multiple_of or 1,
     )
+
     # transformers' pipelines, trainers and servers pass more on than concerns a processor
     wanted = {name for name, value in flat.items() if value is not None and value is not False}
     unknown = sorted(wanted - set(HARMLESS))

@@ -401,9 +401,11 @@ class PVCProcessor(ProcessorMixin):
             return media_inputs(
                 [self.image_processor.image(x, options.image_tiles, budget=budget) for x in flat(images)]
             )
+
         prompts = [text] if isinstance(text, str) else list(text)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"text is {_shown(text)}: expected a prompt or a list of prompts, at least one")
+
         sources = {IMAGE_TOKEN: flat(images), VIDEO_TOKEN: flat(videos, is_frame_list)}
         for token, given in sources.items():
             asked = sum(prompt.count(token) for prompt in prompts)
@@ -414,6 +416,7 @@ class PVCProcessor(ProcessorMixin):
                     f"{token} for each, as apply_chat_template does"
                 )
         check_groups(prompts, images)
+
         left = {token: iter(given) for token, given in sources.items()}
         expanded = []
         for prompt in prompts:

@@ -58,11 +58,13 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         self.sp_model_kwargs = sp_model_kwargs or {}
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
+
         # the base class asks for the vocabulary while it is set up
         try:
             self.sp_model = SentencePieceProcessor(model_file=str(vocab_file), **self.sp_model_kwargs)
         except RuntimeError as error:
             raise ValueError(f"vocab_file {vocab_file} is not a SentencePiece model: {error}") from error
+
         super().__init__(
             unk_token=unk_token,
             bos_token=bos_token,
@@ -90,8 +92,9 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         return {name: id for id, name in enumerate(names)} | self._added_tokens_encoder
 
     def tokenize(self, text: str, **kwargs) -> list[str]:
-        """Pieces and added tokens of `text`; with `split_special_tokens=True` pieces alone, none of which
-        has an added token's id.
+        """Pieces and added tokens of `text`.
+
+        With `split_special_tokens=True` pieces alone, none of which has an added token's id.
         """
         # pairs of surrogates become the character they mean, halves U+FFFD
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")

@@ -242,20 +242,24 @@ def _index_video(file: MediaFile, budget: Budget) -> _VideoIndex:
             budget.remaining_s()
             if len(packets) > MAX_INDEXED_FRAMES:
                 raise MediaRefused(f"{name} has more than {MAX_INDEXED_FRAMES} frames: cut it first")
+
         # An mp4 has an index of all its packets, which tells how many a file that is cut short has lost.
         indexed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # PyAV >= 17
         fps = float(stream.average_rate or 1)  # None: a single frame, where any rate will do
         # AVI and ASF do not store in which order frames are shown: FFmpeg makes up their times.
         has_stamps, stamp_s = container.format.name not in ("avi", "asf"), stream.time_base
         pixel_aspect = float(stream.sample_aspect_ratio or 1)
+
     shown = [(stamp, duration) for stamp, duration, _, is_shown in packets if is_shown]
     stamps = sorted(stamp for stamp, _ in shown if stamp is not None)
     readable, lost = len(shown), max(0, indexed - len(packets))
     if readable == 0:
         raise ValueError(f"{name} has no frame that can be read")
+
     if not has_stamps or len(set(stamps)) < readable:
         times_s = [frame / fps for frame in range(readable + lost)]
         return _VideoIndex(fps, times_s, times_s[-1] + 1 / fps, readable, [], [], pixel_aspect)
+
     times_s = [float((stamp - stamps[0]) * stamp_s) for stamp in stamps]
     last_s = float(max(shown)[1] * stamp_s) or 1 / fps
     end_s = max(times_s[-1] + last_s, (readable + lost) / fps if lost else 0)
@@ -313,6 +317,7 @@ def _read_frames(
     name, missing = file_name(file), set(wanted)
     aspect = index.pixel_aspect if as_shown else 1.0
     whole_file = [(None, index.readable - 1)]
+
     # The whole file only where a seek went wrong or a frame is damaged.
     for runs in (_plan_runs(wanted, index), whole_file):
         readable = 0
