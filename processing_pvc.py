@@ -241,7 +241,7 @@ class PVCImageProcessor(BaseImageProcessor):
         return tiles
 
     def _tiles(self, picture: Image.Image, max_tiles: int) -> torch.Tensor:
-        check_whole("max_tiles", max_tiles, least=-(10**9))  # its range is checked where tiles are cut
+        check_whole("max_tiles", max_tiles)
         return picture_tiles(
             picture,
             self.image_size,

@@ -18,6 +18,11 @@ def pytest_configure():
 
 
 def pytest_collection_modifyitems(items):
+    slow_files = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(
+        key=lambda item: item.path not in slow_files
+    )  # first, so that no process waits for one at the end
+
     for item in items:
         for mark in item.iter_markers("attack"):
             # user properties reach the reports through xdist too

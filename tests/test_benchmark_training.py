@@ -149,21 +149,30 @@ def bench(*arguments) -> tuple[int, str]:
 
 
 def test_the_command_reports_rates_memory_and_mfu(tmp_path, monkeypatch):
-    hardware = report.about("", "", CPU.device)["hardware"]
-    monkeypatch.setitem(training.PEAK_FLOPS_PER_S, hardware, 1e12)
-    options = ["--preset", "tiny", "--device", "cpu", "--dtype", "bfloat16", "--runs", "2"]
+    monkeypatch.setattr(training, "peak_flops_per_s", lambda meter: 1e12)
+    options = ["--preset", "tiny", "--device", "cpu", "--dtype", "float32", "--runs", "2"]
     code, said = bench(*options, "--out", str(tmp_path))
     assert code == 0 and (tmp_path / "train.md").read_text() in said, said
     results = json.loads((tmp_path / "train.json").read_text())
     (total,), steps = results["tables"].values()
     seconds = sum(step["s"] for step in steps)
-    assert len(steps) == 2 and results["about"]["dtype"] == "bfloat16"
+    assert len(steps) == 2 and results["about"]["dtype"] == "float32"
     for rate, name in (("tokens/s", "tokens"), ("frames/s", "frames"), ("TFLOP/s", "TFLOP")):
         assert total[rate] == pytest.approx(sum(step[name] for step in steps) / seconds)
     assert total["MFU"] == pytest.approx(total["TFLOP/s"])  # of a peak of one
     parameters = sum(x.numel() for x in training.meta_model(TINY.config).parameters())
     assert 16 * parameters < total["peak GB"] * 1e9 < 64 * parameters
     assert abs(total["loss"] - math.log(1000)) < 2
+
+
+def test_the_peak_is_that_of_a_known_device_in_bfloat16(monkeypatch):
+    bfloat16 = Meter(torch.device("cpu"), torch.bfloat16)
+    assert training.peak_flops_per_s(bfloat16) is None
+
+    hardware = report.about("", "", CPU.device)["hardware"]
+    monkeypatch.setitem(training.PEAK_FLOPS_PER_S, hardware, 1e12)
+    assert training.peak_flops_per_s(bfloat16) == 1e12
+    assert training.peak_flops_per_s(CPU) is None
 
 
 def test_where_the_peak_is_not_known_there_is_no_mfu_and_it_is_said(tmp_path, monkeypatch):

@@ -203,6 +203,7 @@ def test_drop_path_leaves_temporal_attention_alone():
 # ---- whole graphs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("gradients", [False, True])
 def test_the_vit_is_one_graph_with_the_layout_as_an_input(gradients, attention):

@@ -759,6 +759,7 @@ linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 
 @linux
 @pytest.mark.attack("F11")
+@pytest.mark.slow
 def test_16_bit_greys_take_few_copies(tmp_path):
     (tmp_path / "13300.png").write_bytes(grey16_png(13300))
     (tmp_path / "5000.png").write_bytes(grey16_png(5000))
@@ -768,6 +769,7 @@ def test_16_bit_greys_take_few_copies(tmp_path):
 
 @linux
 @pytest.mark.attack("F9")
+@pytest.mark.slow
 def test_one_frame_at_a_time_is_held_at_its_full_size(tmp_path):
     path = str(write_video(tmp_path / "a.mp4", frames=24, size=(1920, 1080), codec="mpeg4"))
     one = megabytes(f"images.video({path!r}, num_frames=1)")

@@ -43,7 +43,8 @@ def bare(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("bare")
     hide = f"import sys; sys.modules.update(dict.fromkeys({HIDDEN}))"
     (folder / "sitecustomize.py").write_text(hide)
-    return os.environ | {"PYTHONPATH": str(folder), "PYTHON": sys.executable, "HF_HUB_OFFLINE": "1"}
+    python = {"PYTHONPATH": str(folder), "PYTHON": sys.executable}
+    return os.environ | python | {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")

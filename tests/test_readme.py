@@ -77,9 +77,10 @@ def test_python_blocks_of_docs_run_in_order(file, tmp_path):
     run([sys.executable, "-c", code], tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "block",
-    [pytest.param(x, marks=[pytest.mark.slow] if "pvc train" in x else []) for x in readme_blocks("bash")],
+    readme_blocks("bash"),
 )
 def test_bash_block_runs(block, tmp_path):
     remote_code_source(tmp_path / "InternVL2-2B", "internlm2")

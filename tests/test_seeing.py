@@ -232,6 +232,7 @@ def test_a_worker_draws_the_clips_that_would_be_drawn_here():
         assert torch.equal(value, weights[1][name]), name
 
 
+@pytest.mark.slow
 def test_teaching_lowers_the_loss_and_leaves_the_llm_and_the_projectors_adaln():
     model = seeing_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -305,6 +306,7 @@ torch.save(model.state_dict(), sys.argv[1] + str(dist.get_rank()))
 """
 
 
+@pytest.mark.slow
 def test_processes_teach_one_model_with_tiles_of_their_own(tmp_path):
     script = TAUGHT.format(tests=str(Path(__file__).parent))
     assert in_processes(2, "-c", script, str(tmp_path / "model")) == [0, 0]

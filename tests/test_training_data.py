@@ -256,6 +256,7 @@ KINDS_DRAWN = {  # words of an answer; each kind is drawn equally often
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("max_tokens, words", KINDS_DRAWN.values(), ids=KINDS_DRAWN)
 @pytest.mark.parametrize("world_size, streams, as_data_sets", [(1, 64, False), (1, 1, True), (3, 2, False)])
 def test_a_short_run_sees_all_kinds_alike(tmp_path, max_tokens, words, world_size, streams, as_data_sets):
