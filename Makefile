@@ -3,6 +3,9 @@ PYTHON ?= python3
 
 .PHONY: demo test test-oldest lint fuzz test-transformers
 
+# a process a core, each with whole files, the slow ones first
+TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
+
 # torch first: where an index offers a smaller build of the pinned version, nothing later may replace it
 define make_venv
 	$(PYTHON) -m venv --clear $(1)
@@ -21,11 +24,11 @@ demo: .venv/ready
 	.venv/bin/python -m pvc.demo
 
 test: .venv/ready
-	.venv/bin/python -m pytest
+	.venv/bin/$(TESTS)
 
 # the model on the oldest transformers that is supported
 test-oldest: .venv-oldest/ready
-	.venv-oldest/bin/python -m pytest -m "not slow"
+	.venv-oldest/bin/$(TESTS) -m "not slow"
 
 # hours of damaged files: an hour each of images, videos, JSON and safetensors, other ones in every run
 FUZZ_SECONDS ?= 14400

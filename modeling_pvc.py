@@ -4,7 +4,7 @@
     visual tokens in the places of <IMG_CONTEXT> among the text's embeddings -> LLM -> answer
 
 `PVCModel` is the body and `PVCForConditionalGeneration` adds the head, `generate` and, from
-`chat_pvc.py`, `chat`. The ViT is in `modeling_intern_vit.py`, InternLM2 in `modeling_internlm2.py`, prompts
+`chat.py`, `chat`. The ViT is in `modeling_intern_vit.py`, InternLM2 in `modeling_internlm2.py`, prompts
 in `conversation.py`.
 
 Shapes: `num_tiles` tiles as they come, unrepeated; `R` rows (one moment of one tile each); `N` tokens of a
@@ -29,13 +29,13 @@ from transformers.modeling_outputs import (
 )
 from transformers.utils import can_return_tuple, is_flash_attn_2_available, logging
 
-from .chat_pvc import ChatMixin
+from .chat import ChatMixin
 from .configuration_pvc import PVCConfig
 from .conversation import get_conv_template
-from .dialogue_cache_pvc import DialogueCache
-from .fast_decode_pvc import ASSISTED, fast_decode_options, generate_setting
+from .dialogue_cache import DialogueCache
+from .fast_decode import ASSISTED, fast_decode_options, generate_setting
 from .json_files import check_json_files
-from .live_pvc import LiveVideo
+from .live_video import LiveVideo
 from .modeling_intern_vit import (
     AdaLN,
     ClipLayout,
@@ -485,7 +485,7 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         Args:
             cache: what earlier calls computed of this dialogue, re-used and extended; for one row of
                 `input_ids` and one answer.
-            fast_decode: compile the LLM's steps (see `fast_decode_pvc.py`): pays for itself over many tokens.
+            fast_decode: compile the LLM's steps (see `fast_decode.py`): pays for itself over many tokens.
             kwargs: of transformers' `generate`. With `past_key_values` that hold the images already,
                 `pixel_values` may be left out.
 

@@ -4,7 +4,7 @@
 
 lays messages out as `chat` lays out a dialogue (`conversation.py`), so that both give the same ids, tiles and
 answers: an image stands as `<image>` and a line break, a video as such a line for each frame. There, what
-people typed stays text. Another chat template than the model's is left to `chat_template_pvc.py`. In
+people typed stays text. Another chat template than the model's is left to `chat_template.py`. In
 `processor(text=..., images=..., videos=...)` the text is a finished prompt: its special tokens count, and
 `<image>` and `<video>` in it are placeholders.
 
@@ -22,7 +22,7 @@ from PIL import Image
 from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, ProcessorMixin
 from transformers.utils import logging
 
-from .chat_template_pvc import (
+from .chat_template import (
     IMAGE_TOKEN,
     MEDIA_BLOCKS,
     VIDEO_TOKEN,
@@ -52,7 +52,7 @@ from .json_files import READ_BY_PROCESSOR, check_json_files
 from .media_policy import Budget, MediaPolicy, check_whole
 from .media_policy import shown as _shown
 from .preprocess import ChosenFrames, open_frames, picture_tiles, read_picture
-from .processing_options_pvc import (
+from .processing_options import (
     ENCODING,
     Options,
     block_options,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pvc.training.worlds_drawing import Look, Scene, Shape, Text, draw, text_extent
+from pvc.tiny.synthetic.scenes import Look, Scene, Shape, Text, draw, text_extent
 
 FOLDER = Path(__file__).resolve().parent
 BACKGROUND = (245, 245, 240)

@@ -19,8 +19,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoProcessor, CompileConfig
 
 from pvc import CHECKPOINT
-from pvc.benchmarks.contestants import PVC
 from pvc.benchmarks.measure import Meter
+from pvc.benchmarks.models import PVC
 from pvc.benchmarks.presets import PRESETS
 from pvc.benchmarks.report import Row
 from pvc.modeling_intern_vit import MAX_SEQUENCES

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from pvc.benchmarks.contestants import Contestant, NativeQwen25VL, prefill
+from pvc.benchmarks.models import Contestant, NativeQwen25VL, prefill
 from pvc.benchmarks.presets import Preset, Workload
 
 REST = "rest"

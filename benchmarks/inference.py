@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from pvc.benchmarks.contestants import PVC, Contestant, prompt
 from pvc.benchmarks.counting import REST, Costs, group_of, grouped, memory_needs
 from pvc.benchmarks.measure import Meter, Rates, median_of_each
+from pvc.benchmarks.models import PVC, Contestant, prompt
 from pvc.benchmarks.presets import Workload
 from pvc.benchmarks.report import Row
 

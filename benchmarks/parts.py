@@ -16,7 +16,6 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from pvc.benchmarks import counting
-from pvc.benchmarks.contestants import PVC, Contestant, NativeInternVL
 from pvc.benchmarks.inference import (
     decoding_row,
     first_token_row,
@@ -27,6 +26,7 @@ from pvc.benchmarks.inference import (
 )
 from pvc.benchmarks.journal import Journal
 from pvc.benchmarks.measure import Meter, Rates
+from pvc.benchmarks.models import PVC, Contestant, NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
 from pvc.modeling_intern_vit import ClipLayout

@@ -12,7 +12,6 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from pvc.benchmarks import counting, report
-from pvc.benchmarks.contestants import Contestant, contestants
 from pvc.benchmarks.counting import Cost, Costs, grouped, memory_needs
 from pvc.benchmarks.inference import (
     decoding_rows,
@@ -24,6 +23,7 @@ from pvc.benchmarks.inference import (
     ratio_rows,
 )
 from pvc.benchmarks.measure import Meter, Rates
+from pvc.benchmarks.models import Contestant, contestants
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.reading import read_media_s
 from pvc.benchmarks.report import Row, Say, Tables

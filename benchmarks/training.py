@@ -30,16 +30,16 @@ from torch.utils.data import DataLoader, Dataset
 from transformers import PrinterCallback, TrainerCallback
 
 from pvc.benchmarks import report
-from pvc.benchmarks.contestants import PVC, prefill
 from pvc.benchmarks.counting import counted
 from pvc.benchmarks.measure import Meter
+from pvc.benchmarks.models import PVC, prefill
 from pvc.benchmarks.presets import find_preset
 from pvc.benchmarks.report import Row, Say, Tables
 from pvc.conversation import Clip, clip_rows, media_tokens
 from pvc.conversion.plan import meta_model, new_parameters
-from pvc.training.encoding import IGNORED, Encoded, MediaFile
-from pvc.training.packing import Stream, join
-from pvc.training.samples import Sample
+from pvc.training.data.encoding import IGNORED, Encoded, MediaFile
+from pvc.training.data.packing import Stream, join
+from pvc.training.data.samples import Sample
 from pvc.training.train import Recipe, choose_trained, read_recipe, training_arguments
 from pvc.training.trainer import PVCTrainer
 

@@ -1,1 +1,1 @@
-"""What turns other checkpoints into PVC's; `convert_weights.py` is the way in."""
+"""Converts other checkpoints to PVC's; `convert.py` is the entry point."""

@@ -27,14 +27,14 @@ from transformers.integrations import is_tensorboard_available
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_torch_tf32_available, logging
 
-import pvc.training.cpu_attention  # noqa: F401 - its name is one of attn_implementation
+import pvc.tiny.packed_cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import check_code_within
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, trained_steps
-from pvc.training.data import DataOptions, PackedDataset, with_kinds_there_are
+from pvc.training.data.loader import DataOptions, PackedDataset, with_kinds_there_are
 from pvc.training.trainer import PVCTrainer, PVCTrainingArguments, is_new, new_parameters_of
 from pvc.training.values import checked
 

@@ -41,9 +41,9 @@ from pvc.training.checkpoint import (
     save_folder,
     weights_of,
 )
-from pvc.training.data import PackedDataset, PackLoader
-from pvc.training.encoding import IGNORED
-from pvc.training.muon import IS_MATRIX, MuonWithAdamW, is_matrix
+from pvc.training.data.encoding import IGNORED
+from pvc.training.data.loader import PackedDataset, PackLoader
+from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
 
 DATA_STATE = "data_state.json"
 COUNTED = ("tokens", "frames", "samples")

@@ -43,7 +43,7 @@ def pytest_configure(config):
     sys.path[:0] = [
         str(Path(suite).resolve()),
         str(Path(suite).resolve() / "utils"),
-        str(REPOSITORY / "tests"),
+        str(REPOSITORY / "tests" / "support"),
     ]
     for name, members in STAND_INS.items():
         if not _is_there(name):

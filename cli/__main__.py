@@ -1,0 +1,5 @@
+"""`python -m pvc.cli`, as `pvc`."""
+
+from pvc.cli import app
+
+app()

@@ -1,0 +1,1 @@
+"""Checkpoints on the Hub: the model card, the check of a folder, the upload."""

@@ -1,0 +1,1 @@
+"""PVC-Tiny: synthetic data, its tokenizer, vision pre-training, ablations and scoring."""

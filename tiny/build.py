@@ -1,0 +1,210 @@
+"""Makes PVC-Tiny, the checkpoint in the repository's root, as the paper makes PVC: from an InternVL.
+
+    python -m pvc.tiny.tokenizer START          the tokenizer's files
+    python -m pvc.tiny.build start START          InternVL-Tiny beside them, random
+    torchrun … -m pvc.tiny.vision_pretraining START              its ViT learns to see
+    python -m pvc.tiny.build internvl START INTERNVL     the same in InternVL2's layout
+    pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
+    torchrun … -m pvc.tiny.vision_pretraining PVC --steps 4000   then videos, and the projector
+    $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
+    $TRAIN tiny-tune --model ONE --output TWO            its LLM goes on, on other worlds
+    $TRAIN tiny-tune --model TWO --output THREE          and on others again: another seed in the JSON
+    python -m pvc.tiny.build mean TWO THREE TINY  their mean tells more than either
+    python -m pvc.tiny.build install TINY ROOT    the result, in bfloat16
+
+TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
+the recipe: small worlds, drawn as they are asked for.
+
+The classes of PVC at a size that a CPU trains and a repository holds: tiles of 96 pixels, 9 visual tokens a
+tile.
+"""
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import GenerationConfig
+
+from pvc.configuration_pvc import PVCConfig
+from pvc.conversion.configs import INTERNVL, INTERNVL_DEFAULTS
+from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
+from pvc.tokenization_internlm2 import InternLM2Tokenizer
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+FILES = (CONFIG, "generation_config.json", WEIGHTS, "processor_config.json", "chat_template.jinja")
+TOKENIZER_FILES = ("tokenizer.model", "tokenizer_config.json")
+INTERNVL_NAMES = {  # ours -> those of InternVL2's code
+    "model.vision_model.": "vision_model.",
+    "model.projector.norm.": "mlp1.0.",
+    "model.projector.mlp.0.": "mlp1.1.",
+    "model.projector.mlp.2.": "mlp1.3.",
+    "model.language_model.": "language_model.model.",
+    "lm_head.": "language_model.output.",
+}
+TABLES = ("tok_embeddings.weight", "position_embedding", "class_embedding")
+TABLE_STD = 0.5
+BRANCH_ENDS = ("attn.proj.weight", "fc2.weight", "attention.wo.weight", "feed_forward.w2.weight")
+BEFORE_SHARE = 0.3  # of the weights that training went on from, in `mean`
+NUM_FRAMES = 8  # of a video, unless it is said: the small worlds' states are that long
+
+
+def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
+    """An InternVL2 as a configuration of this code, for the vocabulary of `tokenizer`.
+
+    The ViT is narrow (64) because the AdaLN of PVC's projector grows with its width squared: `5 * (16 *
+    64)^2`, more parameters than ViT and LLM together.
+    """
+    image_size = 96
+    return PVCConfig(
+        vision_config={
+            "image_size": image_size,
+            "patch_size": 8,
+            "hidden_size": 64,
+            "num_attention_heads": 4,
+            "intermediate_size": 256,
+            "num_hidden_layers": 8,
+            "num_temporal_layers": 0,
+        },
+        llm_config={
+            "model_type": "internlm2",
+            "vocab_size": -(-len(tokenizer) // 64) * 64,
+            "hidden_size": 192,
+            "intermediate_size": 512,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 6,
+            "num_key_value_heads": 6,
+            "max_position_embeddings": 4096,
+            "rope_theta": 10_000,
+            "rope_scaling": {"type": "dynamic", "factor": 2.0},
+            "pad_token_id": tokenizer.pad_token_id,
+        },
+        downsample_ratio=0.5,
+        adaptive_compression=False,
+        image_repeats=1,
+        force_image_size=image_size,
+        max_dynamic_patch=6,
+        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+    )
+
+
+def start(folder: Path, seed: int = 0):
+    """Writes InternVL-Tiny with random weights, and the code, into `folder`, where the tokenizer's files
+    already lie.
+    """
+    tokenizer = InternLM2Tokenizer.from_pretrained(folder)
+    torch.manual_seed(seed)
+    model = PVCForConditionalGeneration(internvl_tiny_config(tokenizer))
+    spread(model)
+    model.generation_config = generation_config(tokenizer)
+    model.save_pretrained(folder)
+    images = PVCImageProcessor.from_model_config(model.config)
+    PVCProcessor(images, tokenizer, num_frames=NUM_FRAMES).save_pretrained(folder)
+
+
+def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
+    """Which tokens begin, end and fill up what a small model says."""
+    return GenerationConfig(
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=tokenizer.pad_token_id,
+    )
+
+
+@torch.no_grad()
+def spread(model: PVCForConditionalGeneration):
+    """Draws all weights anew, by width: 0.02, the usual spread, is for widths of thousands, and so narrow a
+    model learns nothing for long from there. The layers that end a branch start smaller, by their number.
+    """
+    depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
+    for name, parameter in model.named_parameters():
+        if parameter.dim() > 1:
+            is_table = name.endswith(TABLES)
+            std = TABLE_STD if is_table else parameter[0].numel() ** -0.5
+            ends_branch = name.endswith(BRANCH_ENDS)
+            parameter.normal_(std=std / (2 * depth) ** 0.5 if ends_branch else std)
+
+
+def as_internvl(folder: Path, target: Path):
+    """Writes InternVL-Tiny in `folder` as a new folder `target` in the layout of InternVL2's code.
+
+    Raises:
+        ValueError: where the model has something that InternVL2 has not.
+    """
+    config = PVCConfig.from_pretrained(folder)
+    if config.vision_config.num_temporal_layers or config.adaptive_compression:
+        raise ValueError(f"{folder} is a PVC: expected num_temporal_layers 0 and adaptive_compression false")
+    target.mkdir(parents=True)
+    vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
+    values = {name: getattr(config, name) for name in (*INTERNVL_DEFAULTS, "template", "force_image_size")}
+    values |= {"model_type": INTERNVL, "vision_config": vision, "llm_config": llm}
+    (target / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    weights = {_internvl_name(name): value for name, value in load_file(folder / WEIGHTS).items()}
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+    for name in (*TOKENIZER_FILES, "generation_config.json"):
+        shutil.copyfile(folder / name, target / name)
+
+
+def _internvl_name(name: str) -> str:
+    prefix = next(prefix for prefix in INTERNVL_NAMES if name.startswith(prefix))
+    return INTERNVL_NAMES[prefix] + name.removeprefix(prefix)
+
+
+def mean(before: Path, after: Path, target: Path):
+    """Copies the model in `after`, which was trained on from `before`, to `target`, with the mean of both.
+
+    The mean keeps some of what the later data asked for less (WiSE-FT, arXiv 2109.01903).
+
+    Raises:
+        ValueError: the weights of the two are not of the same names and shapes.
+    """
+    old, new = (load_file(folder / WEIGHTS) for folder in (before, after))
+    if {name: old[name].shape for name in old} != {name: new[name].shape for name in new}:
+        raise ValueError(f"{before} and {after} have weights of different names or shapes: no mean of them")
+    shutil.copytree(after, target, ignore=shutil.ignore_patterns("checkpoint-*"))
+    weights = {name: torch.lerp(new[name].float(), old[name].float(), BEFORE_SHARE) for name in new}
+    save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+
+
+def install(folder: Path, root: Path):
+    """Copies the model in `folder`, in bfloat16, into `root`, where the code and the tokenizer lie."""
+    model = PVCForConditionalGeneration.from_pretrained(folder, dtype=torch.bfloat16)
+    model.config.new_parameters = []
+    processor = PVCProcessor.from_pretrained(
+        folder,
+        tokenizer=InternLM2Tokenizer.from_pretrained(folder),
+        num_frames=NUM_FRAMES,
+        trust_remote_code=True,
+    )
+    with tempfile.TemporaryDirectory() as saved:
+        # not straight into the root: saving copies the code files, which there would be onto themselves
+        model.save_pretrained(saved)
+        processor.save_pretrained(saved)
+        for name in FILES:
+            shutil.copyfile(Path(saved) / name, root / name)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    for function, names in (
+        (start, ["folder"]),
+        (as_internvl, ["folder", "target"]),
+        (mean, ["before", "after", "target"]),
+        (install, ["folder", "root"]),
+    ):
+        command = commands.add_parser(function.__name__.removeprefix("as_"), help=function.__doc__)
+        command.set_defaults(function=function)
+        for name in names:
+            command.add_argument(name, type=Path)
+    arguments = vars(parser.parse_args())
+    arguments.pop("command")
+    arguments.pop("function")(**arguments)
+
+
+if __name__ == "__main__":
+    main()

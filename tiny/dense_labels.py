@@ -1,0 +1,285 @@
+"""Dense labels of synthetic images and videos, patch by patch, for `vision_pretraining.py`."""
+
+from itertools import count
+from string import ascii_lowercase, digits
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from einops import rearrange, reduce
+from PIL import Image, ImageDraw
+from torch.utils.data import IterableDataset, get_worker_info
+
+from pvc.modeling_pvc import PVCModel
+from pvc.preprocess import build_transform, get_index
+from pvc.tiny.synthetic.dataset import SmallWorlds
+from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE
+from pvc.tiny.synthetic.sampler import LOOKS
+from pvc.tiny.synthetic.scenes import COLOURS, Box, Scene, draw, draw_shape, text_extent
+from pvc.tiny.synthetic.tasks import TASKS
+from pvc.tiny.synthetic.video_tasks import DIRECTIONS, ENOUGH, way_of
+
+PICTURES_SEEN = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
+TASKS_SEEN = (*PICTURES_SEEN, "motion", "tell_order")
+VIDEOS_SEEN = ("motion", "colour_change", "moving_shape", "tell_order")
+WAYS = ("still", *DIRECTIONS)
+CELLS = (2, 4)  # rows and columns of a patch: a letter may be narrower than a patch
+BLOCK = 4  # patches on a side of what becomes one visual token
+HALVES = 2  # of a block: it may be crossed by two lines of small letters
+NOTHING = 0
+LETTERS = ["", *ascii_lowercase, *digits]  # the first stands behind the last letter
+CLASSES = ["nothing", *LETTERS[1:], *map(str, LOOKS), *(f"{colour} bar" for colour in COLOURS)]
+CLASS = {name: number for number, name in enumerate(CLASSES)}
+SHAPES = ["nothing", *map(str, LOOKS)]
+MOSTLY_NOTHING = ("cells", "shapes", "was")  # of the labels
+MAX_LETTERS = 8
+UNKNOWN = -100  # as in `F.cross_entropy`
+
+
+class Labels(NamedTuple):
+    """What is to be seen in a tile of `P` patches; `UNKNOWN` where there is nothing to say. Of several tiles,
+    all have one dimension more.
+    """
+
+    cells: torch.Tensor  # (P, cells of a patch): places in CLASSES
+    letters: torch.Tensor  # (P / 16, HALVES, MAX_LETTERS): places in LETTERS
+    middle: torch.Tensor  # (P, 2): column and row of patches
+    ways: torch.Tensor  # (P,): places in WAYS
+    shapes: torch.Tensor  # (P,): places in SHAPES, of what has its middle there
+    was: torch.Tensor  # (P,): places in CLASSES, of what was seen there before what is
+
+
+class Thing(NamedTuple):
+    """A shape, text or bar of a scene."""
+
+    middle: tuple[float, float]
+    letters: list[tuple[str, Box]]
+
+
+def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Thing]]:
+    """What each pixel belongs to, as two pictures: places in `CLASSES`, and numbers of things, from 1. A
+    letter fills its box.
+    """
+    classes, numbers = (Image.new("L", scene.size, NOTHING) for _ in range(2))
+    on_classes, on_numbers = ImageDraw.Draw(classes), ImageDraw.Draw(numbers)
+    things = []
+    for bar in scene.bars:
+        things.append(Thing(_middle(bar.box), []))
+        on_classes.rectangle(bar.box, fill=CLASS[f"{bar.colour} bar"])
+        on_numbers.rectangle(bar.box, fill=len(things))
+    for shape in scene.shapes:
+        things.append(Thing((shape.x, shape.y), []))
+        draw_shape(on_classes, scene, shape, CLASS[str(shape.look)])
+        draw_shape(on_numbers, scene, shape, len(things))
+    for text in scene.texts:
+        letters = []
+        for i, letter in enumerate(text.text):
+            left, right = (_end(text.text[:n], text.letter_height) for n in (i, i + 1))
+            _, top, _, bottom = text_extent(letter, text.letter_height)
+            box = (text.x + left, text.baseline + top, text.x + right - 1, text.baseline + bottom - 1)
+            on_classes.rectangle(box, fill=CLASS[letter])
+            letters.append((letter, box))
+        things.append(Thing(_middle(text.box), letters))
+        on_numbers.rectangle(text.box, fill=len(things))
+    return classes, numbers, things
+
+
+def _end(text: str, letter_height: int) -> float:
+    return text_extent(text, letter_height)[2] if text else 0
+
+
+def _middle(box: Box) -> tuple[float, float]:
+    return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+
+
+def tile_boxes(size: tuple[int, int]) -> list[Box]:
+    """The parts of a picture that are tiles; of several, the last is the whole, the thumbnail."""
+    width, height = size
+    boxes = [(x, y, x + TILE, y + TILE) for y in range(0, height, TILE) for x in range(0, width, TILE)]
+    return boxes if len(boxes) == 1 else [*boxes, (0, 0, width, height)]
+
+
+def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = None) -> Labels:
+    """What is to be seen in a tile of a scene: `box` is what the tile shows, `before` the frame before it.
+
+    What was on its patches is left unknown: see `what_was`.
+    """
+    classes, numbers, things = maps_of(scene)
+    classes, numbers = (
+        rearrange(
+            np.asarray(map_.crop(box).resize(ONE_TILE, Image.Resampling.NEAREST)),
+            "(h ph) (w pw) -> (h w) ph pw",
+            ph=patch_size,
+            pw=patch_size,
+        )
+        for map_ in (classes, numbers)
+    )
+    side = TILE // patch_size
+    pixels = (numbers[..., None] == np.arange(len(things) + 1)).sum((1, 2))  # (P, 1 + things)
+    pixels[:, 0] = 0  # so that the most of nothing but zeros is nothing
+    shown = pixels.argmax(-1)  # numbers of things
+    middles = [_patch_at(thing.middle, box, side) for thing in things]
+    labels = (
+        _cells(classes),
+        _letters(pixels, things, box, side),
+        np.array([[UNKNOWN, UNKNOWN], *middles])[shown],
+        np.array([UNKNOWN, *_ways(scene, before)])[shown],
+        _shapes(scene, box, side),
+        np.full(side**2, UNKNOWN),
+    )
+    return Labels(*(torch.from_numpy(x.astype(np.int64)) for x in labels))
+
+
+def _cells(classes: np.ndarray) -> np.ndarray:
+    """What is in the middle of each cell of patches, given what is at their pixels `(P, ph, pw)`."""
+    height, width = (size // cells for size, cells in zip(classes.shape[1:], CELLS))
+    middles = classes[:, height // 2 :: height, width // 2 :: width]
+    return rearrange(middles, "p ch cw -> p (ch cw)")
+
+
+def _letters(pixels: np.ndarray, things: list[Thing], box: Box, side: int) -> np.ndarray:
+    """The letters, in the box, of the text that has most of each half of a block; `pixels (P, 1 + things)`
+    are how many a thing has of each patch.
+    """
+    of_halves = reduce(
+        pixels * [False, *(bool(thing.letters) for thing in things)],
+        "(h half ph w pw) things -> (h w) half things",
+        "sum",
+        h=side // BLOCK,
+        half=HALVES,
+        ph=BLOCK // HALVES,
+        pw=BLOCK,
+    )
+    told = np.full((1 + len(things), MAX_LETTERS), UNKNOWN)
+    for number, thing in enumerate(things, start=1):
+        if seen := [LETTERS.index(letter) for letter, where in thing.letters if _is_in(_middle(where), box)]:
+            letters = [*seen, LETTERS.index("")][:MAX_LETTERS]
+            told[number, : len(letters)] = letters
+    return told[of_halves.argmax(-1)]
+
+
+def _shapes(scene: Scene, box: Box, side: int) -> np.ndarray:
+    """Which shape has its middle in each patch."""
+    shapes = np.full((side, side), NOTHING)
+    for shape in scene.shapes:
+        if _is_in((shape.x, shape.y), box):
+            column, row = _patch_at((shape.x, shape.y), box, side)
+            shapes[row, column] = SHAPES.index(str(shape.look))
+    return shapes.flatten()
+
+
+def what_was(cells: torch.Tensor) -> torch.Tensor:
+    """Of `cells (frames, P, cells of a patch)`, what was on each patch before what is there: `(frames, P)`.
+
+    It is nothing from the first frame on, until what is there changes.
+    """
+    now = cells.amax(-1)
+    was = torch.full_like(now, NOTHING)
+    for frame in range(1, len(now)):
+        was[frame] = torch.where(now[frame] == now[frame - 1], was[frame - 1], now[frame - 1])
+    return was
+
+
+def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
+    """Column and row of the patch, of `side` x `side` in a box, that a point is in, or is next to."""
+    places = [(x - low) / (high - low) for x, low, high in zip(point, box[:2], box[2:])]
+    return [min(max(int(place * side), 0), side - 1) for place in places]
+
+
+def _ways(scene: Scene, before: Scene | None) -> list[int]:
+    """Of the scene's things, as `maps_of` orders them, which way each has moved. Shapes that come or go do it
+    while there are no others that could be taken for them.
+    """
+    of_shapes = [UNKNOWN] * len(scene.shapes)
+    if before is not None and len(before.shapes) == len(scene.shapes):
+        of_shapes = [
+            WAYS.index(way_of(was, shape) or "still") for was, shape in zip(before.shapes, scene.shapes)
+        ]
+    return [UNKNOWN] * len(scene.bars) + of_shapes + [UNKNOWN] * len(scene.texts)
+
+
+def _is_in(point: tuple[float, float], box: Box) -> bool:
+    return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
+
+
+class Clip(NamedTuple):
+    """A tile of a picture, or frames of a video, and what is to be seen there."""
+
+    tiles: torch.Tensor  # (frames, 3, TILE, TILE), as the processor makes them
+    grid: torch.Tensor  # (frames, 3): see `InternVisionModel.forward`
+    labels: Labels  # of each moment: of a picture that is repeated, those of the tile again and again
+
+    def to(self, device: torch.device) -> "Clip":
+        """Tiles and labels there; the grid stays, its values are read."""
+        labels = Labels(*(one.to(device) for one in self.labels))
+        return self._replace(tiles=self.tiles.to(device), labels=labels)
+
+
+class LabelledClips(IterableDataset):
+    """Endless `Clip`s of small worlds.
+
+    Args:
+        repeats: of a picture.
+        frames: of a video; 1: it is shown as a picture.
+    """
+
+    def __init__(
+        self,
+        seed: int,
+        patch_size: int,
+        tasks: tuple[str, ...] = TASKS_SEEN,
+        *,
+        repeats: int = 1,
+        frames: int = 1,
+    ):
+        self.seed, self.patch_size, self.tasks = seed, patch_size, tasks
+        self.repeats, self.frames = repeats, frames
+
+    @classmethod
+    def for_model(cls, model: PVCModel, seed: int, tasks: tuple[str, ...] | None = None):
+        """What its ViT is to see: one that looks back in time, pictures that are repeated and videos."""
+        patch_size = model.config.vision_config.patch_size
+        if not model.config.vision_config.num_temporal_layers:
+            return cls(seed, patch_size, tasks or TASKS_SEEN)
+        tasks = tasks or (*PICTURES_SEEN, *PICTURES_SEEN, *VIDEOS_SEEN)
+        return cls(seed, patch_size, tasks, repeats=model.config.image_repeats, frames=ENOUGH)
+
+    def __iter__(self):
+        worker = get_worker_info()
+        worlds = SmallWorlds(2**40, seed=self.seed, tasks=self.tasks)
+        for index in count(worker.id if worker else 0, worker.num_workers if worker else 1):
+            scenes = worlds.sample(index).scenes
+            if TASKS[worlds.task_of(index)].media == "video" and self.frames > 1:
+                yield self.video(scenes)
+            else:
+                scene = scenes[index // len(self.tasks) % len(scenes)]
+                boxes = tile_boxes(scene.size)
+                yield self.picture(scene, boxes[index // len(self.tasks) % len(boxes)])
+
+    def picture(self, scene: Scene, box: Box) -> Clip:
+        tile = build_transform(TILE)(draw(scene).crop(box))
+        labels = labels_of(scene, box, self.patch_size)
+        return Clip(
+            tile[None],
+            torch.tensor([[1, 1, self.repeats]]),
+            Labels(*(torch.stack([one] * self.repeats) for one in labels)),
+        )
+
+    def video(self, scenes: list[Scene]) -> Clip:
+        chosen = [scenes[i] for i in get_index(None, 1, len(scenes) - 1, num_segments=self.frames)]
+        transform, box = build_transform(TILE), (0, 0, *ONE_TILE)
+        by_frame = [
+            labels_of(scene, box, self.patch_size, before) for before, scene in zip([None, *chosen], chosen)
+        ]
+        labels = Labels(*map(torch.stack, zip(*by_frame)))
+        return Clip(
+            torch.stack([transform(draw(scene)) for scene in chosen]),
+            torch.tensor([[self.frames, 1, 1]] * self.frames),
+            labels._replace(was=what_was(labels.cells)),
+        )
+
+
+def together(clips: list[Clip]) -> Clip:
+    """Clips one after another, as one."""
+    tiles, grids, labels = zip(*clips)
+    return Clip(torch.cat(tiles), torch.cat(grids), Labels(*map(torch.cat, zip(*labels))))

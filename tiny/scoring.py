@@ -1,0 +1,116 @@
+"""How often a model answers small worlds rightly, by task: exact match in one pass over packed rows.
+
+    python -m pvc.tiny.scoring MODEL --samples 200      a table of all tasks, held out, as Markdown
+
+Greedy decoding gives an answer exactly when, behind the question and each beginning of that answer, the
+likeliest token is the answer's next, and in the end the token that ends it. All these places are seen in one
+pass over question and answer, many samples in a row; nothing is generated.
+"""
+
+import argparse
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.processing_pvc import PVCProcessor
+from pvc.tiny.synthetic.dataset import SmallWorlds, mean_by_group
+from pvc.tiny.synthetic.tasks import TASKS
+from pvc.training.data.encoding import Encoded, Encoder
+from pvc.training.data.packing import join
+from pvc.training.data.samples import WorldsDataSet
+from pvc.training.train import load_processor
+from pvc.training.trainer import with_needed_logits
+
+ROW_TOKENS = 1024
+
+
+@torch.no_grad()
+def exact_match(
+    model: PVCForConditionalGeneration,
+    processor: PVCProcessor,
+    worlds: SmallWorlds,
+    *,
+    frames: int,
+    row_tokens: int = ROW_TOKENS,
+) -> dict[str, float]:
+    """The share of samples by task whose answer greedy decoding would give, token for token.
+
+    Args:
+        processor: says how often a picture is shown, and that it is one tile or several.
+        frames: of each video, evenly spread.
+        row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
+    """
+    encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
+    data_set, nothing_drawn = WorldsDataSet("held-out", worlds), np.random.default_rng(0)
+    samples = (encoder.encode(data_set.read(i), None, nothing_drawn) for i in range(len(worlds)))
+    was_training = model.training
+    model.eval()
+    marks = [mark for row in rows(samples, row_tokens) for mark in answered(model, encoder, row)]
+    model.train(was_training)
+    return worlds.mean_by_task(marks)
+
+
+def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]:
+    """The samples in order, as many in a row as fit."""
+    row, room = [], row_tokens
+    for sample in samples:
+        if row and len(sample) > room:
+            yield row
+            row, room = [], row_tokens
+        row.append(sample)
+        room -= len(sample)
+    yield row
+
+
+def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Encoded]) -> list[bool]:
+    """Whether each sample of a row is answered rightly."""
+    inputs = with_needed_logits(join([(sample, encoder.load(sample)) for sample in row]))
+    targets, places = inputs.pop("labels")[0], inputs["logits_to_keep"]
+    del inputs["shift_labels"]
+    inputs = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()}
+    is_wrong = model(**inputs).logits[0].argmax(-1).cpu() != targets
+    sample_of_place = (inputs["position_ids"][0].cpu() == 0).cumsum(0)[places] - 1
+    wrong = torch.zeros(len(row), dtype=torch.long).index_add_(0, sample_of_place, is_wrong.long())
+    return (wrong == 0).tolist()
+
+
+def table(columns: dict[str, dict[str, float]]) -> str:
+    """Scores by task as Markdown, a column each; below the tasks of a group, its mean."""
+    lines = [["task", *columns], ["---"] * (len(columns) + 1)]
+    means = [mean_by_group(scores) for scores in columns.values()]
+    for group in means[0]:
+        for task in (task for task in next(iter(columns.values())) if TASKS[task].group == group):
+            lines.append([f"`{task}`", *(f"{scores[task]:.1%}" for scores in columns.values())])
+        lines.append([f"**{group}**", *(f"**{mean[group]:.1%}**" for mean in means)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def main():
+    parser = argparse.ArgumentParser(description="The share of right answers by task, as a Markdown table.")
+    parser.add_argument("model", help="folder or Hub id")
+    parser.add_argument("--samples", type=int, default=200, help="of each task")
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--frames", type=int, default=8, help="of a video")
+    parser.add_argument(
+        "--repeats", type=int, nargs="+", help="of a picture, one or several numbers to compare"
+    )
+    arguments = parser.parse_args()
+    processor = load_processor(arguments.model)
+    model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
+    number = arguments.samples * len(arguments.tasks)
+    worlds = SmallWorlds(number, seed=arguments.seed, held_out=True, tasks=arguments.tasks)
+    columns = {"the commonest answer": worlds.majority_baseline()}
+    for repeats in arguments.repeats or [processor.image_processor.image_repeats]:
+        shown = copy.deepcopy(processor)
+        shown.image_processor.image_repeats = repeats
+        heading = f"{repeats} repeats" if repeats > 1 else "1 repeat"
+        columns[heading] = exact_match(model, shown, worlds, frames=arguments.frames)
+    print(table(columns))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Training data: meta JSON, samples, encoding, packing, mixing, and the loader."""

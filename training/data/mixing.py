@@ -1,0 +1,125 @@
+"""The order of samples: data sets mixed by their weights, shuffled anew each epoch, from a seed.
+
+Within an epoch the data sets, and the kinds of samples in each, are spread evenly: any part of it has about
+as much of each as the whole.
+
+A `Mixture` is an endless sequence that can be asked for any place in it: place -> sample. It keeps no state,
+so that workers and ranks need not talk to each other, and a run that goes on needs but the number of a place.
+
+Reading samples is left to `samples.py`.
+"""
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import lru_cache
+from itertools import accumulate
+from typing import NamedTuple
+
+import numpy as np
+
+from pvc.training.data.samples import IMAGE, KINDS, VIDEO, DataSet
+
+# what random numbers are drawn for
+ORDER, PART, FRAMES, AUGMENT, ROWS = range(5)
+
+
+def draws(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
+    """The random numbers of one purpose at one place, independent of all others."""
+    return np.random.default_rng((seed, purpose, *numbers))
+
+
+class MissingKind(ValueError):
+    """A ratio of images to videos was asked for, of data that lack one of them."""
+
+
+class Group(NamedTuple):
+    """Samples of one data set and kind: `repeats` whole rounds an epoch, and `part` more of them."""
+
+    data_set: DataSet
+    kind: str
+    indices: np.ndarray
+    repeats: int
+    part: int
+
+    @property
+    def size(self) -> int:
+        return self.repeats * len(self.indices) + self.part
+
+
+class Mixture:
+    """Place in an endless sequence -> (data set, index of its sample).
+
+    An epoch has each sample `repeat_time` times; where that is fractional, a part of the data set that is
+    spread evenly over it, another one each epoch.
+
+    Args:
+        image_to_video: samples with images for each one with a video (the paper: 1 in pre-training, 3 in
+            instruction tuning); the scarcer of the two is repeated more to reach it, the rest is left alone.
+            None: as the data sets are.
+
+    Raises:
+        ValueError: where there is nothing to mix.
+        MissingKind: where a ratio is asked of one kind alone.
+    """
+
+    def __init__(self, data_sets: Sequence[DataSet], seed: int = 0, image_to_video: float | None = None):
+        self.seed = seed
+        factors = _factors(data_sets, image_to_video)
+        self.groups = []
+        for data_set in data_sets:
+            for kind, factor in factors.items():
+                indices = np.flatnonzero(data_set.lines.kinds == KINDS.index(kind)).astype(np.int32)
+                shown = round(len(indices) * data_set.repeat_time * factor)
+                repeats, part = divmod(shown, max(len(indices), 1))
+                self.groups.append(Group(data_set, kind, indices, repeats, part))
+        self.groups = [group for group in self.groups if group.size]
+        self._ends = list(accumulate(group.size for group in self.groups))
+        if not self.groups:
+            raise ValueError("the data sets have no sample: is every repeat_time 0, or every file empty?")
+
+    def __len__(self) -> int:
+        """Samples of an epoch."""
+        return self._ends[-1]
+
+    def __getitem__(self, place: int) -> tuple[DataSet, int]:
+        epoch, place = divmod(place, len(self))
+        slot = int(_shuffled(tuple(group.size for group in self.groups), self.seed, epoch)[place])
+        number = bisect_right(self._ends, slot)
+        group = self.groups[number]
+        slot -= self._ends[number] - group.size
+        if slot < group.repeats * len(group.indices):
+            return group.data_set, int(group.indices[slot % len(group.indices)])
+        slot -= group.repeats * len(group.indices)
+        start = draws(self.seed, PART, epoch, number).random()
+        return group.data_set, int(group.indices[int((slot + start) * len(group.indices) / group.part)])
+
+
+def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict[str, float]:
+    """What the repeats of each kind are multiplied by."""
+    factors = dict.fromkeys(KINDS, 1.0)
+    if image_to_video is None:
+        return factors
+    if not 0 < image_to_video < float("inf"):
+        raise ValueError(f"image_to_video={image_to_video}: expected a number of images for each video")
+    images, videos = (
+        sum(x.repeat_time * int((x.lines.kinds == KINDS.index(kind)).sum()) for x in data_sets)
+        for kind in (IMAGE, VIDEO)
+    )
+    if not images or not videos:
+        raise MissingKind(
+            f"image_to_video={image_to_video}, but an epoch has {images:g} samples with images, "
+            f"{videos:g} with a video: leave it out, or add data"
+        )
+    wanted = image_to_video * videos / images
+    return factors | ({IMAGE: wanted} if wanted > 1 else {VIDEO: 1 / wanted})
+
+
+@lru_cache(maxsize=2)  # an epoch, and the next while it begins
+def _shuffled(sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """The numbers below `sum(sizes)` in random order, each group of so many spread evenly over it."""
+    rng = draws(seed, ORDER, epoch)
+    slots, times = [], []
+    for size, end in zip(sizes, accumulate(sizes)):
+        slots.append(end - size + rng.permutation(size))
+        times.append((np.arange(size) + rng.random(size)) / size)  # one in each of `size` equal parts
+    return np.concatenate(slots)[np.argsort(np.concatenate(times))]
