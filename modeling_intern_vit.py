@@ -132,7 +132,7 @@ def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int):
         start = end
 
 
-def in_passes(function, *inputs: torch.Tensor, size: int | None, dim: int = 0, overwrite: bool = False):
+def apply_in_chunks(function, *inputs: torch.Tensor, size: int | None, dim: int = 0, overwrite: bool = False):
     """`function(*inputs)`, computed from at most `size` places of `dim` at a time (None: from all at once).
 
     For functions that treat the places of `dim` separately. `overwrite` puts what comes out in the place of
@@ -443,12 +443,12 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
     ) -> torch.Tensor:  # (R, N, C)
         """`repeat_now`: `x` has a row a tile still, and gets a row a moment once S-MHA is done."""
         spatial_attention = partial(self.spatial_attention, weights=weights)
-        x = in_passes(spatial_attention, x, size=max_tiles, overwrite=True)
+        x = apply_in_chunks(spatial_attention, x, size=max_tiles, overwrite=True)
         x = x[clips.source] if repeat_now else x
         places = max_tiles and max(1, max_tiles * x.shape[1] // x.shape[0])
         temporal_attention = partial(self.temporal_attention, clips=clips, past=past, weights=weights)
-        x = in_passes(temporal_attention, x, size=places, dim=1, overwrite=True)
-        return in_passes(self.feed_forward, x, size=max_tiles, overwrite=True)
+        x = apply_in_chunks(temporal_attention, x, size=places, dim=1, overwrite=True)
+        return apply_in_chunks(self.feed_forward, x, size=max_tiles, overwrite=True)
 
     def temporal_attention(
         self,
@@ -620,7 +620,7 @@ class InternVisionModel(PreTrainedModel):
                 x = layer(x, weights)
             return x
 
-        x = in_passes(encode_tiles, pixel_values, size=max_tiles)
+        x = apply_in_chunks(encode_tiles, pixel_values, size=max_tiles)
         unrepeated = clips.repeated
         temporal_layers = layers[self.encoder.first_temporal :]
         for layer, memory in zip(temporal_layers, past or [None] * len(temporal_layers)):

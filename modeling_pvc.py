@@ -42,8 +42,8 @@ from .modeling_intern_vit import (
     InternVisionModel,
     InternVisionOutput,
     TemporalMemory,
+    apply_in_chunks,
     eval_mode,
-    in_passes,
     init_constant_start,
 )
 from .modeling_internlm2 import InternLM2Model, causal_lm_output
@@ -198,7 +198,7 @@ class PVCModel(PVCPreTrainedModel):
 
     def project(self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int]) -> torch.Tensor:
         """Visual tokens `(R, tokens of a row, H)` of the ViT's hidden states of tiles of `size` pixels."""
-        return in_passes(
+        return apply_in_chunks(
             partial(self.projector, grid=self.patch_grid(*size)),
             hidden_states,
             clips.times.to(hidden_states.device),

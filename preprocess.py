@@ -1,7 +1,7 @@
 """Images and videos as tiles: the released helpers `load_image` and `load_video`, without torchvision.
 
 Bit-identical to the released InternVL / PVC helpers: the grid of tiles that an image is cut into, the resize
-and normalisation of a tile, the choice of a video's frames. Beyond them, `read_picture` and `read_frames`
+and normalisation of a tile, the choice of a video's frames. Beyond them, `read_image` and `read_frames`
 take what people have for an image or a video, show it as viewers and players do (upright, on white, with
 square pixels), choose frames by number or by rate, and tell the time of each.
 
@@ -73,7 +73,7 @@ __all__ = [
     "build_transform",
     "dynamic_preprocess",
     "find_closest_aspect_ratio",
-    "picture_tiles",
+    "image_tiles",
     "tile_grid",
     "get_index",
     "load_image",
@@ -83,7 +83,7 @@ __all__ = [
     "open_picture",
     "open_video",
     "read_frames",
-    "read_picture",
+    "read_image",
     "read_video",
 ]
 
@@ -189,7 +189,7 @@ def dynamic_preprocess(
     return tiles
 
 
-def picture_tiles(
+def image_tiles(
     picture: Image.Image,
     input_size: int = 448,
     max_num: int = 12,
@@ -238,10 +238,10 @@ def load_image(
 
     Raises:
         OSError: FileNotFoundError or PIL's UnidentifiedImageError, where there is no image to read.
-        ValueError: as `picture_tiles`.
+        ValueError: as `image_tiles`.
     """
     picture = _opened_picture(file, upright=exif)
-    return picture_tiles(on_white(picture) if white_background else picture, input_size, max_num)
+    return image_tiles(on_white(picture) if white_background else picture, input_size, max_num)
 
 
 def open_picture(file: MediaFile | Image.Image, *, upright: bool) -> Image.Image:
@@ -255,7 +255,7 @@ def _opened_picture(file: MediaFile | Image.Image, upright: bool) -> Image.Image
     return open_image(file, upright=upright)
 
 
-def read_picture(picture, budget: Budget | None = None) -> Image.Image:
+def read_image(picture, budget: Budget | None = None) -> Image.Image:
     """A PIL image, upright and on white, of whatever a message may hold as an image.
 
     Args:
@@ -389,7 +389,7 @@ def _video_pieces(
         piece = indices[start : start + frames_at_once]
         while not all(index in tiles for index in piece):
             index, frame = next(frames)
-            tiles[index] = picture_tiles(Image.fromarray(frame), input_size, max_num)
+            tiles[index] = image_tiles(Image.fromarray(frame), input_size, max_num)
         yield torch.cat([tiles[index] for index in piece]), [len(tiles[index]) for index in piece]
         wanted.subtract(piece)
         tiles = {index: x for index, x in tiles.items() if wanted[index]}
@@ -524,7 +524,7 @@ def _listed_picture(picture, index: int, budget: Budget) -> Image.Image:
     if not is_taken:
         expected = "a PIL picture, a path, or a uint8 array (height, width, 3)"
         raise ValueError(f"frame {index} is {_kind(picture)}: expected {expected}")
-    return in_rgb(read_picture(picture, budget))
+    return in_rgb(read_image(picture, budget))
 
 
 def _kind(value) -> str:

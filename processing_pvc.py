@@ -51,7 +51,7 @@ from .conversation import (
 from .json_files import READ_BY_PROCESSOR, check_json_files
 from .media_policy import Budget, MediaPolicy, check_whole
 from .media_policy import shown as _shown
-from .preprocess import ChosenFrames, open_frames, picture_tiles, read_picture
+from .preprocess import ChosenFrames, image_tiles, open_frames, read_image
 from .processing_options import (
     ENCODING,
     Options,
@@ -180,7 +180,7 @@ class PVCImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
     ) -> BatchFeature:
-        """Cuts images into tiles: one, a list, or lists of them; images as `read_picture` takes them.
+        """Cuts images into tiles: one, a list, or lists of them; images as `read_image` takes them.
 
         Returns:
             `pixel_values (num_tiles, 3, S, S)`, `clip_grid (num_tiles, 3)` and `num_patches (num_images,)`:
@@ -195,7 +195,7 @@ class PVCImageProcessor(BaseImageProcessor):
     def image(self, picture, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
         """One image as a clip of one frame; `budget`: of the prompt it belongs to."""
         budget = Budget(self.media_policy) if budget is None else budget
-        picture = read_picture(picture, budget)
+        picture = read_image(picture, budget)
         tiles = self._tiles(picture, self.max_tiles if max_tiles is None else max_tiles)
         budget.use_tiles(len(tiles))
         clip = Clip(1, len(tiles), self.image_repeats)
@@ -242,7 +242,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
     def _tiles(self, picture: Image.Image, max_tiles: int) -> torch.Tensor:
         check_whole("max_tiles", max_tiles)
-        return picture_tiles(
+        return image_tiles(
             picture,
             self.image_size,
             max_tiles,

@@ -18,7 +18,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from pvc.benchmarks.models import Contestant, NativeQwen25VL, prefill
+from pvc.benchmarks.models import BenchmarkModel, NativeQwen25VL, prefill
 from pvc.benchmarks.presets import Preset, Workload
 
 REST = "rest"
@@ -177,7 +177,9 @@ def counted(model: nn.Module, function: Callable[[], object]) -> Costs:
     return counter.costs
 
 
-def count_first_token(contestant: Contestant, workload: Workload, model: nn.Module | None = None) -> Costs:
+def count_first_token(
+    contestant: BenchmarkModel, workload: Workload, model: nn.Module | None = None
+) -> Costs:
     """The cost of a workload's first token: of `model`, or at the same size on fake tensors in bfloat16."""
     if model is not None:
         return _first_token(
@@ -190,7 +192,7 @@ def count_first_token(contestant: Contestant, workload: Workload, model: nn.Modu
         return _first_token(contestant, workload, contestant.build("cpu", torch.bfloat16), media)
 
 
-def _first_token(contestant: Contestant, workload: Workload, model: nn.Module, media: dict) -> Costs:
+def _first_token(contestant: BenchmarkModel, workload: Workload, model: nn.Module, media: dict) -> Costs:
     def run():
         contestant.encode(model, media)
         if contestant.preset.has_llm:
@@ -199,7 +201,7 @@ def _first_token(contestant: Contestant, workload: Workload, model: nn.Module, m
     return counted(model, run)
 
 
-def is_countable(contestant: Contestant) -> bool:
+def is_countable(contestant: BenchmarkModel) -> bool:
     """Whether fake tensors do: Qwen2.5-VL's windows depend on values, so it is counted where it is run."""
     return not isinstance(contestant, NativeQwen25VL)
 

@@ -15,14 +15,14 @@ from torch import nn
 
 from pvc.benchmarks.counting import REST, Costs, group_of, grouped, memory_needs
 from pvc.benchmarks.measure import Meter, Rates, median_of_each
-from pvc.benchmarks.models import PVC, Contestant, prompt
+from pvc.benchmarks.models import PVC, BenchmarkModel, prompt
 from pvc.benchmarks.presets import Workload
 from pvc.benchmarks.report import Row
 
-Built = tuple[Contestant, nn.Module]  # and its model on the device
+Built = tuple[BenchmarkModel, nn.Module]  # and its model on the device
 
 
-def first_token(contestant: Contestant, model, inputs: dict) -> Callable[[], object]:
+def first_token(contestant: BenchmarkModel, model, inputs: dict) -> Callable[[], object]:
     """What is timed: `generate` to its first token; of a preset without an LLM, encoding."""
     if contestant.preset.has_llm:
         return partial(model.generate, **inputs, max_new_tokens=1, do_sample=False)
@@ -50,7 +50,7 @@ def first_tokens_s(
 
 
 def first_token_row(
-    contestant: Contestant,
+    contestant: BenchmarkModel,
     model,
     workload: Workload,
     meter: Meter,
@@ -122,7 +122,7 @@ class TokenTimes:
         pass
 
 
-def decoding_rows(contestant: Contestant, model, meter: Meter) -> list[Row]:
+def decoding_rows(contestant: BenchmarkModel, model, meter: Meter) -> list[Row]:
     """A row for each way of decoding that the preset compiles for, eager first."""
     ways = {"eager": {}}
     if contestant.preset.compiles and isinstance(contestant, PVC):
@@ -132,7 +132,7 @@ def decoding_rows(contestant: Contestant, model, meter: Meter) -> list[Row]:
     return [decoding_row(contestant, model, meter, name, **options) for name, options in ways.items()]
 
 
-def decoding_row(contestant: Contestant, model, meter: Meter, name: str, **options) -> Row:
+def decoding_row(contestant: BenchmarkModel, model, meter: Meter, name: str, **options) -> Row:
     """Steps after a prompt as long as the longest video's, of text; `options` of `generate`."""
     preset, workload = contestant.preset, contestant.preset.workloads[-1]
     inputs = prompt(10, contestant.num_visual_tokens(workload), workload.text_tokens, meter.device)

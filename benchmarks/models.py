@@ -184,10 +184,10 @@ class NativeQwen25VL:
         return torch.cat(encode(**media).pooler_output)
 
 
-Contestant = PVC | NativeInternVL | NativeQwen25VL
+BenchmarkModel = PVC | NativeInternVL | NativeQwen25VL
 
 
-def contestants(preset: Preset) -> list[Contestant]:
+def benchmark_models(preset: Preset) -> list[BenchmarkModel]:
     """Those of a preset: this code's first, PVC the first of all."""
     own = [
         PVC("PVC", preset),

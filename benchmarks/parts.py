@@ -26,7 +26,7 @@ from pvc.benchmarks.inference import (
 )
 from pvc.benchmarks.journal import Journal
 from pvc.benchmarks.measure import Meter, Rates
-from pvc.benchmarks.models import PVC, Contestant, NativeInternVL
+from pvc.benchmarks.models import PVC, BenchmarkModel, NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
 from pvc.modeling_intern_vit import ClipLayout
@@ -153,7 +153,7 @@ def inference(part: Part):
     part.step("long video", partial(_long_video, part, pvc))
 
 
-def _compared(preset: Preset) -> list[Contestant]:
+def _compared(preset: Preset) -> list[BenchmarkModel]:
     own = [PVC("PVC", preset), PVC("InternVL2, this code", preset, is_internvl2=True)]
     return [*own, NativeInternVL("InternVL, native", preset)] if preset.internvl_text else own
 

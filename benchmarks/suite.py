@@ -23,7 +23,7 @@ from pvc.benchmarks.inference import (
     ratio_rows,
 )
 from pvc.benchmarks.measure import Meter, Rates
-from pvc.benchmarks.models import Contestant, contestants
+from pvc.benchmarks.models import BenchmarkModel, benchmark_models
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.reading import read_media_s
 from pvc.benchmarks.report import Row, Say, Tables
@@ -61,7 +61,7 @@ def write_measurements(
 
 def count(preset: Preset, say: Say) -> Tables:
     """FLOPs and bytes of the first token, by part and against frames; memory by formula; in bfloat16."""
-    countable = [contestant for contestant in contestants(preset) if counting.is_countable(contestant)]
+    countable = [contestant for contestant in benchmark_models(preset) if counting.is_countable(contestant)]
     parts, frames = [], []
     for contestant in countable:
         say(f"Counting {contestant.name}")
@@ -79,7 +79,7 @@ def count(preset: Preset, say: Say) -> Tables:
     return tables | ({"Memory by formula, bfloat16": _memory(countable)} if preset.has_llm else {})
 
 
-def is_for_videos(contestant: Contestant) -> bool:
+def is_for_videos(contestant: BenchmarkModel) -> bool:
     """A video's frames are shown once: there is nothing to re-use."""
     return getattr(contestant, "reuse", True)
 
@@ -97,7 +97,7 @@ def _with_all_columns(rows: list[Row]) -> list[Row]:
     return [{column: row.get(column, 0) for column in order} for row in rows]
 
 
-def _counted_video(contestant: Contestant, workload: Workload) -> Row:
+def _counted_video(contestant: BenchmarkModel, workload: Workload) -> Row:
     costs = counting.count_first_token(contestant, workload)
     prefill = grouped(costs).get("prefill", Cost()).flops
     flops = sum(cost.flops for cost in costs.values())
@@ -112,7 +112,7 @@ def _counted_video(contestant: Contestant, workload: Workload) -> Row:
     }
 
 
-def _memory(countable: list[Contestant], num_frames: int = 64) -> list[Row]:
+def _memory(countable: list[BenchmarkModel], num_frames: int = 64) -> list[Row]:
     rows = []
     for contestant in filter(is_for_videos, countable):
         with FakeTensorMode():
@@ -139,7 +139,7 @@ def run(preset: Preset, meter: Meter, runs: int, say: Say) -> Iterator[Tables]:
     """
     rates, rows, near = Rates(), {}, []
     reading_s = {workload: read_media_s(preset, workload) for workload in preset.workloads}
-    for contestant in contestants(preset):
+    for contestant in benchmark_models(preset):
         say("Measuring the device")
         rates.look(meter)
         say(f"Building {contestant.name}")

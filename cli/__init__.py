@@ -269,10 +269,10 @@ def read_media(kind: str, file: str) -> dict:
         raise FileNotFoundError(f"no such file: {file}")
 
     from pvc.preprocess import read_frames
-    from pvc.processing_pvc import read_picture
+    from pvc.processing_pvc import read_image
 
     if kind == "image":
-        source = read_picture(source)  # kept: it is read once, however long the dialogue
+        source = read_image(source)  # kept: it is read once, however long the dialogue
     elif not is_address:
         read_frames(source, num_frames=1)  # a trial: it is read anew with each question
     return {"type": kind, kind: source}

@@ -35,8 +35,8 @@ from pvc.conversion.configs import (
 from pvc.conversion.files import (
     CheckpointError,
     SourceWeights,
+    atomic_directory,
     check_free_disk,
-    placed_whole,
     read_json,
     real_target,
     write_shards,
@@ -163,7 +163,7 @@ class Conversion:
         """
         check_free_disk(self.target, self.plan.nbytes + SMALL_FILES_BYTES)
         torch.manual_seed(self.options.seed)
-        with placed_whole(self.target, self.options.overwrite) as unfinished:
+        with atomic_directory(self.target, self.options.overwrite) as unfinished:
             self._write_small_files(unfinished, base_model)
             write_shards(unfinished, self.plan.infos, self.plan.make, progress)
 

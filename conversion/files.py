@@ -396,7 +396,7 @@ def _write_file(path: Path, infos: dict[str, TensorInfo], make, progress):
 
 
 @contextmanager
-def placed_whole(target: Path, overwrite: bool = False) -> Iterator[Path]:
+def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     """A new folder beside `target` to write into, which becomes `target` once the block has ended well.
 
     However it is interrupted, `target` is as it was, or absent, or the new one whole; what an interruption

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from pvc.benchmarks import counting, report, suite
 from pvc.benchmarks.counting import Cost, count_first_token, counted, grouped, memory_needs
 from pvc.benchmarks.measure import Meter
-from pvc.benchmarks.models import contestants
+from pvc.benchmarks.models import benchmark_models
 from pvc.benchmarks.presets import PRESETS, Workload
 from pvc.cli import app
 from pvc.modeling_pvc import PVCModel
@@ -30,7 +30,7 @@ ONE_IMAGE = suite.ONE_IMAGE
 
 
 def contestant(preset: str, name: str):
-    return next(each for each in contestants(PRESETS[preset]) if each.name.startswith(name))
+    return next(each for each in benchmark_models(PRESETS[preset]) if each.name.startswith(name))
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +38,7 @@ def costs_8b() -> dict[str, dict[str, Cost]]:
     """Of one tile of 448 pixels and 2,048 tokens of text, by contestant and part."""
     return {
         each.name: count_first_token(each, ONE_IMAGE)
-        for each in contestants(PRESETS["8B"])
+        for each in benchmark_models(PRESETS["8B"])
         if counting.is_countable(each)
     }
 
@@ -206,7 +206,7 @@ def test_four_full_passes_give_what_re_use_gives():
 
 
 @pytest.mark.parametrize("workload", [Workload(tiles=3), Workload(frames=4)])
-@pytest.mark.parametrize("each", contestants(PRESETS["tiny"]), ids=lambda each: each.name)
+@pytest.mark.parametrize("each", benchmark_models(PRESETS["tiny"]), ids=lambda each: each.name)
 def test_contestants_answer_with_finite_logits(each, workload):
     model = each.build("cpu", torch.float32)
     inputs = each.inputs(workload, "cpu", torch.float32)
@@ -217,7 +217,7 @@ def test_contestants_answer_with_finite_logits(each, workload):
 
 
 def test_no_matrix_stays_at_a_start_of_zero():
-    for each in contestants(PRESETS["tiny"]):
+    for each in benchmark_models(PRESETS["tiny"]):
         for name, parameter in each.build("cpu", torch.float32).named_parameters():
             assert parameter.count_nonzero() > 0.9 * parameter.numel(), name
 
@@ -410,7 +410,7 @@ def test_bench_counts_a_preset(tmp_path):
 
 def test_bench_measures_a_preset_beside_its_peers(tmp_path):
     tables = results_of("run", tmp_path, "--device", "cpu", "--runs", "1")
-    names = {each.name for each in contestants(PRESETS["tiny"])}
+    names = {each.name for each in benchmark_models(PRESETS["tiny"])}
     assert {row["model"] for row in tables["Time to the first token"]} == names
     assert {row["model"] for row in tables["How near each part is"]} == names
     assert {row["model"] for row in tables["Decoding"]} == names - {"PVC, four full passes"}

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from pvc import CHECKPOINT, cli
-from pvc.conversion.files import TensorInfo, check_free_disk, placed_whole, write_shards
+from pvc.conversion.files import TensorInfo, atomic_directory, check_free_disk, write_shards
 from pvc.conversion.verify import verify
 from pvc.convert_weights import Conversion, Options
 
@@ -346,7 +346,7 @@ def test_failure_while_writing_leaves_the_old_folder_and_nothing_else(original, 
 def test_interruption_between_the_two_renames_of_a_replacement_loses_nothing(tmp_path):
     (tmp_path / ".PVC.replaced").mkdir()
     (tmp_path / ".PVC.replaced" / "config.json").write_text("old")
-    with pytest.raises(FileExistsError), placed_whole(tmp_path / "PVC"):
+    with pytest.raises(FileExistsError), atomic_directory(tmp_path / "PVC"):
         pass
     assert (tmp_path / "PVC" / "config.json").read_text() == "old"
     assert [path.name for path in tmp_path.iterdir()] == ["PVC"]
@@ -354,11 +354,11 @@ def test_interruption_between_the_two_renames_of_a_replacement_loses_nothing(tmp
 
 def test_two_conversions_to_one_target_do_not_mix(tmp_path):
     script = (
-        "import sys; from pvc.conversion.files import placed_whole\n"
-        "try:\n    with placed_whole(sys.argv[1]): print('wrote')\n"
+        "import sys; from pvc.conversion.files import atomic_directory\n"
+        "try:\n    with atomic_directory(sys.argv[1]): print('wrote')\n"
         "except BlockingIOError as error: print(error)"
     )
-    with placed_whole(tmp_path / "PVC") as unfinished:
+    with atomic_directory(tmp_path / "PVC") as unfinished:
         (unfinished / "config.json").write_text("{}")
         other = subprocess.run(
             [sys.executable, "-c", script, tmp_path / "PVC"], capture_output=True, text=True

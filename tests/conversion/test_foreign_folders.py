@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from pvc import CHECKPOINT, cli
 from pvc.configuration_pvc import PVCConfig
-from pvc.conversion.files import CheckpointError, SourceWeights, check_code_within, placed_whole
+from pvc.conversion.files import CheckpointError, SourceWeights, atomic_directory, check_code_within
 from pvc.conversion.printable import in_a_line, printable
 from pvc.convert_weights import Conversion, Options
 from pvc.hub import push as publish
@@ -578,7 +578,7 @@ def test_target_that_is_a_link_to_nowhere_is_refused_before_the_work(link, origi
         Conversion(original, tmp_path / "PVC", Options(temporal_layers=2, overwrite=True))
     with (
         pytest.raises(FileNotFoundError, match="leads nowhere"),
-        placed_whole(tmp_path / "PVC", overwrite=True),
+        atomic_directory(tmp_path / "PVC", overwrite=True),
     ):
         pytest.fail("the work has begun")
     assert names(tmp_path) == {"PVC"}
@@ -629,7 +629,7 @@ def test_folder_with_more_than_a_checkpoint_is_not_replaced(name, tmp_path):
     (tmp_path / "PVC").mkdir()
     make(tmp_path / "PVC")
     there = sorted(path for path in tmp_path.rglob("*"))
-    with pytest.raises(FileExistsError, match=said), placed_whole(tmp_path / "PVC", overwrite=True):
+    with pytest.raises(FileExistsError, match=said), atomic_directory(tmp_path / "PVC", overwrite=True):
         pytest.fail("the work has begun")
     assert sorted(path for path in tmp_path.rglob("*")) == there
 
@@ -641,7 +641,7 @@ def test_leftover_that_is_a_link_is_removed_and_not_followed(tmp_path):
     (tmp_path / "PVC").mkdir()
     for leftover in (".PVC.replaced", ".PVC.partial"):
         (tmp_path / leftover).symlink_to("mine")
-    with placed_whole(tmp_path / "PVC") as unfinished:
+    with atomic_directory(tmp_path / "PVC") as unfinished:
         (unfinished / "config.json").write_text("{}")
     assert names(tmp_path) == {"PVC", "mine"} and names(tmp_path / "mine") == {"file"}
 

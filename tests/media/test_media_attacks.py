@@ -26,7 +26,7 @@ from PIL import Image
 from pvc import CHECKPOINT, media_fetch, video_readers
 from pvc.frame_choice import FrameChoice
 from pvc.media_policy import Budget, MediaPolicy, MediaRefused, is_public
-from pvc.preprocess import dynamic_preprocess, load_image, load_video, read_frames, read_picture, tile_grid
+from pvc.preprocess import dynamic_preprocess, load_image, load_video, read_frames, read_image, tile_grid
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
@@ -240,7 +240,7 @@ def test_fifos_and_devices_are_refused_without_waiting(tmp_path, processor):
     os.mkfifo(tmp_path / "fifo.mp4")
     (tmp_path / "link.png").symlink_to(tmp_path / "fifo.mp4")
     for path in (tmp_path / "fifo.mp4", tmp_path / "link.png", Path("/dev/zero")):
-        for read in (load_image, load_video, read_frames, read_picture, lambda x: read_frames([x])):
+        for read in (load_image, load_video, read_frames, read_image, lambda x: read_frames([x])):
             error = within(5, read, str(path))
             assert isinstance(error, MediaRefused) and "expected a regular file" in str(error)
         for kind in ("image", "video"):
@@ -251,7 +251,7 @@ def test_fifos_and_devices_are_refused_without_waiting(tmp_path, processor):
 def test_a_name_with_a_nul_is_not_read_as_what_stands_before_it(tmp_path, processor):
     write_video(tmp_path / "a.mp4")
     name = f"{tmp_path}/a.mp4\0.png"
-    for read in (load_image, load_video, read_frames, read_picture):
+    for read in (load_image, load_video, read_frames, read_image):
         with pytest.raises(REFUSED):
             read(name)
     for source in (name, f"file://{tmp_path}/a.mp4%00.png"):
@@ -804,7 +804,7 @@ def test_a_damaged_image_is_an_os_error_with_its_name(kind, tmp_path):
             data[place] = rng.integers(256)
         path.write_bytes(data[: rng.integers(1, len(data))] if rng.random() < 0.3 else data)
         try:
-            read_picture(str(path))
+            read_image(str(path))
         except OSError as error:
             assert "damaged.img" in str(error)
 

@@ -15,7 +15,7 @@ from test_media_shown import logo
 
 from pvc import CHECKPOINT, media_isolation
 from pvc.media_policy import Budget, MediaPolicy, MediaRefused
-from pvc.preprocess import read_frames, read_picture
+from pvc.preprocess import read_frames, read_image
 from pvc.processing_pvc import PVCImageProcessor
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and limits of processes as on Linux")
@@ -71,11 +71,11 @@ def test_errors_are_those_of_the_same_process(tmp_path):
     (tmp_path / "words.png").write_text("no image")
     video = write_video(tmp_path / "a.mp4")
     for read, arguments, options, policy in (
-        (read_picture, (tmp_path / "words.png",), {}, {}),
+        (read_image, (tmp_path / "words.png",), {}, {}),
         (read_frames, (tmp_path / "words.png",), {}, {}),
         (read_frames, (video,), {"start_s": 100}, {}),
         (read_frames, (video,), {}, {"max_duration_s": 0.5}),
-        (read_picture, (CHECKPOINT / "assets" / "picture1.png",), {}, {"max_pixels": 10}),
+        (read_image, (CHECKPOINT / "assets" / "picture1.png",), {}, {"max_pixels": 10}),
     ):
         with pytest.raises((OSError, ValueError)) as expected:
             read(*arguments, **options, budget=plain(**policy))
@@ -117,7 +117,7 @@ def test_a_process_that_ends_or_lies_is_an_error_of_the_prompt(code, monkeypatch
     logo().save(tmp_path / "a.png")
     video = write_video(tmp_path / "a.mp4")
     replaced(monkeypatch, tmp_path, code)
-    for read, source in ((read_picture, tmp_path / "a.png"), (read_frames, video)):
+    for read, source in ((read_image, tmp_path / "a.png"), (read_frames, video)):
         with pytest.raises(ValueError, match=r"cannot be read"):
             read(source, budget=isolated(deadline_s=20.0))
 
@@ -128,7 +128,7 @@ def test_a_process_that_does_not_end_is_killed_at_the_deadline(monkeypatch, tmp_
     replaced(monkeypatch, tmp_path, "import time; time.sleep(60)")
     begun = time.monotonic()
     with pytest.raises(MediaRefused, match="more than 0.5 seconds"):
-        read_picture(tmp_path / "a.png", budget=isolated(deadline_s=0.5))
+        read_image(tmp_path / "a.png", budget=isolated(deadline_s=0.5))
     assert time.monotonic() - begun < 5
 
 
@@ -147,7 +147,7 @@ media_isolation.main()
 """
     replaced(monkeypatch, tmp_path, code)
     with pytest.raises(ValueError) as error:
-        read_picture(tmp_path / "a.png", budget=isolated(max_pixels=10**6, max_bytes=10**6, deadline_s=9.5))
+        read_image(tmp_path / "a.png", budget=isolated(max_pixels=10**6, max_bytes=10**6, deadline_s=9.5))
     assert str(error.value) == str([2 * 2**30 + 32 * 10**6, 10, 0, 10**6])
 
 
@@ -161,7 +161,7 @@ print(json.dumps({"error": "ValueError", "message": str(sorted(os.environ))}))
 """
     replaced(monkeypatch, tmp_path, code)
     with pytest.raises(ValueError) as error:
-        read_picture(tmp_path / "a.png", budget=isolated())
+        read_image(tmp_path / "a.png", budget=isolated())
     assert "PYTHONPATH" in str(error.value) and "SECRET_TOKEN" not in str(error.value)
 
 
@@ -171,4 +171,4 @@ def test_a_damaged_file_of_every_kind_ends_the_process_at_most(tmp_path):
         image.convert("RGB").save(tmp_path / "a", kind)
         content = (tmp_path / "a").read_bytes()
         with pytest.raises(OSError, match="cannot be read"):
-            read_picture(io.BytesIO(content[: len(content) // 2]), budget=isolated())
+            read_image(io.BytesIO(content[: len(content) // 2]), budget=isolated())

@@ -16,7 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
-from pvc.preprocess import load_image, load_video, picture_tiles, read_frames, read_picture
+from pvc.preprocess import image_tiles, load_image, load_video, read_frames, read_image
 from pvc.processing_pvc import PVCImageProcessor
 
 WHITE, RED = (255, 255, 255), (255, 0, 0)
@@ -55,7 +55,7 @@ def transparent(kind: str) -> Image.Image:
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "La", "RGBa", "PA", "P", "RGB"])
 def test_what_is_transparent_is_white_in_messages(kind):
     picture = transparent(kind) if kind != "La" else transparent("LA").convert("La")
-    shown = read_picture(picture).convert("RGB")
+    shown = read_image(picture).convert("RGB")
     assert shown.getpixel((0, 0)) == WHITE
     grey = 76 if kind in ("LA", "La") else None
     assert shown.getpixel((15, 15)) == ((grey,) * 3 if grey else RED)
@@ -67,10 +67,10 @@ def test_files_are_shown_on_white_in_messages_and_as_released_by_load_image(kind
     logo().save(path, kind, **({"lossless": True, "exact": True} if kind == "WEBP" else {}))
     white = Image.new("RGB", (40, 30), WHITE)
     white.paste(RED, (10, 10, 20, 20))
-    expected = picture_tiles(white, 28, 2)
+    expected = image_tiles(white, 28, 2)
     assert torch.equal(images.image(path).tiles, expected)
     assert torch.equal(load_image(path, 28, 2, white_background=True), expected)
-    assert torch.equal(load_image(path, 28, 2), picture_tiles(Image.open(path).convert("RGB"), 28, 2))
+    assert torch.equal(load_image(path, 28, 2), image_tiles(Image.open(path).convert("RGB"), 28, 2))
 
 
 def png_with_key(color_type: int, depth: int, row: bytes, key: bytes) -> io.BytesIO:
@@ -99,12 +99,12 @@ def png_with_key(color_type: int, depth: int, row: bytes, key: bytes) -> io.Byte
     ],
 )
 def test_the_transparent_colour_of_a_png_is_white_at_every_depth(color_type, depth, row, key, other):
-    shown = read_picture(png_with_key(color_type, depth, row, key)).convert("RGB")
+    shown = read_image(png_with_key(color_type, depth, row, key)).convert("RGB")
     assert [shown.getpixel((x, 3)) for x in range(4)] == [WHITE, WHITE, (other,) * 3, (other,) * 3]
 
 
 def test_half_transparent_is_mixed_with_white():
-    assert read_picture(Image.new("RGBA", (2, 2), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
+    assert read_image(Image.new("RGBA", (2, 2), (0, 0, 0, 128))).getpixel((0, 0)) == (127, 127, 127)
 
 
 def test_transparent_frames_of_a_gif_a_webp_and_a_list_are_on_white(tmp_path):
@@ -114,7 +114,7 @@ def test_transparent_frames_of_a_gif_a_webp_and_a_list_are_on_white(tmp_path):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:], duration=100, **options)
         read = read_frames(tmp_path / name, num_frames=None)
         assert [frame.getpixel((0, 0)) for frame in read.frames] == [WHITE] * 2
-        assert read_picture(tmp_path / name).convert("RGB").getpixel((0, 0)) == WHITE
+        assert read_image(tmp_path / name).convert("RGB").getpixel((0, 0)) == WHITE
         assert read.frames[0].getpixel((15, 15)) == RED and read.frames[1].getpixel((25, 15)) == RED
     assert [frame.getpixel((0, 0)) for frame in read_frames(frames, num_frames=None).frames] == [WHITE] * 2
 
@@ -136,7 +136,7 @@ def test_an_image_of_floats_is_scaled_from_0_to_1_or_255_and_refused_else(images
 
 def test_a_grey_image_has_the_tiles_of_its_copy_in_rgb():
     grey = Image.effect_noise((90, 50), 80)
-    assert torch.equal(picture_tiles(grey, 28, 6), picture_tiles(grey.convert("RGB"), 28, 6))
+    assert torch.equal(image_tiles(grey, 28, 6), image_tiles(grey.convert("RGB"), 28, 6))
 
 
 # ---- videos

@@ -28,7 +28,7 @@ from test_preprocess import (
 )
 
 from pvc import preprocess, video_readers
-from pvc.preprocess import get_index, load_image, load_video, load_video_ahead, picture_tiles, read_frames
+from pvc.preprocess import get_index, image_tiles, load_image, load_video, load_video_ahead, read_frames
 
 UNEVEN_MS = [0, 100, 200, 1500, 1600, 3100, 3200, 3300]  # when the frames of an uneven video are shown
 
@@ -227,7 +227,7 @@ def test_a_file_object_gives_the_frames_of_its_path(video):
 
 
 def test_load_video_and_read_frames_see_the_same_frames(video):
-    tiles = torch.cat([picture_tiles(frame, 28, 1) for frame in read_frames(video, num_frames=4).frames])
+    tiles = torch.cat([image_tiles(frame, 28, 1) for frame in read_frames(video, num_frames=4).frames])
     assert torch.equal(tiles, load_video(video, input_size=28, num_segments=4)[0])
 
 
@@ -248,12 +248,12 @@ def test_pieces_read_ahead_are_together_what_load_video_reads(num_segments, fram
 def test_the_next_piece_is_read_while_the_last_is_used(video, monkeypatch):
     read, enough = [], Event()
 
-    def picture_tiles(picture, *settings):
+    def image_tiles(picture, *settings):
         read.append(picture)
         enough.set() if len(read) == 4 else None
         return torch.zeros(1, 3, 28, 28)
 
-    monkeypatch.setattr(preprocess, "picture_tiles", picture_tiles)
+    monkeypatch.setattr(preprocess, "image_tiles", image_tiles)
     pieces = load_video_ahead(video, num_segments=6, frames_at_once=2)
     next(pieces)
     assert enough.wait(10)  # of the second piece both frames, though nobody asked for them
@@ -559,9 +559,9 @@ def test_greys_of_16_bits_are_scaled_not_clipped(mode, tmp_path):
     deep = Image.fromarray(ramp({"I;16": np.uint16, "I;16B": ">u2", "I": np.int32}[mode], 65535))
     assert deep.mode == mode
     expected = Image.fromarray(np.round(ramp(np.float64, 65535).astype(np.uint16) / 257).astype(np.uint8))
-    assert torch.equal(picture_tiles(deep, 28, 6), picture_tiles(expected, 28, 6))
+    assert torch.equal(image_tiles(deep, 28, 6), image_tiles(expected, 28, 6))
     deep.save(tmp_path / "deep.tif")
-    assert torch.equal(load_image(tmp_path / "deep.tif", 28, 6), picture_tiles(expected, 28, 6))
+    assert torch.equal(load_image(tmp_path / "deep.tif", 28, 6), image_tiles(expected, 28, 6))
 
 
 @pytest.mark.parametrize(
@@ -579,18 +579,18 @@ def test_other_modes_are_converted_as_released(mode):
         source = Image.merge("LAB", source.split())
     source = source if source.mode == mode else source.convert(mode)
     assert source.mode == mode
-    assert torch.equal(picture_tiles(source, 28, 6), picture_tiles(source.convert("RGB"), 28, 6))
+    assert torch.equal(image_tiles(source, 28, 6), image_tiles(source.convert("RGB"), 28, 6))
 
 
 def test_premultiplied_grey_is_converted_too():
     opaque = Image.merge("LA", [Image.effect_noise((60, 40), 80), Image.new("L", (60, 40), 255)])
-    assert torch.equal(picture_tiles(opaque.convert("La"), 28, 6), picture_tiles(opaque, 28, 6))
+    assert torch.equal(image_tiles(opaque.convert("La"), 28, 6), image_tiles(opaque, 28, 6))
 
 
 @pytest.mark.parametrize("low, high", [(-1, 5), (0, 65536)])
 def test_greys_beyond_16_bits_are_named(low, high):
     with pytest.raises(ValueError, match=f"mode I with values from {low} to {high}: expected 0 to 65535"):
-        picture_tiles(Image.fromarray(np.int32([[low, high]])), 28)
+        image_tiles(Image.fromarray(np.int32([[low, high]])), 28)
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])
@@ -600,8 +600,8 @@ def test_a_picture_without_pixels_is_named(size):
 
 
 def test_long_and_thin_pictures_are_cut_or_named(monkeypatch):
-    assert picture_tiles(Image.new("RGB", (1, 20000)), 28, 6).shape == (7, 3, 28, 28)
-    assert picture_tiles(Image.new("L", (20000, 1)), 28, 6).shape == (7, 3, 28, 28)
+    assert image_tiles(Image.new("RGB", (1, 20000)), 28, 6).shape == (7, 3, 28, 28)
+    assert image_tiles(Image.new("L", (20000, 1)), 28, 6).shape == (7, 3, 28, 28)
 
     def out_of_memory(
         *args,
@@ -610,13 +610,13 @@ def test_long_and_thin_pictures_are_cut_or_named(monkeypatch):
 
     monkeypatch.setattr(Image.Image, "resize", out_of_memory)
     with pytest.raises(ValueError, match="1x70 pixels is too long and thin"):
-        picture_tiles(Image.new("RGB", (1, 70)), 28)
+        image_tiles(Image.new("RGB", (1, 70)), 28)
 
 
 def test_limits_of_tiles_reach_the_grid():
     square = Image.new("RGB", (40, 40))
-    assert picture_tiles(square, 28, max_num=4, min_num=4).shape[0] == 5
-    assert picture_tiles(square, 28, max_num=4, min_num=4, use_thumbnail=False).shape[0] == 4
+    assert image_tiles(square, 28, max_num=4, min_num=4).shape[0] == 5
+    assert image_tiles(square, 28, max_num=4, min_num=4, use_thumbnail=False).shape[0] == 4
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

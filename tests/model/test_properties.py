@@ -29,7 +29,7 @@ from pvc.conversation import (
     with_placeholders,
 )
 from pvc.modeling_intern_vit import ClipLayout
-from pvc.preprocess import dynamic_preprocess, get_index, picture_tiles, read_frames
+from pvc.preprocess import dynamic_preprocess, get_index, image_tiles, read_frames
 
 settings.register_profile("tests", derandomize=True, max_examples=60, deadline=None, database=None)
 settings.load_profile("tests")
@@ -88,13 +88,13 @@ def test_tiles_put_together_are_the_picture_in_a_grid_closest_to_its_shape(width
 def test_a_thumbnail_is_one_tile_more_and_only_where_there_are_several(width, height, limits, use_thumbnail):
     least, most = limits
     picture = number_each_pixel(width, height)
-    tiles = picture_tiles(picture, SIDE, most, least, use_thumbnail)
-    plain = picture_tiles(picture, SIDE, most, least, False)
+    tiles = image_tiles(picture, SIDE, most, least, use_thumbnail)
+    plain = image_tiles(picture, SIDE, most, least, False)
     has_thumbnail = use_thumbnail and len(plain) > 1
     assert tiles.shape == (len(plain) + has_thumbnail, 3, SIDE, SIDE)
     assert torch.equal(tiles[: len(plain)], plain)
     if has_thumbnail:
-        assert torch.equal(tiles[-1:], picture_tiles(picture, SIDE, 1))
+        assert torch.equal(tiles[-1:], image_tiles(picture, SIDE, 1))
 
 
 # ---- the choice of frames

@@ -11,7 +11,7 @@ from einops import rearrange
 from training_runs import in_processes
 
 from pvc.modeling_pvc import pixel_shuffle
-from pvc.preprocess import build_transform, picture_tiles
+from pvc.preprocess import build_transform, image_tiles
 from pvc.tiny.dense_labels import (
     BLOCK,
     CLASS,
@@ -144,7 +144,7 @@ def test_boxes_are_of_the_tiles_that_a_picture_is_cut_into():
     for scene in {scene.size: scene for scene in scenes("read_all", 100)}.values():
         picture, transform = draw(scene), build_transform(TILE)
         tiles = torch.stack([transform(picture.crop(box)) for box in tile_boxes(scene.size)])
-        assert torch.equal(tiles, picture_tiles(picture, TILE, max_num=6))
+        assert torch.equal(tiles, image_tiles(picture, TILE, max_num=6))
 
 
 def test_tiles_are_those_of_the_processor_and_differ_by_seed():

@@ -171,7 +171,7 @@ class Encoder:
         return self._image_choices(sample, max(1, max_tiles // max(1, len(sample.images))))
 
     def _image_choices(self, sample: Sample, max_tiles: int):
-        sizes = [picture_size(path) for path in sample.images]
+        sizes = [image_size_of(path) for path in sample.images]
 
         def at_most(tiles: int) -> list[MediaFile]:
             clips = [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
@@ -288,7 +288,7 @@ def drawn(source: str | Scene | list[Scene]):
     return source if isinstance(source, str) else [draw(scene) for scene in source]
 
 
-def picture_size(path: str | Scene) -> tuple[int, int]:
+def image_size_of(path: str | Scene) -> tuple[int, int]:
     """Width and height of a picture once it is upright, from its header."""
     if isinstance(path, Scene):
         return path.size
