@@ -20,6 +20,7 @@ import torch
 from transformers.cache_utils import DynamicCache
 
 from .clips import Clip, clip_grid_of, clips_of_grid
+from .configuration_pvc import llm_family
 from .fast_decode import as_dynamic, check_settings, fast_decode_options
 
 SAMPLED_VALUES = 8  # of each parameter, see `_sample`
@@ -131,7 +132,8 @@ def _rope_span(llm_config, length: int) -> range:
     kind = rope.get("rope_type", "default")
     if kind == "dynamic":
         span = range(llm_config.max_position_embeddings + 1)
-        return span if length in span and llm_config.model_type == "internlm2" else range(0)
+        keeps_angles = length in span and llm_family(llm_config).rope_depends_on_call_alone
+        return span if keeps_angles else range(0)
     if kind == "longrope":
         limit = rope["original_max_position_embeddings"]
         return range(limit + 1) if length <= limit else range(limit + 1, sys.maxsize)

@@ -31,7 +31,7 @@ from transformers.utils import can_return_tuple, is_flash_attn_2_available, logg
 
 from .chat import ChatMixin
 from .clips import Clip, ClipLayout, clip_grid_of, tokens_of_tile
-from .configuration_pvc import PVCConfig
+from .configuration_pvc import PVCConfig, llm_family
 from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
 from .fast_decode import ASSISTED, fast_decode_options, generate_setting
@@ -130,7 +130,7 @@ class PVCModel(PVCPreTrainedModel):
         super().__init__(config)
         self.vision_model = InternVisionModel(config.vision_config)
         self.projector = AdaptiveCompression(config)
-        if config.llm_config.model_type == "internlm2":
+        if llm_family(config.llm_config).is_own_code:
             self.language_model = InternLM2Model(config.llm_config)
         else:
             self.language_model = AutoModel.from_config(config.llm_config)
@@ -323,7 +323,7 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         self.model = PVCModel(config)
         llm = config.llm_config
         self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
-        embedding = self.model.language_model._input_embed_layer
+        embedding = llm_family(llm).embedding
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{embedding}.weight"}
         self.conv_template = get_conv_template(config.template)
         self.system_message = self.conv_template.system_message
