@@ -65,6 +65,8 @@ from .processing_options import (
 
 logger = logging.get_logger(__name__)
 
+read_picture = read_image  # its name in version 0.1
+
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -239,7 +241,7 @@ class PVCImageProcessor(BaseImageProcessor):
         return tiles
 
     def _tiles(self, picture: Image.Image, max_tiles: int) -> torch.Tensor:
-        check_whole("max_tiles", max_tiles)
+        check_whole("max_tiles", max_tiles, least=-(10**9))  # its range is checked where tiles are cut
         return image_tiles(
             picture,
             self.image_size,
