@@ -171,7 +171,7 @@ def in_8_bits(picture: Image.Image) -> Image.Image:
         ValueError: no pixels, or values outside these ranges.
     """
     if 0 in picture.size:
-        raise ValueError(f"a picture of {picture.width}x{picture.height} pixels: expected at least one pixel")
+        raise ValueError(f"an image of {picture.width}x{picture.height} pixels: expected at least one pixel")
     is_deep = picture.mode == "I" or picture.mode.startswith("I;16")
     if not is_deep and picture.mode != "F":
         return picture
@@ -199,7 +199,7 @@ def _check_range(mode: str, low, high):
     if not (low >= 0 and high <= most):  # not for NaN either
         expected = "0 to 1, or 0 to 255" if mode == "F" else "0 to 65535"
         raise ValueError(
-            f"a picture of mode {mode} with values from {low} to {high}: expected {expected}; convert it to "
+            f"an image of mode {mode} with values from {low} to {high}: expected {expected}; convert it to "
             "RGB first"
         )
 

@@ -182,7 +182,7 @@ def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
         raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
     if "bytes" not in source or not (content or path) or not source.keys() <= {"bytes", "path"}:
         keys = sorted(map(str, source))
-        noun = "a picture" if kind == "image" else "a video"
+        noun = "an image" if kind == "image" else "a video"
         raise ValueError(
             f"{noun} is dict with keys {keys}: expected 'bytes' and 'path', or the {kind} itself"
         )
@@ -225,7 +225,7 @@ def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
     try:
         return NamedBytes(base64.b64decode("".join(content.split()), validate=True), shown(text))
     except ValueError as error:
-        noun = "a picture" if kind == "image" else "a video"
+        noun = "an image" if kind == "image" else "a video"
         if policy.files is False:
             expected = f"an http(s) address or base64 text of {noun}: the media policy allows no files"
             raise MediaRefused(f"{noun} is {shown(text)}: expected {expected}") from error
