@@ -12,11 +12,15 @@ package.
 from importlib import import_module
 from pathlib import Path
 
+from .moved_names import find_moved_modules
+
 CHECKPOINT = Path(__file__).resolve().parent
 ABOUT_CHECKPOINT = (
     "PVC-Tiny knows small worlds alone: coloured shapes, where they are and where they move, and words, the "
     "long ones often with a wrong letter. Of several pictures it knows little, of anything else nothing."
 )
+find_moved_modules(__name__)
+
 EXPORTS = {  # name -> module
     "PVCConfig": "configuration_pvc",
     "PVCForConditionalGeneration": "modeling_pvc",

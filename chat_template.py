@@ -17,7 +17,8 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .conversation import Clip, Conversation, PlainTextEncoder, Segment
+from .clips import Clip
+from .conversation import Conversation, PlainTextEncoder, Segment
 from .frame_choice import FrameChoice
 from .media_policy import shown
 from .processing_options import FRAME_OPTIONS, IMAGE_TOKEN, VIDEO_TOKEN

@@ -147,8 +147,8 @@ def is_public(address: str) -> bool:
     return not any(ip.version == network.version and ip in network for network in PRIVATE_NETWORKS)
 
 
-def check_whole(name: str, value: Any, least: int = 1) -> int:
-    """The value as an int; raises a ValueError unless it is a whole number of at least `least`."""
+def check_whole(name: str, value: Any, least: int | None = 1) -> int:
+    """The value as an int; raises a ValueError unless it is a whole number of at least `least`, if any."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -156,7 +156,7 @@ def check_whole(name: str, value: Any, least: int = 1) -> int:
     except TypeError:
         raise ValueError(f"{name}={shown(value)}: expected a whole number") from None
 
-    if value < least:
+    if least is not None and value < least:
         unit = " frame" if name in ("num_frames", "max_frames") else ""
         raise ValueError(f"{name}={value}: expected at least {least}{unit}")
     return value

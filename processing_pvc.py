@@ -46,18 +46,16 @@ from .chat_template import (
     render,
     rendered_prompt,
 )
+from .clips import Clip, clip_grid_of, media_tokens, tokens_of_tile
 from .conversation import (
     IMAGE_CONTEXT,
     TEMPLATES,
     AnswerTokenizer,
-    Clip,
     Conversation,
     Segment,
-    clip_rows,
     encode_segments,
     get_conv_template,
     jinja_template,
-    media_tokens,
     own_jinja_templates,
     pad,
     video_segments,
@@ -65,7 +63,7 @@ from .conversation import (
 from .json_files import READ_BY_PROCESSOR, check_json_files
 from .media_policy import Budget, MediaPolicy, check_whole
 from .media_policy import shown as _shown
-from .preprocess import ChosenFrames, image_tiles, open_frames, read_image
+from .preprocess import MAX_TILES, ChosenFrames, image_tiles, open_frames, read_image
 from .processing_options import (
     ENCODING,
     IMAGE_TOKEN,
@@ -83,6 +81,8 @@ from .processing_options import (
 )
 
 logger = logging.get_logger(__name__)
+
+read_picture = read_image  # its name in version 0.1
 
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -192,7 +192,7 @@ class PVCImageProcessor(BaseImageProcessor):
     @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of a tile shown once."""
-        return round(self.image_size / self.patch_size * self.downsample_ratio) ** 2
+        return tokens_of_tile((self.image_size, self.image_size), self.patch_size, self.downsample_ratio)
 
     def preprocess(
         self, images: Any, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
@@ -269,12 +269,18 @@ class PVCImageProcessor(BaseImageProcessor):
         return tiles
 
     def _tiles(self, image: Image.Image, max_tiles: int) -> torch.Tensor:
-        check_whole("max_tiles", max_tiles)
+        max_tiles = check_whole("max_tiles", max_tiles, least=None)
+        min_tiles = min(self.min_tiles, max_tiles)
+        if not 1 <= max_tiles <= MAX_TILES:
+            raise ValueError(
+                f"max_tiles={max_tiles} gives min_num={min_tiles}, max_num={max_tiles}: expected 1 <= min_num "
+                f"<= max_num <= {MAX_TILES}"
+            )
         return image_tiles(
             image,
             self.image_size,
             max_tiles,
-            min_num=min(self.min_tiles, max_tiles),
+            min_num=min_tiles,
             use_thumbnail=self.use_thumbnail,
         )  # (tiles, 3, S, S)
 
@@ -293,8 +299,8 @@ def media_inputs(media: Sequence[Media]) -> BatchFeature:
 
     # a single one is not copied: a video of many frames has gigabytes
     tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
-    rows = clip_rows(item.clip for item in media)
-    return BatchFeature({"pixel_values": tiles, "clip_grid": torch.tensor(rows)})
+    clip_grid = clip_grid_of(item.clip for item in media)
+    return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
 
 
 # ---------------------------------------------------------------------------------------------------- prompts

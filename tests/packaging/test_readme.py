@@ -27,7 +27,7 @@ SUBSTITUTIONS = {
     "pretrain-2b": "tiny --set max_steps=2 --set new_parameter_lr_multiplier=10",
     "tune-2b": "tiny --set max_steps=2",
     "worlds/meta.json": '"$WORK"/worlds/meta.json',
-    "worlds worlds --samples 20000": 'worlds "$WORK"/worlds --samples 44',
+    "dataset worlds --samples 20000": 'dataset "$WORK"/worlds --samples 44',
     "stage-one": '"$WORK"/stage-one',
     " PVC-2B": ' "$WORK"/PVC-2B',
     "python -m": f"{sys.executable} -m",

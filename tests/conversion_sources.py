@@ -1,0 +1,1 @@
+support/conversion_sources.py

@@ -1,0 +1,1 @@
+support/hub_stand_in.py

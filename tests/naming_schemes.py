@@ -1,0 +1,1 @@
+support/naming_schemes.py

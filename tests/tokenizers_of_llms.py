@@ -1,0 +1,1 @@
+support/tokenizers_of_llms.py

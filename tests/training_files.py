@@ -1,0 +1,1 @@
+support/training_files.py
