@@ -273,8 +273,8 @@ class PVCImageProcessor(BaseImageProcessor):
         min_tiles = min(self.min_tiles, max_tiles)
         if not 1 <= max_tiles <= MAX_TILES:
             raise ValueError(
-                f"max_tiles={max_tiles} gives min_num={min_tiles}, max_num={max_tiles}: expected 1 <= min_num "
-                f"<= max_num <= {MAX_TILES}"
+                f"max_tiles={max_tiles} gives min_num={min_tiles}, max_num={max_tiles}: "
+                f"expected 1 <= min_num <= max_num <= {MAX_TILES}"
             )
         return image_tiles(
             image,
