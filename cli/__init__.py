@@ -325,7 +325,7 @@ def load_model(folder: str, device: str | None, dtype: str, quantize: str | None
     from transformers.utils.logging import disable_progress_bar
 
     from pvc.conversion.checks import WRONG_VALUES, values_of
-    from pvc.modeling_pvc import quantization_config
+    from pvc.loading import quantization_config
 
     disable_progress_bar()
     device = checked_device(device)
