@@ -24,5 +24,5 @@ def push(
     """
     with report_errors(describe=in_one_line):  # the Hub's reason is not in the first line
         with show_status("Loading"):
-            from pvc.hub import push as hub
+            from pvc import hub
         print(printable(hub.push(folder, repo_id, private=private, revision=revision, message=message)))
