@@ -21,21 +21,17 @@ from transformers import (
     TextIteratorStreamer,
 )
 
+from .clips import Clip, clip_grid_of, integers, media_tokens, released_clips
 from .conversation import (
     IMAGE_CONTEXT,
     IMAGE_PLACEHOLDER,
     AnswerTokenizer,
-    Clip,
     Conversation,
     Segment,
-    clip_rows,
     dialogue_segments,
     encode_segments,
     get_conv_template,
-    integers,
-    media_tokens,
     pad,
-    released_clips,
 )
 from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
@@ -89,7 +85,7 @@ class ChatMixin:
                 tokenizer of their own; with `return_dict_in_generate` the answer is still a text.
             history: earlier (question, answer) pairs.
             return_history: also return the history with this turn added, as a new list.
-            num_patches_list, split_sizes, data_flag: what the tiles are; see `conversation.released_clips`.
+            num_patches_list, split_sizes, data_flag: what the tiles are; see `clips.released_clips`.
             streamer: one of transformers' streamers.
             cache: of `dialogue_cache()`; what earlier calls computed of this dialogue is re-used.
             generate_options: more for `generate`, such as `stopping_criteria` or `fast_decode`.
@@ -342,11 +338,6 @@ def answers_of(tokenizer, generated: torch.Tensor, template) -> list[str]:
     """Texts of generated ids `(B, new tokens)`, each up to the template's end of an answer."""
     texts = AnswerTokenizer(tokenizer).decode(generated)
     return [text.split(template.sep.strip())[0].strip() for text in texts]
-
-
-def clip_grid_of(clips: list[Clip]) -> torch.Tensor | None:
-    """`clip_grid (num_tiles, 3)` of clips in prompt order; None where there are none."""
-    return torch.tensor(clip_rows(clips)) if clips else None
 
 
 def _lists(name: str, values, total: int) -> list[list[int]]:

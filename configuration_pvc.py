@@ -11,6 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
+from typing import NamedTuple
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -25,14 +26,6 @@ except ImportError:  # an older hub: transformers then raises TypeError
     StrictDataclassError = TypeError
 
 MODEL_TYPES = ("pvc", "pvc_internvl", "internvl_chat")  # ours, the release's, InternVL's
-LLM_TYPES = ("internlm2", "llama", "qwen2", "qwen3", "phi3")
-LLM_TYPE_OF_ARCHITECTURE = {
-    "InternLM2ForCausalLM": "internlm2",
-    "LlamaForCausalLM": "llama",
-    "Qwen2ForCausalLM": "qwen2",
-    "Qwen3ForCausalLM": "qwen3",
-    "Phi3ForCausalLM": "phi3",
-}
 AUTO_MAP = {
     "AutoConfig": "configuration_pvc.PVCConfig",
     "AutoModel": "modeling_pvc.PVCForConditionalGeneration",
@@ -62,6 +55,52 @@ WRONG_TYPE_ERRORS = (
 )
 SHORT = reprlib.Repr()
 SHORT.maxstring, SHORT.maxother, SHORT.maxlevel = 60, 60, 3
+
+
+class LLMFamily(NamedTuple):
+    """A kind of LLM that PVC runs on; all that the code knows of it beyond its configuration.
+
+    Attributes:
+        name: as a model card writes it.
+        architecture: class name in `architectures`, for configurations that give no `model_type`.
+        embedding: name of the token embedding in the LLM's body, which a tied head shares.
+        is_own_code: whether its classes are those of `modeling_internlm2.py`; else transformers' own.
+        rope_depends_on_call_alone: whether dynamic NTK rotates by angles that follow from the positions of
+            a call. transformers' own also depends on the calls before, so that no prefix can be kept.
+    """
+
+    name: str
+    architecture: str
+    embedding: str = "embed_tokens"
+    is_own_code: bool = False
+    rope_depends_on_call_alone: bool = False
+
+
+LLM_FAMILIES = {  # by model_type
+    "internlm2": LLMFamily(
+        "InternLM2",
+        "InternLM2ForCausalLM",
+        embedding="tok_embeddings",
+        is_own_code=True,
+        rope_depends_on_call_alone=True,
+    ),
+    "llama": LLMFamily("Llama", "LlamaForCausalLM"),
+    "qwen2": LLMFamily("Qwen2", "Qwen2ForCausalLM"),
+    "qwen3": LLMFamily("Qwen3", "Qwen3ForCausalLM"),
+    "phi3": LLMFamily("Phi3", "Phi3ForCausalLM"),
+}
+
+
+def llm_family(llm_config: PretrainedConfig) -> LLMFamily:
+    """What is known of an LLM; one that is not in the table goes by transformers' conventions."""
+    llm_type = llm_config.model_type
+    return LLM_FAMILIES.get(llm_type) or LLMFamily(name=llm_type, architecture="")
+
+
+def llm_type_of(architecture: str | None) -> str | None:
+    """The `model_type` of an LLM by its class name in `architectures`; None where it is no known one."""
+    types = {family.architecture: llm_type for llm_type, family in LLM_FAMILIES.items()}
+    return types.get(architecture)
 
 
 def _require(condition: bool, message: str):
@@ -567,9 +606,9 @@ def _llm_config(config) -> PretrainedConfig:
         isinstance(architectures, list | tuple) and isinstance(architectures[0], str | None),
         f"llm_config.architectures is {_shown(architectures)}: expected a list of names",
     )
-    llm_type = config.pop("model_type", None) or LLM_TYPE_OF_ARCHITECTURE.get(architectures[0], "internlm2")
-    _require_one_of("llm_config.model_type", llm_type, LLM_TYPES)
-    if llm_type == "internlm2":
+    llm_type = config.pop("model_type", None) or llm_type_of(architectures[0]) or "internlm2"
+    _require_one_of("llm_config.model_type", llm_type, LLM_FAMILIES)
+    if LLM_FAMILIES[llm_type].is_own_code:
         return InternLM2Config(**config)
     return _transformers_llm_config(llm_type, config)
 

@@ -4,8 +4,8 @@ A `Conversation` lays a dialogue out as segments: the template's own text, typed
 `get_prompt` joins them into the released prompt string; `encode_segments` turns them into ids. The two
 agree on ordinary text, but only the template and the media may produce control tokens: what somebody typed
 stays text, `<|im_end|>` and `[UNUSED_TOKEN_145]` included. Content tokens (`<box>`, and what a user adds to
-the tokenizer) have their ids in typed text too, and are shown in answers. `released_clips` reads the media
-arguments of the released `chat`. Pixels and tensors are left to the other files.
+the tokenizer) have their ids in typed text too, and are shown in answers. What the tiles of a dialogue are
+is said in `clips.py`; pixels and tensors are left to the other files.
 """
 
 import json
@@ -14,12 +14,10 @@ from collections.abc import Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from operator import index
 from typing import NamedTuple
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
-ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
 
 
 class Segment(NamedTuple):
@@ -132,127 +130,6 @@ def get_conv_template(name: str) -> Conversation:
     if name not in TEMPLATES:
         raise ValueError(f"template is {name!r}: expected one of {', '.join(map(repr, TEMPLATES))}")
     return deepcopy(TEMPLATES[name])
-
-
-class Clip(NamedTuple):
-    """One temporal sequence: a video (`frames` > 1) or an image.
-
-    Each frame has `tiles` tiles and is shown `repeats` times.
-    """
-
-    frames: int
-    tiles: int
-    repeats: int
-
-
-def released_clips(
-    num_tiles: int,
-    *,
-    image_repeats: int,
-    video_repeats: int,
-    num_patches_list=None,
-    split_sizes=None,
-    data_flag=None,
-) -> list[Clip]:
-    """What the `num_tiles` tiles of a released `chat` call are, clip after clip in prompt order.
-
-    Args:
-        num_patches_list: tiles of each image, or of each frame of a video; None: all tiles are one image.
-        data_flag: for each media group 1 (one image), 2 (several images) or 3 (a video); None: images.
-        split_sizes: tiles of each media group; needed only where the groups' borders do not follow from the
-            other two.
-
-    Raises:
-        ValueError: where the arguments contradict each other, with the numbers that do not fit.
-    """
-    patches = [num_tiles] if num_patches_list is None else integers("num_patches_list", num_patches_list)
-    if patches and min(patches) < 1:
-        raise ValueError(f"num_patches_list {patches} has {min(patches)}: expected at least 1 tile each")
-    if sum(patches) != num_tiles:
-        raise ValueError(
-            f"num_patches_list {patches} sums to {sum(patches)}, but pixel_values has {num_tiles} tiles"
-        )
-
-    flags = [SEVERAL_IMAGES] if data_flag is None else integers("data_flag", data_flag)
-    if VIDEO in flags and num_patches_list is None:
-        raise ValueError(
-            "data_flag 3 (video) needs num_patches_list: the tiles of each frame, as load_video returns them"
-        )
-
-    clips = []
-    for flag, group in zip(flags, _group_patches(patches, flags, split_sizes)):
-        if flag == VIDEO:
-            if len(set(group)) != 1:
-                raise ValueError(
-                    f"the frames of a video need equal numbers of tiles, but num_patches_list gives {group}"
-                )
-            clips.append(Clip(len(group), group[0], video_repeats))
-        elif flag == SEVERAL_IMAGES or (flag == ONE_IMAGE and len(group) == 1):
-            clips += [Clip(1, tiles, image_repeats) for tiles in group]
-        elif flag == ONE_IMAGE:
-            raise ValueError(
-                f"data_flag 1 is one image, but num_patches_list gives {len(group)}: {group}; use 2 or 3"
-            )
-        else:
-            raise ValueError(
-                f"data_flag has {flag}: expected 1 (one image), 2 (several images) or 3 (a video)"
-            )
-    return clips
-
-
-def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[list[int]]:
-    """Splits `num_patches_list` into one list a media group."""
-    if split_sizes is not None:
-        return _group_by_size(patches, flags, integers("split_sizes", split_sizes))
-
-    open_groups = [i for i, flag in enumerate(flags) if flag != ONE_IMAGE]
-    if len(open_groups) > 1:
-        raise ValueError(
-            f"data_flag {flags} has several groups of unknown length: pass split_sizes, the tiles of each"
-        )
-    if not open_groups and len(flags) == 1:
-        return [patches]  # a single image: the caller judges the length
-
-    spare = len(patches) - (len(flags) - len(open_groups))
-    if spare < len(open_groups) or (spare and not open_groups):
-        raise ValueError(
-            f"data_flag {flags} does not fit the {len(patches)} entries of num_patches_list {patches}"
-        )
-
-    entries = iter(patches)
-    return [[next(entries) for _ in range(1 if flag == ONE_IMAGE else spare)] for flag in flags]
-
-
-def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> list[list[int]]:
-    if len(sizes) != len(flags):
-        raise ValueError(
-            f"split_sizes has {len(sizes)} entries, data_flag {len(flags)}: expected one each a group"
-        )
-
-    groups, entries = [], list(patches)
-    for size in sizes:
-        group = []
-        while entries and sum(group) < size:
-            group.append(entries.pop(0))
-        if sum(group) != size or not group:
-            raise ValueError(
-                f"split_sizes {sizes} does not fall on the borders of num_patches_list {patches}"
-            )
-        groups.append(group)
-
-    if entries:
-        raise ValueError(
-            f"split_sizes {sizes} sums to {sum(sizes)}, num_patches_list {patches} to {sum(patches)}"
-        )
-    return groups
-
-
-def integers(name: str, values) -> list[int]:
-    """A list of ints from a list or a tensor; a ValueError that says `name` for anything else."""
-    try:
-        return [index(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
-    except TypeError as error:
-        raise ValueError(f"{name} is {values!r}: expected a list of whole numbers") from error
 
 
 def dialogue_segments(
@@ -398,16 +275,6 @@ def own_jinja_templates(name: str) -> frozenset[str]:
     """What `chat_template` is where nobody changed it, in this release or an earlier one."""
     template = get_conv_template(name)
     return frozenset(jinja_template(template, marks_answers=marks).strip() for marks in (True, False))
-
-
-def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
-    """Visual tokens of each media segment: one segment an image, one a frame of a video."""
-    return [clip.tiles * clip.repeats * tokens_per_tile for clip in clips for _ in range(clip.frames)]
-
-
-def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
-    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the tile's clip."""
-    return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
 
 
 def pad(

@@ -19,8 +19,9 @@ from typing import NamedTuple
 import torch
 from transformers.cache_utils import DynamicCache
 
+from .clips import Clip, clip_grid_of, clips_of_grid
+from .configuration_pvc import llm_family
 from .fast_decode import as_dynamic, check_settings, fast_decode_options
-from .modeling_intern_vit import clips_of_grid
 
 SAMPLED_VALUES = 8  # of each parameter, see `_sample`
 
@@ -131,7 +132,8 @@ def _rope_span(llm_config, length: int) -> range:
     kind = rope.get("rope_type", "default")
     if kind == "dynamic":
         span = range(llm_config.max_position_embeddings + 1)
-        return span if length in span and llm_config.model_type == "internlm2" else range(0)
+        keeps_angles = length in span and llm_family(llm_config).rope_depends_on_call_alone
+        return span if keeps_angles else range(0)
     if kind == "longrope":
         limit = rope["original_max_position_embeddings"]
         return range(limit + 1) if length <= limit else range(limit + 1, sys.maxsize)
@@ -158,8 +160,8 @@ def _sample(model) -> tuple:
 class EncodedClip(NamedTuple):
     """A clip as it was given, and its visual tokens."""
 
+    clip: Clip
     pixels: torch.Tensor  # (tiles, 3, H, W), in the ViT's dtype: a copy, which nobody else changes
-    shape: tuple[int, int, int]  # frames, tiles a frame, repeats
     tokens: torch.Tensor  # (tokens, H)
     numbers: torch.Tensor  # (tokens,) negative, of no other token
 
@@ -201,24 +203,28 @@ class DialogueCache(PrefixCache):
         """The clips in prompt order; those that the last call did not have are encoded together."""
         pixel_values = pixel_values.to(model.model.vision_model.embeddings.patch_embedding.weight.dtype)
         if clip_grid is None:
-            clip_grid = model.model.one_image(pixel_values)
-        clips, new = [], {}
-        for first, shape in clips_of_grid(clip_grid, len(pixel_values)):
-            frames, tiles, _ = shape = tuple(shape)
-            pixels = pixel_values[first : first + frames * tiles]
-            known = next((clip for clip in self.clips if _is_same(clip, pixels, shape)), None)
-            new |= {} if known else {len(clips): (pixels, shape)}
+            clip_grid = model.model.one_image_grid(len(pixel_values))
+        clips: list[EncodedClip | None] = []
+        new: dict[int, tuple[Clip, torch.Tensor]] = {}  # by the clip's position among all
+
+        for first_tile, clip in clips_of_grid(clip_grid, len(pixel_values)):
+            pixels = pixel_values[first_tile : first_tile + clip.frames * clip.tiles]
+            known = next((old for old in self.clips if _is_same(old, clip, pixels)), None)
+            if known is None:
+                new[len(clips)] = (clip, pixels)
             clips.append(known)
-        if new:
-            tiles = torch.cat([pixels for pixels, _ in new.values()])
-            rows = torch.tensor([shape for pixels, shape in new.values() for _ in pixels])
-            encoded = model.get_image_features(tiles, rows).pooler_output
-            for (place, (pixels, shape)), tokens in zip(new.items(), encoded):
-                numbers = -1 - self.tokens_seen - torch.arange(len(tokens))
-                self.tokens_seen += len(tokens)
-                clips[place] = EncodedClip(pixels.clone(), shape, tokens, numbers)
+        if not new:
+            return clips
+
+        grid = clip_grid_of(clip for clip, _ in new.values())
+        tiles = torch.cat([pixels for _, pixels in new.values()])
+        encoded = model.get_image_features(tiles, grid).pooler_output
+        for (i, (clip, pixels)), tokens in zip(new.items(), encoded):
+            numbers = -1 - self.tokens_seen - torch.arange(len(tokens))
+            self.tokens_seen += len(tokens)
+            clips[i] = EncodedClip(clip, pixels.clone(), tokens, numbers)
         return clips
 
 
-def _is_same(clip: EncodedClip, pixels: torch.Tensor, shape) -> bool:
-    return clip.shape == shape and torch.equal(clip.pixels, pixels.to(clip.pixels.device))
+def _is_same(known: EncodedClip, clip: Clip, pixels: torch.Tensor) -> bool:
+    return known.clip == clip and torch.equal(known.pixels, pixels.to(known.pixels.device))

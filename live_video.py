@@ -31,9 +31,10 @@ from einops import rearrange
 from transformers import GenerationConfig
 
 from .chat import answer_settings, answers_of, generate_settings, sequences_of
-from .conversation import IMAGE_PLACEHOLDER, dialogue_segments, encode_segments, integers
+from .clips import Clip, ClipLayout, clip_grid_of, integers
+from .conversation import IMAGE_PLACEHOLDER, dialogue_segments, encode_segments
 from .dialogue_cache import PrefixCache
-from .modeling_intern_vit import ClipLayout, TemporalMemory, eval_mode
+from .modeling_intern_vit import TemporalMemory, eval_mode
 
 
 class Turn(NamedTuple):
@@ -135,11 +136,11 @@ class LiveVideo:
         """Visual tokens `(frames, tokens of a frame, H)` of a piece, which the temporal layers remember."""
         config = self.model.config
         frames = len(pixel_values) // tiles
-        grid = torch.tensor([[frames, tiles, config.video_repeats]]).repeat(len(pixel_values), 1)
+        grid = clip_grid_of([Clip(frames, tiles, config.video_repeats)])
         # a clip of one frame is an image; a piece of one frame is not
         order = config.tile_repeat_order if self.horizon == 1 else "frame"
         clips = ClipLayout.from_grid(grid, len(pixel_values), order)
-        ((moments, rows),) = clips.tracks.items()
+        ((moments, rows),) = clips.tile_sequences.items()
         moment = self.frames_encoded * config.video_repeats + torch.arange(moments)
         clips.times[rows] = moment.clamp(max=self.last_moment).float() / max(self.last_moment, 1)
         # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere

@@ -22,7 +22,7 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
-from einops import rearrange, repeat
+from einops import rearrange
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.activations import ACT2FN
@@ -33,6 +33,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.utils import logging
 
+from .clips import Clip, ClipLayout, clip_grid_of
 from .configuration_pvc import InternVisionConfig
 from .modeling_internlm2 import eager_attention_forward
 
@@ -41,95 +42,7 @@ logger = logging.get_logger(__name__)
 MAX_SEQUENCES = 65_535  # of one attention call: CUDA's grid ends here on some versions
 
 
-# ---- clips
-
-
-@dataclass
-class ClipLayout:
-    """Which rows of a batch are the moments of which clip.
-
-    A frame shown `r` times is `r` moments in a row; a track is one tile place of one clip through time.
-
-    Attributes:
-        source: `(R,)` index of the tile that each row shows.
-        times: `(R,)` float32, time of each row's moment: `f / (T - 1)` for moment `f` of `T`, 0 where `T`
-            is 1.
-        tracks: for each `T`, `(tracks, T)` the rows of the tracks with `T` moments, in order of time.
-        rows_per_clip: rows of each clip; the rows of a clip stand together.
-        repeated: whether any tile is shown more than once.
-    """
-
-    source: torch.Tensor
-    times: torch.Tensor
-    tracks: dict[int, torch.Tensor]
-    rows_per_clip: list[int]
-    repeated: bool
-
-    @classmethod
-    def from_grid(
-        cls, clip_grid: torch.Tensor, num_tiles: int, tile_repeat_order: str = "tile"
-    ) -> "ClipLayout":
-        """Rows in prompt order from `clip_grid (num_tiles, 3)`: frames, tiles a frame, repeats of each
-        tile's clip.
-
-        An image's rows stand tile after tile with its repeats in a row ("tile"), or all tiles, then again
-        ("frame"); a video's stand moment after moment.
-
-        Raises:
-            ValueError: where `clip_grid` has another shape, or its rows do not add up to whole clips.
-        """
-        source, times, tracks, rows_per_clip = [], [], {}, []
-        num_rows = 0
-        for first_tile, (frames, tiles, repeats) in clips_of_grid(clip_grid, num_tiles):
-            moments = frames * repeats
-            tile = first_tile + torch.arange(frames * tiles).view(frames, tiles)
-            tile = repeat(tile, "f p -> (f r) p", r=repeats)
-            moment = repeat(torch.arange(moments), "t -> t p", p=tiles)
-            if frames == 1 and tile_repeat_order == "tile":
-                tile, moment = tile.T, moment.T
-                track = torch.arange(moments * tiles).view(tiles, moments)
-            else:
-                track = torch.arange(moments * tiles).view(moments, tiles).T
-            source.append(tile.flatten())
-            times.append(moment.flatten().float() / max(moments - 1, 1))
-            tracks.setdefault(moments, []).append(num_rows + track)
-            rows_per_clip.append(moments * tiles)
-            num_rows += moments * tiles
-        tracks = {moments: torch.cat(parts) for moments, parts in tracks.items()}
-        return cls(torch.cat(source), torch.cat(times), tracks, rows_per_clip, num_rows > num_tiles)
-
-    def to(self, device: torch.device) -> "ClipLayout":
-        tracks = {moments: rows.to(device) for moments, rows in self.tracks.items()}
-        return ClipLayout(
-            self.source.to(device), self.times.to(device), tracks, self.rows_per_clip, self.repeated
-        )
-
-
-# so that it may be an input of what torch.export and torch.compile make of the ViT
-torch.export.register_dataclass(ClipLayout)
-
-
-def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int):
-    """Yields the first tile and (frames, tiles a frame, repeats) of each clip."""
-    if not isinstance(clip_grid, torch.Tensor):
-        raise ValueError(f"clip_grid is a {type(clip_grid).__name__}: expected a tensor ({num_tiles}, 3)")
-    if clip_grid.shape != (num_tiles, 3) or clip_grid.dtype not in (torch.int32, torch.int64):
-        raise ValueError(
-            f"clip_grid is {clip_grid.dtype} {tuple(clip_grid.shape)}, expected integers ({num_tiles}, 3): "
-            f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values"
-        )
-    rows = clip_grid.tolist()
-    start = 0
-    while start < num_tiles:
-        frames, tiles, repeats = clip = rows[start]
-        end = start + frames * tiles
-        if min(clip) < 1 or rows[start:end] != [clip] * (frames * tiles):
-            raise ValueError(
-                f"clip_grid row {start} says {frames} frames of {tiles} tiles, {repeats} repeats: expected "
-                f"positive numbers and {frames * tiles} such rows in a row, got {rows[start:end]}"
-            )
-        yield start, clip
-        start = end
+# ---- chunks and modes
 
 
 def apply_in_chunks(function, *inputs: torch.Tensor, size: int | None, dim: int = 0, overwrite: bool = False):
@@ -361,8 +274,8 @@ class InternVisionOutput(BaseModelOutputWithPooling):
     """Adds to transformers' output:
 
     temporal_attentions: with `output_attentions`, each temporal layer's weights: for each number of
-        moments `T` (in the order of `ClipLayout.tracks`) `(tracks * N, heads, T, T)`, one row for each token
-        position of a track.
+        time steps `T` (in the order of `ClipLayout.tile_sequences`) `(sequences * N, heads, T, T)`, one row
+        for each token position of a tile sequence.
     """
 
     temporal_attentions: tuple[tuple[torch.Tensor, ...], ...] | None = None
@@ -459,7 +372,7 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
     ) -> torch.Tensor:
         of_layer = None if weights is None else weights.new_temporal_layer()
         normed = self.temporal_norm(x, clips.times)
-        return x + self.temporal_gate * self.temporal_attn(normed, clips.tracks, past, of_layer)
+        return x + self.temporal_gate * self.temporal_attn(normed, clips.tile_sequences, past, of_layer)
 
 
 class InternVisionEmbeddings(nn.Module):
@@ -600,7 +513,7 @@ class InternVisionModel(PreTrainedModel):
         self.check_pixels(pixel_values)
         if clips is None:
             if clip_grid is None:
-                clip_grid = torch.ones(len(pixel_values), 3, dtype=torch.long)
+                clip_grid = clip_grid_of([Clip(1, 1, 1)] * len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values))
         clips = clips.to(pixel_values.device)
         if torch.is_grad_enabled() or output_hidden_states or output_attentions or past:

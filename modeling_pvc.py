@@ -30,7 +30,8 @@ from transformers.modeling_outputs import (
 from transformers.utils import can_return_tuple, is_flash_attn_2_available, logging
 
 from .chat import ChatMixin
-from .configuration_pvc import PVCConfig
+from .clips import Clip, ClipLayout, clip_grid_of, tokens_of_tile
+from .configuration_pvc import PVCConfig, llm_family
 from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
 from .fast_decode import ASSISTED, fast_decode_options, generate_setting
@@ -38,7 +39,6 @@ from .json_files import check_json_files
 from .live_video import LiveVideo
 from .modeling_intern_vit import (
     AdaLN,
-    ClipLayout,
     InternVisionModel,
     InternVisionOutput,
     TemporalMemory,
@@ -130,7 +130,7 @@ class PVCModel(PVCPreTrainedModel):
         super().__init__(config)
         self.vision_model = InternVisionModel(config.vision_config)
         self.projector = AdaptiveCompression(config)
-        if config.llm_config.model_type == "internlm2":
+        if llm_family(config.llm_config).is_own_code:
             self.language_model = InternLM2Model(config.llm_config)
         else:
             self.language_model = AutoModel.from_config(config.llm_config)
@@ -159,7 +159,7 @@ class PVCModel(PVCPreTrainedModel):
         config = self.config
         self.vision_model.check_pixels(pixel_values)
         if clip_grid is None:
-            clip_grid = self.one_image(pixel_values)
+            clip_grid = self.one_image_grid(len(pixel_values))
         clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
         vision = self.run_vision_model(pixel_values, clips, **_recorded(kwargs))
         tokens = self.project(vision.last_hidden_state, clips, pixel_values.shape[2:])
@@ -205,9 +205,9 @@ class PVCModel(PVCPreTrainedModel):
             size=None if torch.is_grad_enabled() else self.config.max_encoder_tiles,
         )
 
-    def one_image(self, pixel_values: torch.Tensor) -> torch.Tensor:
+    def one_image_grid(self, num_tiles: int) -> torch.Tensor:
         """The `clip_grid (num_tiles, 3)` that takes all tiles for one image."""
-        return torch.tensor([[1, len(pixel_values), self.config.image_repeats]]).repeat(len(pixel_values), 1)
+        return clip_grid_of([Clip(1, num_tiles, self.config.image_repeats)])
 
     def patch_grid(self, height: int, width: int) -> tuple[int, int]:
         """Rows and columns of patches of a tile of so many pixels, checked to divide into the projector's
@@ -223,8 +223,9 @@ class PVCModel(PVCPreTrainedModel):
 
     def tokens_per_tile(self, height: int, width: int) -> int:
         """Visual tokens of one tile shown once: 64 for 448 x 448 pixels at ratio 0.25."""
-        rows, columns = self.patch_grid(height, width)
-        return rows * columns // self.projector.block**2
+        self.patch_grid(height, width)
+        patch = self.config.vision_config.patch_size
+        return tokens_of_tile((height, width), patch, 1 / self.projector.block)
 
     def embed(
         self,
@@ -322,7 +323,7 @@ class PVCForConditionalGeneration(ChatMixin, PVCPreTrainedModel, GenerationMixin
         self.model = PVCModel(config)
         llm = config.llm_config
         self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
-        embedding = self.model.language_model._input_embed_layer
+        embedding = llm_family(llm).embedding
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{embedding}.weight"}
         self.conv_template = get_conv_template(config.template)
         self.system_message = self.conv_template.system_message

@@ -32,18 +32,16 @@ from .chat_template import (
     render,
     render_segments,
 )
+from .clips import Clip, clip_grid_of, media_tokens, tokens_of_tile
 from .conversation import (
     IMAGE_CONTEXT,
     TEMPLATES,
     AnswerTokenizer,
-    Clip,
     Conversation,
     Segment,
-    clip_rows,
     encode_segments,
     get_conv_template,
     jinja_template,
-    media_tokens,
     own_jinja_templates,
     pad,
     video_segments,
@@ -153,7 +151,7 @@ class PVCImageProcessor(BaseImageProcessor):
     @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of a tile shown once."""
-        return round(self.image_size / self.patch_size * self.downsample_ratio) ** 2
+        return tokens_of_tile((self.image_size, self.image_size), self.patch_size, self.downsample_ratio)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "PVCImageProcessor":
@@ -264,10 +262,10 @@ def media_inputs(media: Sequence[Media]) -> BatchFeature:
     """`pixel_values` and `clip_grid` of media in prompt order; nothing where there are none."""
     if not media:
         return BatchFeature({})
-    rows = clip_rows(item.clip for item in media)
+    clip_grid = clip_grid_of(item.clip for item in media)
     # one alone is not copied: a video of many frames has gigabytes
     tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
-    return BatchFeature({"pixel_values": tiles, "clip_grid": torch.tensor(rows)})
+    return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
 
 
 class PVCProcessor(ProcessorMixin):

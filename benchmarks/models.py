@@ -18,6 +18,7 @@ from transformers import (
 )
 
 from pvc.benchmarks.presets import PATCH, Preset, Workload, internvl2_config, pvc_config
+from pvc.clips import Clip, tokens_of_clip, tokens_of_tile
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
 VIT_FIELDS = ("hidden_size", "num_attention_heads", "intermediate_size", "num_hidden_layers")
@@ -71,8 +72,9 @@ class PVC:
     def num_visual_tokens(self, workload: Workload) -> int:
         config = self.config
         repeats = config.image_repeats if workload.is_image else config.video_repeats
-        side = round(self.preset.patches * config.downsample_ratio)
-        return workload.frames * workload.tiles * repeats * side**2
+        size = (self.preset.side, self.preset.side)
+        tokens_per_tile = tokens_of_tile(size, config.vision_config.patch_size, config.downsample_ratio)
+        return tokens_of_clip(Clip(workload.frames, workload.tiles, repeats), tokens_per_tile)
 
     def inputs(self, workload: Workload, device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """What `generate` is given."""

@@ -29,7 +29,7 @@ from pvc.benchmarks.measure import Meter, Rates
 from pvc.benchmarks.models import PVC, BenchmarkModel, NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
-from pvc.modeling_intern_vit import ClipLayout
+from pvc.clips import ClipLayout
 
 TRAINED = {"8B": "2B"}  # preset of inference -> of training, where one device cannot hold its training
 LONG_LIMIT_GB = 40  # that 1,024 frames must stay under, weights and pixels included

@@ -35,7 +35,7 @@ from pvc.benchmarks.measure import Meter
 from pvc.benchmarks.models import PVC, prefill
 from pvc.benchmarks.presets import find_preset
 from pvc.benchmarks.report import Row, Say, Tables
-from pvc.conversation import Clip, clip_rows, media_tokens
+from pvc.clips import Clip, clip_rows, media_tokens, tokens_of_tile
 from pvc.conversion.plan import meta_model, new_parameters
 from pvc.training.data.encoding import IGNORED, Encoded, MediaFile
 from pvc.training.data.packing import Stream, join
@@ -83,7 +83,8 @@ class RandomRows(Dataset):
             recipe,
             seed,
         )
-        self.tile_tokens = round(contestant.preset.patches * self.config.downsample_ratio) ** 2
+        patch_size = self.config.vision_config.patch_size
+        self.tile_tokens = tokens_of_tile((self.side, self.side), patch_size, self.config.downsample_ratio)
         stream = Stream(
             self._draw,
             first=0,

@@ -12,11 +12,11 @@ from pathlib import Path
 from transformers import AutoConfig, PretrainedConfig
 
 from pvc.configuration_pvc import (
-    LLM_TYPE_OF_ARCHITECTURE,
-    LLM_TYPES,
+    LLM_FAMILIES,
     InternLM2Config,
     InternVisionConfig,
     PVCConfig,
+    llm_type_of,
 )
 from pvc.conversion.files import CheckpointError, read_json
 
@@ -158,11 +158,11 @@ def llm_fields(values: dict) -> dict:
     architecture = str(architectures[0]) if architectures and isinstance(architectures, list) else None
     llm_type = values.get("model_type")
     if llm_type in (None, ""):
-        llm_type = LLM_TYPE_OF_ARCHITECTURE.get(architecture)
-    if not isinstance(llm_type, str) or llm_type not in LLM_TYPES:
-        expected = ", ".join(LLM_TYPES)
+        llm_type = llm_type_of(architecture)
+    if not isinstance(llm_type, str) or llm_type not in LLM_FAMILIES:
+        expected = ", ".join(LLM_FAMILIES)
         raise CheckpointError(f"the LLM is a {llm_type or architecture}: expected one of {expected}")
-    if llm_type == "internlm2":
+    if LLM_FAMILIES[llm_type].is_own_code:
         known = inspect.signature(InternLM2Config).parameters.keys()
     else:
         known = AutoConfig.for_model(llm_type).to_dict().keys() - PretrainedConfig().to_dict().keys()

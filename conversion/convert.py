@@ -20,7 +20,7 @@ from huggingface_hub import ModelCard, snapshot_download
 from transformers import AutoTokenizer, GenerationConfig
 from transformers.dynamic_module_utils import custom_object_save
 
-from pvc.configuration_pvc import PVCConfig
+from pvc.configuration_pvc import LLM_FAMILIES, PVCConfig
 from pvc.conversation import IMAGE_CONTEXT, get_conv_template
 from pvc.conversion.checks import check_config, check_depth, values_of
 from pvc.conversion.configs import (
@@ -205,7 +205,7 @@ def load_tokenizer(folder: Path, values: dict):
             if (Path(alone) / name).is_file():
                 read_json(folder / name)
         try:
-            if llm_type == "internlm2" and (folder / "tokenizer.model").is_file():
+            if LLM_FAMILIES[llm_type].is_own_code and (folder / "tokenizer.model").is_file():
                 tokenizer = InternLM2Tokenizer.from_pretrained(alone)
             else:
                 tokenizer = AutoTokenizer.from_pretrained(alone)

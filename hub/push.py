@@ -22,7 +22,7 @@ from huggingface_hub.utils import validate_repo_id
 from transformers.utils import logging
 
 from pvc import CHECKPOINT
-from pvc.configuration_pvc import AUTO_MAP, PVCConfig
+from pvc.configuration_pvc import AUTO_MAP, PVCConfig, llm_family
 from pvc.conversion.checks import check_config, check_depth, values_of
 from pvc.conversion.files import (
     CONFIG_FILES,
@@ -43,7 +43,6 @@ logger = logging.get_logger(__name__)
 
 README = "README.md"
 TAGS = ["pvc", "multimodal", "video-text-to-text", "conversational", "custom_code"]
-LLM_NAMES = {"internlm2": "InternLM2", "llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3", "phi3": "Phi3"}
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 OPTIONAL_FILES = (  # patterns of what else may belong to a checkpoint
     "generation_config.json",
@@ -157,7 +156,7 @@ def _facts(config) -> str:
         else ("none of them temporal")
     )
     norm = "a norm that knows the time" if config.adaptive_compression else "a LayerNorm"
-    llm_name = LLM_NAMES.get(llm.model_type, llm.model_type)
+    llm_name = llm_family(llm).name
     rows = {
         "LLM": f"{llm_name}, {llm.num_hidden_layers} layers of width {llm.hidden_size}",
         "ViT": f"{vit.num_hidden_layers} layers of width {vit.hidden_size}, {temporal}",

@@ -41,7 +41,8 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from pvc.modeling_intern_vit import ClipLayout, InternVisionModel
+from pvc.clips import ClipLayout
+from pvc.modeling_intern_vit import InternVisionModel
 from pvc.modeling_pvc import PVCForConditionalGeneration, PVCModel, pixel_shuffle
 from pvc.tiny import packed_cpu_attention as cpu_attention
 from pvc.tiny.dense_labels import (

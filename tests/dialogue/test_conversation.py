@@ -11,15 +11,14 @@ from tokenizers import Tokenizer, models
 from tokenizers_of_llms import TOKENIZERS, added, byte_level_tokenizer, make_tokenizer
 from transformers import PreTrainedTokenizerFast
 
+from pvc.clips import Clip, released_clips
 from pvc.conversation import (
     AnswerTokenizer,
-    Clip,
     Segment,
     control_ids,
     dialogue_segments,
     encode_segments,
     get_conv_template,
-    released_clips,
 )
 
 OFFICIAL_TEMPLATES = json.loads(golden("conversation_templates.json").read_text(encoding="utf-8"))

@@ -7,8 +7,7 @@ import torch
 from builders import IMAGE_TOKEN_ID, tiny_model
 from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, StaticCache
 
-from pvc.chat import clip_grid_of
-from pvc.conversation import Clip
+from pvc.clips import Clip, clip_grid_of
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
 PLACE = IMAGE_TOKEN_ID  # a tile of 56 x 56 pixels is one visual token each time it is shown

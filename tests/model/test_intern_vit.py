@@ -8,8 +8,9 @@ from builders import golden, random_clips, tiny_config, tiny_model
 from safetensors.torch import load_file
 
 from pvc import modeling_intern_vit
+from pvc.clips import ClipLayout
 from pvc.configuration_pvc import InternVisionConfig, PVCConfig
-from pvc.modeling_intern_vit import ClipLayout, DropPath, InternVisionModel
+from pvc.modeling_intern_vit import DropPath, InternVisionModel
 from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
 
 ATOL = 2e-5  # the official code in float32 is within 3e-6 of itself in float64; a tanh GELU is off by 1.7e-4
@@ -196,7 +197,7 @@ def test_drop_path_leaves_temporal_attention_alone():
     layer = tiny_model().model.vision_model.encoder.layers[3].train()
     layer.drop_path.rate = 1 - 1e-9  # drops every branch it governs
     x, clips = torch.randn(3, 5, 32), ClipLayout.from_grid(torch.tensor([[3, 1, 1]] * 3), 3)
-    attended = layer.temporal_attn(layer.temporal_norm(x, clips.times), clips.tracks)
+    attended = layer.temporal_attn(layer.temporal_norm(x, clips.times), clips.tile_sequences)
     assert torch.equal(layer(x, clips), x + layer.temporal_gate * attended)
 
 

@@ -9,8 +9,9 @@ from builders import move_off_start, random_clips, tiny_config, tiny_model
 from plain_pvc import PlainPVC
 from torch.utils.flop_counter import FlopCounterMode
 
+from pvc.clips import ClipLayout
 from pvc.configuration_pvc import InternVisionConfig, PVCConfig
-from pvc.modeling_intern_vit import ClipLayout, InternVisionModel, TemporalAttention
+from pvc.modeling_intern_vit import InternVisionModel, TemporalAttention
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
 CONDITIONS = ("x+te", "te", "none")
@@ -178,11 +179,11 @@ def test_rows_stand_in_prompt_order():
     by_tile = ClipLayout.from_grid(grid, 6, "tile")
     assert by_tile.source.tolist() == [0, 0, 1, 1, 2, 3, 2, 3, 4, 5, 4, 5]
     assert torch.allclose(by_tile.times * 3, torch.tensor([0.0, 3, 0, 3, 0, 0, 1, 1, 2, 2, 3, 3]))
-    assert by_tile.tracks[2].tolist() == [[0, 1], [2, 3]]
-    assert by_tile.tracks[4].tolist() == [[4, 6, 8, 10], [5, 7, 9, 11]]
+    assert by_tile.tile_sequences[2].tolist() == [[0, 1], [2, 3]]
+    assert by_tile.tile_sequences[4].tolist() == [[4, 6, 8, 10], [5, 7, 9, 11]]
     by_frame = ClipLayout.from_grid(grid, 6, "frame")
     assert by_frame.source.tolist() == [0, 1, 0, 1, 2, 3, 2, 3, 4, 5, 4, 5]
-    assert by_frame.tracks[2].tolist() == [[0, 2], [1, 3]]
+    assert by_frame.tile_sequences[2].tolist() == [[0, 2], [1, 3]]
 
 
 def test_tokens_come_in_prompt_order_for_each_clip():

@@ -13,22 +13,18 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers_of_llms import byte_level_tokenizer
 
+from pvc.clips import Clip, ClipLayout, clip_rows, media_tokens, released_clips
 from pvc.conversation import (
     GROUNDING_TOKENS,
     TEMPLATES,
-    Clip,
     Segment,
-    clip_rows,
     dialogue_segments,
     encode_segments,
     get_conv_template,
-    media_tokens,
     pad,
-    released_clips,
     video_segments,
     with_placeholders,
 )
-from pvc.modeling_intern_vit import ClipLayout
 from pvc.preprocess import dynamic_preprocess, get_index, image_tiles, read_frames
 
 settings.register_profile("tests", derandomize=True, max_examples=60, deadline=None, database=None)
@@ -305,7 +301,7 @@ def test_a_layout_shows_every_tile_of_every_clip_as_often_and_when_it_should(cli
     assert sum(layout.rows_per_clip) == num_rows == len(layout.times)
     assert layout.repeated == (num_rows > len(rows))
     assert layout.times.min() >= 0 and layout.times.max() <= 1
-    tracks = torch.cat([track.flatten() for track in layout.tracks.values()])
+    tracks = torch.cat([track.flatten() for track in layout.tile_sequences.values()])
     assert tracks.sort().values.tolist() == list(range(num_rows))
 
 
@@ -314,7 +310,7 @@ def test_a_track_is_one_place_of_one_clip_from_its_first_moment_to_its_last(clip
     rows = clip_rows(clips)
     layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)
     first_tiles = np.cumsum([0] + [clip.frames * clip.tiles for clip in clips])
-    for moments, tracks in layout.tracks.items():
+    for moments, tracks in layout.tile_sequences.items():
         expected = torch.arange(moments) / max(moments - 1, 1)
         for track in tracks:
             tiles = layout.source[track]

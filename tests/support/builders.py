@@ -47,7 +47,7 @@ SLIDING_LLMS = {
 
 def golden(name: str) -> Path:
     """Path of a file of reference data made with the official code."""
-    return Path(__file__).parents[1] / "golden" / name
+    return Path(__file__).resolve().parents[1] / "golden" / name
 
 
 def tiny_config(**changes) -> PVCConfig:

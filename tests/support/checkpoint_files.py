@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_FILES = [
     "chat.py",
+    "clips.py",
     "configuration_pvc.py",
     "conversation.py",
     "dialogue_cache.py",

@@ -13,12 +13,12 @@ from tokenizers_of_llms import TOKENIZERS
 from training_files import tiny_processor, write_picture, write_video
 from transformers import PreTrainedTokenizerFast
 
+from pvc.clips import media_tokens
 from pvc.conversation import (
     TEMPLATES,
     dialogue_segments,
     encode_segments,
     get_conv_template,
-    media_tokens,
     with_placeholders,
 )
 from pvc.preprocess import image_tiles

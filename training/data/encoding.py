@@ -18,12 +18,11 @@ import numpy as np
 import torch
 from PIL import ExifTags, Image, ImageOps
 
+from pvc.clips import Clip, media_tokens
 from pvc.conversation import (
-    Clip,
     Segment,
     encode_segments,
     get_conv_template,
-    media_tokens,
     video_segments,
     with_placeholders,
 )

@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 import torch
 
-from pvc.conversation import clip_rows
+from pvc.clips import clip_grid_of
 from pvc.training.data.encoding import IGNORED, Encoded
 from pvc.training.data.mixing import ROWS, draws
 from pvc.training.data.samples import BrokenSample
@@ -238,5 +238,5 @@ def join(samples: Sequence[tuple[Encoded, torch.Tensor | None]]) -> dict[str, to
     if tiles:
         inputs["pixel_values"] = torch.cat(tiles)
         clips = [file.clip for sample, _ in samples for file in sample.media]
-        inputs["clip_grid"] = torch.tensor(clip_rows(clips))
+        inputs["clip_grid"] = clip_grid_of(clips)
     return inputs

@@ -1,0 +1,305 @@
+"""Clips: what the tiles of a call are, and how many visual tokens they make.
+
+A `Clip` is one temporal sequence: a video, or an image repeated in time. A list of clips in prompt order is
+written in three ways, and this file holds all of them:
+
+    num_patches_list, data_flag, split_sizes   the released `chat`      -> `released_clips`
+    clip_grid (num_tiles, 3)                   the model's inputs       <- `clip_grid_of`, -> `clips_of_grid`
+    ClipLayout                                 the ViT's index tensors  <- `ClipLayout.from_grid`
+
+`clip_grid` has one row a tile, as serving engines slice it row by row with `pixel_values` (compare Qwen's
+`video_grid_thw`, which has one row a video): frames, tiles a frame and repeats of the tile's clip.
+Pixels and prompts are left to the other files.
+
+A frame shown `r` times makes `r` time steps, so that a clip has `T = frames * repeats` of them. A tile
+sequence is one tile position of a clip through its time steps: what temporal attention runs over.
+
+Shapes: `num_tiles` tiles as they are given, unrepeated; `R` rows, one for each tile and time step.
+"""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from operator import index
+from typing import NamedTuple
+
+import torch
+from einops import repeat
+
+ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
+
+
+class Clip(NamedTuple):
+    """One temporal sequence: a video (`frames` > 1) or an image.
+
+    Each frame has `tiles` tiles and is shown `repeats` times.
+    """
+
+    frames: int
+    tiles: int
+    repeats: int
+
+
+# ---- number of visual tokens
+
+
+def tokens_of_tile(size: tuple[int, int], patch_size: int, downsample_ratio: float) -> int:
+    """Visual tokens of one tile of `size` (height, width) pixels, shown once: 64 for 448 x 448 at 0.25."""
+    rows, columns = (round(side / patch_size * downsample_ratio) for side in size)
+    return rows * columns
+
+
+def tokens_of_clip(clip: Clip, tokens_per_tile: int) -> int:
+    """Visual tokens of a clip, repeats included; `tokens_per_tile` as `tokens_of_tile` counts them."""
+    return clip.frames * clip.tiles * clip.repeats * tokens_per_tile
+
+
+def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
+    """Visual tokens of each media segment: one segment an image, one a frame of a video."""
+    counts = []
+    for clip in clips:
+        tokens_of_frame = tokens_of_clip(clip, tokens_per_tile) // clip.frames
+        counts += [tokens_of_frame] * clip.frames
+    return counts
+
+
+# ---- clip_grid
+
+
+def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
+    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the tile's clip."""
+    return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
+
+
+def clip_grid_of(clips: Iterable[Clip]) -> torch.Tensor | None:
+    """`clip_grid (num_tiles, 3)` of clips in prompt order; None where there are none."""
+    rows = clip_rows(clips)
+    return torch.tensor(rows) if rows else None
+
+
+def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int) -> Iterator[tuple[int, Clip]]:
+    """Yields the first tile of each clip, and the clip.
+
+    Raises:
+        ValueError: where `clip_grid` has another shape, or its rows do not add up to whole clips.
+    """
+    if not isinstance(clip_grid, torch.Tensor):
+        raise ValueError(f"clip_grid is a {type(clip_grid).__name__}: expected a tensor ({num_tiles}, 3)")
+    if clip_grid.shape != (num_tiles, 3) or clip_grid.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"clip_grid is {clip_grid.dtype} {tuple(clip_grid.shape)}, expected integers ({num_tiles}, 3): "
+            f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values"
+        )
+
+    rows = clip_grid.tolist()
+    start = 0
+    while start < num_tiles:
+        frames, tiles, repeats = row = rows[start]
+        end = start + frames * tiles
+
+        if min(row) < 1 or rows[start:end] != [row] * (frames * tiles):
+            raise ValueError(
+                f"clip_grid row {start} says {frames} frames of {tiles} tiles, {repeats} repeats: expected "
+                f"positive numbers and {frames * tiles} such rows in a row, got {rows[start:end]}"
+            )
+        yield start, Clip(frames, tiles, repeats)
+        start = end
+
+
+# ---- rows of the ViT
+
+
+@dataclass
+class ClipLayout:
+    """Which rows of the ViT's batch are the time steps of which clip.
+
+    Attributes:
+        source: `(R,)` index of the tile that each row shows.
+        times: `(R,)` float32, time of each row: `f / (T - 1)` for time step `f` of `T`, 0 where `T` is 1.
+        tile_sequences: for each `T`, `(sequences, T)`: the rows of the tile sequences with `T` time steps,
+            in order of time.
+        rows_per_clip: rows of each clip; the rows of a clip stand together.
+        repeated: whether any tile is shown more than once.
+    """
+
+    source: torch.Tensor
+    times: torch.Tensor
+    tile_sequences: dict[int, torch.Tensor]
+    rows_per_clip: list[int]
+    repeated: bool
+
+    @classmethod
+    def from_grid(
+        cls, clip_grid: torch.Tensor, num_tiles: int, tile_repeat_order: str = "tile"
+    ) -> "ClipLayout":
+        """Rows in prompt order from `clip_grid (num_tiles, 3)`.
+
+        An image's rows stand tile after tile with its repeats in a row ("tile"), or all tiles, then again
+        ("frame"); a video's stand time step after time step.
+
+        Raises:
+            ValueError: as `clips_of_grid`.
+        """
+        source, times, rows_per_clip = [], [], []
+        tile_sequences: dict[int, list[torch.Tensor]] = {}
+        num_rows = 0
+
+        for first_tile, clip in clips_of_grid(clip_grid, num_tiles):
+            tile, step, rows = _rows_of_clip(clip, tile_repeat_order)
+            num_steps = clip.frames * clip.repeats
+
+            source.append(first_tile + tile)
+            times.append(step.float() / max(num_steps - 1, 1))
+            tile_sequences.setdefault(num_steps, []).append(num_rows + rows)
+            rows_per_clip.append(len(tile))
+            num_rows += len(tile)
+
+        return cls(
+            source=torch.cat(source),
+            times=torch.cat(times),
+            tile_sequences={num_steps: torch.cat(parts) for num_steps, parts in tile_sequences.items()},
+            rows_per_clip=rows_per_clip,
+            repeated=num_rows > num_tiles,
+        )
+
+    def to(self, device: torch.device) -> "ClipLayout":
+        """The same layout with its tensors on `device`."""
+        return ClipLayout(
+            source=self.source.to(device),
+            times=self.times.to(device),
+            tile_sequences={num_steps: rows.to(device) for num_steps, rows in self.tile_sequences.items()},
+            rows_per_clip=self.rows_per_clip,
+            repeated=self.repeated,
+        )
+
+
+# so that it may be an input of what torch.export and torch.compile make of the ViT
+torch.export.register_dataclass(ClipLayout)
+
+
+def _rows_of_clip(clip: Clip, tile_repeat_order: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Tile and time step of each row of one clip, `(R,)` both, and its tile sequences `(tiles, T)`."""
+    frames, tiles, repeats = clip
+    num_steps = frames * repeats
+
+    tile = torch.arange(frames * tiles).view(frames, tiles)
+    tile = repeat(tile, "f p -> (f r) p", r=repeats)  # (T, tiles)
+    step = repeat(torch.arange(num_steps), "t -> t p", p=tiles)  # (T, tiles)
+
+    if frames == 1 and tile_repeat_order == "tile":
+        tile_sequences = torch.arange(num_steps * tiles).view(tiles, num_steps)
+        return tile.T.flatten(), step.T.flatten(), tile_sequences
+    tile_sequences = torch.arange(num_steps * tiles).view(num_steps, tiles).T
+    return tile.flatten(), step.flatten(), tile_sequences
+
+
+# ---- arguments of the released chat
+
+
+def released_clips(
+    num_tiles: int,
+    *,
+    image_repeats: int,
+    video_repeats: int,
+    num_patches_list=None,
+    split_sizes=None,
+    data_flag=None,
+) -> list[Clip]:
+    """What the `num_tiles` tiles of a released `chat` call are, clip after clip in prompt order.
+
+    Args:
+        num_patches_list: tiles of each image, or of each frame of a video; None: all tiles are one image.
+        data_flag: for each media group 1 (one image), 2 (several images) or 3 (a video); None: images.
+        split_sizes: tiles of each media group; needed only where the groups' borders do not follow from the
+            other two.
+
+    Raises:
+        ValueError: where the arguments contradict each other, with the numbers that do not fit.
+    """
+    patches = [num_tiles] if num_patches_list is None else integers("num_patches_list", num_patches_list)
+    if patches and min(patches) < 1:
+        raise ValueError(f"num_patches_list {patches} has {min(patches)}: expected at least 1 tile each")
+    if sum(patches) != num_tiles:
+        raise ValueError(
+            f"num_patches_list {patches} sums to {sum(patches)}, but pixel_values has {num_tiles} tiles"
+        )
+
+    flags = [SEVERAL_IMAGES] if data_flag is None else integers("data_flag", data_flag)
+    if VIDEO in flags and num_patches_list is None:
+        raise ValueError(
+            "data_flag 3 (video) needs num_patches_list: the tiles of each frame, as load_video returns them"
+        )
+
+    clips = []
+    for flag, group in zip(flags, _group_patches(patches, flags, split_sizes)):
+        if flag == VIDEO:
+            if len(set(group)) != 1:
+                raise ValueError(
+                    f"the frames of a video need equal numbers of tiles, but num_patches_list gives {group}"
+                )
+            clips.append(Clip(len(group), group[0], video_repeats))
+        elif flag == SEVERAL_IMAGES or (flag == ONE_IMAGE and len(group) == 1):
+            clips += [Clip(1, tiles, image_repeats) for tiles in group]
+        elif flag == ONE_IMAGE:
+            raise ValueError(
+                f"data_flag 1 is one image, but num_patches_list gives {len(group)}: {group}; use 2 or 3"
+            )
+        else:
+            raise ValueError(
+                f"data_flag has {flag}: expected 1 (one image), 2 (several images) or 3 (a video)"
+            )
+    return clips
+
+
+def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[list[int]]:
+    """Splits `num_patches_list` into one list a media group."""
+    if split_sizes is not None:
+        return _group_by_size(patches, flags, integers("split_sizes", split_sizes))
+
+    open_groups = [i for i, flag in enumerate(flags) if flag != ONE_IMAGE]
+    if len(open_groups) > 1:
+        raise ValueError(
+            f"data_flag {flags} has several groups of unknown length: pass split_sizes, the tiles of each"
+        )
+    if not open_groups and len(flags) == 1:
+        return [patches]  # a single image: the caller judges the length
+
+    spare = len(patches) - (len(flags) - len(open_groups))
+    if spare < len(open_groups) or (spare and not open_groups):
+        raise ValueError(
+            f"data_flag {flags} does not fit the {len(patches)} entries of num_patches_list {patches}"
+        )
+
+    entries = iter(patches)
+    return [[next(entries) for _ in range(1 if flag == ONE_IMAGE else spare)] for flag in flags]
+
+
+def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> list[list[int]]:
+    if len(sizes) != len(flags):
+        raise ValueError(
+            f"split_sizes has {len(sizes)} entries, data_flag {len(flags)}: expected one each a group"
+        )
+
+    groups, entries = [], list(patches)
+    for size in sizes:
+        group = []
+        while entries and sum(group) < size:
+            group.append(entries.pop(0))
+        if sum(group) != size or not group:
+            raise ValueError(
+                f"split_sizes {sizes} does not fall on the borders of num_patches_list {patches}"
+            )
+        groups.append(group)
+
+    if entries:
+        raise ValueError(
+            f"split_sizes {sizes} sums to {sum(sizes)}, num_patches_list {patches} to {sum(patches)}"
+        )
+    return groups
+
+
+def integers(name: str, values) -> list[int]:
+    """A list of ints from a list or a tensor; a ValueError that says `name` for anything else."""
+    try:
+        return [index(value) for value in (values.tolist() if hasattr(values, "tolist") else values)]
+    except TypeError as error:
+        raise ValueError(f"{name} is {values!r}: expected a list of whole numbers") from error
