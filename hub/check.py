@@ -1,7 +1,7 @@
 """Checks that a folder is a whole checkpoint, and lists the files that it consists of.
 
-The list follows the references of the checkpoint (`auto_map`, relative imports, the index of the weights):
-a file that merely lies in the folder is not in it. No value of a weight is read.
+The list follows the checkpoint itself (`auto_map`, relative imports, the index of the weights): a file
+that merely lies in the folder is not in it. No value of a weight is read.
 """
 
 import ast
