@@ -23,7 +23,7 @@ from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.preprocess import load_image, load_video, read_frames
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
-from pvc.training.data.samples import read_meta
+from pvc.training.data.meta import read_meta
 
 from .paths import CHECKPOINT, GOLDEN
 from .seeds import internvl_config
