@@ -27,7 +27,7 @@ EXPORTS = {  # name -> module
     "PVCProcessor": "processing_pvc",
     "load_image": "preprocess",
     "load_video": "preprocess",
-    "quantization_config": "modeling_pvc",
+    "quantization_config": "loading",
 }
 
 __all__ = ["ABOUT_CHECKPOINT", "CHECKPOINT", *EXPORTS]

@@ -1,21 +1,27 @@
-"""Chat templates that are not the model's own: messages -> segments, through Jinja.
+"""Chat templates: messages -> `Prompt`, the segments and media that a processor encodes.
 
-A template that somebody edited or passed lays messages out as text. To know which of that text somebody
-typed, it is rendered twice: as it is, and with a mark in the place of each typed text. Typed text then stays
-text here too (`conversation.py`). Where the template changes typed text, so that the two do not agree, the
-rendered text is taken as a finished prompt, and typed names of control tokens are refused.
+The model's own template is laid out by `conversation.py` (`own_prompt`). Any other, which somebody edited or
+passed, is laid out by Jinja as text (`rendered_prompt`). To know which of that text somebody typed, it is
+rendered twice: as it is, and with a mark in the position of each typed text. Typed text then stays plain text
+here too. Where the template changes typed text, so that the two renderings differ, the rendered text is taken
+as a finished prompt, and typed names of control tokens are refused.
+
+Reading media is left to the caller: it passes a function that loads one.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import torch
+from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .conversation import PlainTextEncoder, Segment
+from .clips import Clip
+from .conversation import Conversation, PlainTextEncoder, Segment
 from .frame_choice import FrameChoice
 from .media_policy import shown
-from .processing_options import FRAME_OPTIONS
+from .processing_options import FRAME_OPTIONS, IMAGE_TOKEN, VIDEO_TOKEN
 
 try:
     from jinja2 import TemplateError
@@ -25,90 +31,222 @@ except ImportError:  # then transformers renders no templates either
         """Stands in for jinja2's."""
 
 
-IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"
-MEDIA_BLOCKS = ("image", "video", "image_url", "video_url")  # the latter two as OpenAI says
+MEDIA_BLOCKS = ("image", "video", "image_url", "video_url")  # the latter two as OpenAI names them
 BLOCK_TYPES = ("text", *MEDIA_BLOCKS)
 GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+PRIVATE_USE = range(0xE000, 0xF900)  # code points without a meaning of their own
+
+Span = tuple[int, int]  # start and end, of characters or of segments
 
 
 class MessageError(ValueError, TemplateError):
-    """Messages that are not as the chat template takes them; trainers look for jinja2's TemplateError."""
+    """Messages that a chat template does not take; trainers look for jinja2's TemplateError."""
+
+
+class Media(NamedTuple):
+    """An encoded image or video: its tiles, what they are, and what stands for them in a prompt."""
+
+    tiles: torch.Tensor  # (num_tiles, 3, S, S)
+    clip: Clip
+    segments: list[Segment]
 
 
 class Prompt(NamedTuple):
-    """A prompt laid out: its segments, its media in their order, and which segments answers are.
-
-    `writes_bos`: the template's text begins with BOS.
-    """
+    """A prompt laid out as segments, with its media."""
 
     segments: list[Segment]
-    media: list
-    answers: Sequence[tuple[int, int]] = ()
-    writes_bos: bool = False
+    media: list[Media]  # in prompt order
+    answers: Sequence[Span] = ()  # which segments are answers
+    writes_bos: bool = False  # whether the template's text begins with BOS
 
 
 class Rendered(NamedTuple):
-    """A rendered prompt: its segments, and which of them answers are, as (start, end) pairs.
-
-    A media segment is one placeholder, `<image>` or `<video>`.
-    """
+    """A prompt that Jinja rendered."""
 
     text: str
-    segments: list[Segment]
-    answers: list[tuple[int, int]]
+    segments: list[Segment]  # a media segment is one placeholder, `<image>` or `<video>`
+    answers: list[Span]  # which segments are answers
 
 
-def check_messages(batch: Sequence, is_own_template: bool = True):
-    """Raises a MessageError that names the message, where one is not as `apply_chat_template` takes it.
+# ----------------------------------------------------------------------------------------------------- checks
 
-    Roles, and what else stands in a message, are the affair of a template that is not the model's own.
+
+def check_messages(batch: Sequence, is_own_template: bool = True) -> None:
+    """Raises a MessageError that names a message which `apply_chat_template` does not take.
+
+    A template that is not the model's own decides itself on roles and on what else a message may have.
     """
     for messages in batch:
         if not isinstance(messages, (list, tuple)) or not messages:
             raise MessageError(
                 f"conversation is {shown(messages)}: expected a list of messages, at least one"
             )
+
         for i, message in enumerate(messages):
-            if isinstance(message, dict) and not is_own_template:
-                continue
-            if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
-                raise MessageError(
-                    f"message {i} is {shown(message)}: expected a dict with 'role' and 'content'"
-                )
-
-            content = message["content"]
-            if not isinstance(content, (str, list, tuple)):
-                raise MessageError(
-                    f"message {i} has content {shown(content)}: expected a text or a list of blocks"
-                )
-            blocks = [] if isinstance(content, str) else content
-            for block in blocks:
-                _check_block(block, i)
-
-            is_text = all(block["type"] == "text" for block in blocks)
-            if message["role"] not in (["user", "assistant"] + ["system"] * (i == 0 and is_text)):
-                raise MessageError(
-                    f"message {i} has role {message['role']!r}: expected system (first, text alone), user or "
-                    "assistant"
-                )
+            if not isinstance(message, dict) or is_own_template:
+                _check_message(message, i)
 
 
-def _check_block(block, message: int):
+def _check_message(message, i: int) -> None:
+    if not isinstance(message, dict) or not {"role", "content"} <= message.keys():
+        raise MessageError(f"message {i} is {shown(message)}: expected a dict with 'role' and 'content'")
+
+    content = message["content"]
+    if not isinstance(content, (str, list, tuple)):
+        raise MessageError(f"message {i} has content {shown(content)}: expected a text or a list of blocks")
+
+    blocks = [] if isinstance(content, str) else content
+    for block in blocks:
+        _check_block(block, i)
+
+    roles = ["user", "assistant"]
+    if i == 0 and all(block["type"] == "text" for block in blocks):
+        roles.append("system")
+    if message["role"] not in roles:
+        raise MessageError(
+            f"message {i} has role {message['role']!r}: expected system (first, text alone), user or "
+            "assistant"
+        )
+
+
+def _check_block(block, message: int) -> None:
     kind = block.get("type") if isinstance(block, dict) else None
     if kind not in BLOCK_TYPES:
         expected = f"a dict of type {', '.join(BLOCK_TYPES)}"
         raise MessageError(f"message {message} has the block {shown(block)}: expected {expected}")
     if kind == "text" and not isinstance(block.get("text"), str):
         raise MessageError(f"message {message} has the block {shown(block)}: expected its text under 'text'")
+
+    options = {name: block[name] for name in FRAME_OPTIONS if name in block}
     try:
-        FrameChoice(**{name: block[name] for name in FRAME_OPTIONS if name in block}).checked()
+        FrameChoice(**options).checked()
     except ValueError as error:
         raise MessageError(f"message {message}, {kind} block: {error}") from error
 
 
+# ----------------------------------------------------------------------------------- the model's own template
+
+
+def own_prompt(
+    messages: Sequence[dict],
+    conversation: Conversation,
+    load_block: Callable[[dict], Media],
+    *,
+    add_generation_prompt: bool = False,
+    continue_final_message: bool = False,
+) -> Prompt:
+    """Lays messages out in a template of `conversation.py`.
+
+    Args:
+        conversation: the template, as an empty conversation of one's own: it is filled.
+        load_block: reads the image or video of a block.
+    """
+    roles = dict(zip(("user", "assistant"), conversation.roles))
+    media: list[Media] = []
+    answers: list[Span] = []
+    for message in messages:
+        segments, found = _content_segments(message["content"], load_block)
+        media += found
+        if message["role"] == "system":
+            conversation.system_message = "".join(segment.text for segment in segments)
+            continue
+
+        # an answer begins behind what the template writes before it, and includes what ends it
+        role = roles[message["role"]]
+        conversation.append_message(role, None)
+        start = len(conversation.segments())
+        conversation.messages[-1] = (role, segments)
+        if message["role"] == "assistant":
+            answers.append((start, len(conversation.segments())))
+
+    if add_generation_prompt:
+        conversation.append_message(roles["assistant"], None)
+    segments = conversation.segments()
+    if continue_final_message:
+        segments = segments[:-1]  # without the end of the last message
+    return Prompt(segments, media, answers)
+
+
+def _content_segments(
+    content: str | Sequence[dict], load_block: Callable[[dict], Media]
+) -> tuple[list[Segment], list[Media]]:
+    """The segments of a message's content, an image or video before a line break each, and its media."""
+    if isinstance(content, str):
+        return [Segment("text", content)], []
+
+    segments: list[Segment] = []
+    media: list[Media] = []
+    for block in content:
+        if block["type"] == "text":
+            segments.append(Segment("text", block["text"]))
+            continue
+
+        loaded = load_block(block)
+        media.append(loaded)
+        segments += [*loaded.segments, Segment("text", "\n")]
+    return segments, media
+
+
+# ------------------------------------------------------------------------------------------ Jinja's templates
+
+
+def rendered_prompt(
+    messages: Sequence[dict],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    load_block: Callable[[dict], Media],
+    variables: dict,
+) -> Prompt:
+    """Lays messages out in a Jinja template.
+
+    Args:
+        load_block: reads the image or video of a block.
+        variables: as of `render`.
+
+    Raises:
+        ValueError: where the template does not write a placeholder for each media block; or as
+            `render_segments`.
+    """
+    blocks: dict[str, list[dict]] = {IMAGE_TOKEN: [], VIDEO_TOKEN: []}
+    for block in _media_blocks(messages):
+        blocks[media_token(block)].append(block)
+
+    rendered = render_segments(messages, template, tokenizer, **variables)
+    for token, found in blocks.items():
+        written = sum(segment == ("media", token) for segment in rendered.segments)
+        if written != len(found):
+            raise ValueError(
+                f"the chat template writes {token} {written} times, but the messages have {len(found)} "
+                f"{token[1:-1]} blocks: expected one each, in the order of the blocks"
+            )
+
+    unread = {token: iter(found) for token, found in blocks.items()}
+    prompt = expand_placeholders(
+        rendered.segments, lambda token: load_block(next(unread[token])), rendered.answers
+    )
+    bos = tokenizer.bos_token
+    return prompt._replace(writes_bos=bool(bos) and rendered.text.startswith(bos))
+
+
+def media_token(block: dict) -> str:
+    """The placeholder that stands for a media block."""
+    return IMAGE_TOKEN if block["type"].startswith("image") else VIDEO_TOKEN
+
+
+def _media_blocks(messages: Sequence[dict]) -> list[dict]:
+    contents = [message.get("content") for message in messages]
+    return [
+        block
+        for content in contents
+        if content and not isinstance(content, str)
+        for block in content
+        if isinstance(block, dict) and block.get("type") in MEDIA_BLOCKS
+    ]
+
+
 def render(
     messages: Sequence[dict], template: str, *, marks_answers: bool = False, **variables
-) -> tuple[str, list[tuple[int, int]]]:
+) -> tuple[str, list[Span]]:
     """The text of messages in a Jinja template, and with `marks_answers` its answers as character spans.
 
     Args:
@@ -122,6 +260,7 @@ def render(
             "return_assistant_tokens_mask: the chat template does not tell which text is the model's: put it "
             "between {% generation %} and {% endgeneration %}"
         )
+
     try:
         texts, spans = render_jinja_template(
             conversations=[[_with_hub_blocks(message) for message in messages]],
@@ -129,72 +268,94 @@ def render(
             return_assistant_tokens_mask=marks_answers,
             **variables,
         )
-    except (TemplateError, TypeError) as error:  # of the template's own words, or what it does with others
+    except (TemplateError, TypeError) as error:  # what the template raises itself, or runs into
         raise MessageError(f"the chat template does not take these messages: {error}") from error
 
     return texts[0], list(spans[0]) if marks_answers else []
 
 
 def render_segments(
-    messages: Sequence[dict], template: str, tokenizer, *, marks_answers: bool = False, **variables
+    messages: Sequence[dict],
+    template: str,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    marks_answers: bool = False,
+    **variables,
 ) -> Rendered:
-    """Messages in a Jinja template as segments, in which typed text is told from the template's.
+    """Messages in a Jinja template as segments, which tell typed text from the template's.
 
     Raises:
-        ValueError: where the template changes typed text in which a control token is named; or as `render`.
+        ValueError: where the template changes typed text that names a control token; or as `render`.
     """
     text, spans = render(messages, template, marks_answers=marks_answers, **variables)
-    mark = next(chr(code) for code in range(0xE000, 0xF900) if chr(code) not in text)
-    typed: list[str] = []
-    marked, _ = render([_marked(message, mark, typed) for message in messages], template, **variables)
 
-    # template text and numbers of typed texts in turn
-    parts = re.split(f"{mark}([0-9]+){mark}", marked)
-    pieces = [
-        Segment("text", typed[int(part)]) if i % 2 else Segment("template", part)
-        for i, part in enumerate(parts)
-    ]
+    # again, with numbered marks in the positions of typed texts
+    mark = next(chr(code) for code in PRIVATE_USE if chr(code) not in text)
+    typed: list[str] = []
+    marked_messages = [_marked(message, mark, typed) for message in messages]
+    marked_text, _ = render(marked_messages, template, **variables)
+
+    # template text and numbers of typed texts alternate
+    pieces = []
+    for i, part in enumerate(re.split(f"{mark}([0-9]+){mark}", marked_text)):
+        is_number = i % 2 == 1
+        pieces.append(Segment("text", typed[int(part)]) if is_number else Segment("template", part))
+
     if "".join(piece.text for piece in pieces) != text:
         _refuse_control_names(typed, tokenizer)
         pieces = [Segment("template", text)]
-    return Rendered(text, *_cut(pieces, spans))
+
+    segments, answers = _cut(pieces, spans)
+    return Rendered(text, segments, answers)
 
 
-def _cut(pieces: list[Segment], spans: list[tuple[int, int]]) -> tuple[list[Segment], list[tuple[int, int]]]:
-    """Cuts segments at the borders of character spans and around placeholders in template text."""
+def _cut(pieces: list[Segment], spans: list[Span]) -> tuple[list[Segment], list[Span]]:
+    """Cuts segments at the borders of character spans and around placeholders in template text.
+
+    Returns:
+        The segments, and the spans as (start, end) of segments.
+    """
     borders = sorted({border for span in spans for border in span})
-    segments, index_of, position = [], {}, 0
+    segments: list[Segment] = []
+    index_at: dict[int, int] = {}  # character position -> index of the segment that begins there
+    position = 0
     for piece in pieces:
         end = position + len(piece.text)
-        cuts = [position, *(border for border in borders if position < border < end), end]
+        inner = [border for border in borders if position < border < end]
+        cuts = [position, *inner, end]
         for start, stop in zip(cuts, cuts[1:]):
-            index_of[start] = len(segments)
-            segments += _around_placeholders(
-                Segment(piece.kind, piece.text[start - position : stop - position])
-            )
+            index_at[start] = len(segments)
+            text = piece.text[start - position : stop - position]
+            segments += _around_placeholders(Segment(piece.kind, text))
         position = end
-    index_of[position] = len(segments)
-    return segments, [(index_of[start], index_of[end]) for start, end in spans]
+
+    index_at[position] = len(segments)
+    return segments, [(index_at[start], index_at[end]) for start, end in spans]
 
 
 def _around_placeholders(segment: Segment) -> list[Segment]:
-    if segment.kind != "template":
-        return [segment] if segment.text else []
-    parts = re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", segment.text)
-    return [Segment("media" if i % 2 else "template", part) for i, part in enumerate(parts) if part]
+    if segment.kind == "template":
+        return placeholder_segments(segment.text)
+    return [segment] if segment.text else []
 
 
 def _marked(value, mark: str, typed: list[str]):
-    """A copy of a message in which each typed text, without the white space around it, is a numbered mark."""
+    """A copy of a message with a numbered mark for each typed text, the white space around it kept.
+
+    The texts are added to `typed`, at the index that their mark tells.
+    """
     if isinstance(value, str):
         text = value.strip()
         if not text:
             return value
-        typed.append(text)
         before, after = value.split(text, 1)
-        return f"{before}{mark}{len(typed) - 1}{mark}{after}"
+        number = len(typed)
+        typed.append(text)
+        return f"{before}{mark}{number}{mark}{after}"
+
     if isinstance(value, (list, tuple)):
         return [_marked(item, mark, typed) for item in value]
+
     if isinstance(value, dict) and value.get("type") not in MEDIA_BLOCKS:
         return {
             key: item if key in ("role", "type") else _marked(item, mark, typed)
@@ -204,20 +365,19 @@ def _marked(value, mark: str, typed: list[str]):
 
 
 def _with_hub_blocks(message: dict) -> dict:
-    """A message whose blocks of type `image_url` and `video_url` are those that templates of the Hub know."""
+    """A message with blocks of type `image` and `video`, as templates of the Hub know them."""
     content = message.get("content")
     if not isinstance(content, (list, tuple)):
         return message
-    blocks = [
-        block | {"type": block["type"].removesuffix("_url")}
-        if isinstance(block, dict) and block.get("type") in MEDIA_BLOCKS
-        else block
-        for block in content
-    ]
+
+    blocks = []
+    for block in content:
+        is_media = isinstance(block, dict) and block.get("type") in MEDIA_BLOCKS
+        blocks.append(block | {"type": block["type"].removesuffix("_url")} if is_media else block)
     return message | {"content": blocks}
 
 
-def _refuse_control_names(typed: list[str], tokenizer):
+def _refuse_control_names(typed: list[str], tokenizer: PreTrainedTokenizerBase) -> None:
     encoder = PlainTextEncoder(tokenizer)
     for text in typed:
         name = encoder.control_name(text)
@@ -228,21 +388,67 @@ def _refuse_control_names(typed: list[str], tokenizer):
             )
 
 
-def answer_mask(prompt: Prompt, ids: list[int], encode) -> list[int]:
-    """1 for the tokens of answers and those that end them.
+# ------------------------------------------------------------------------------------------- finished prompts
 
-    Where a token holds both the prompt's text and an answer's, it is the answer's.
+
+def placeholder_segments(text: str) -> list[Segment]:
+    """Template text, cut around its placeholders."""
+    parts = re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", text)  # text and placeholders alternate
+    return [Segment("media" if i % 2 else "template", part) for i, part in enumerate(parts) if part]
+
+
+def expand_placeholders(
+    segments: Sequence[Segment], load: Callable[[str], Media], answers: Sequence[Span] = ()
+) -> Prompt:
+    """Replaces each placeholder by the segments of the image or video that `load` gives for it.
+
+    Args:
+        load: takes the placeholder.
+        answers: which segments are answers.
+    """
+    expanded: list[Segment] = []
+    media: list[Media] = []
+    new_index = []  # of each segment, and of the end
+    for segment in segments:
+        new_index.append(len(expanded))
+        if segment.kind == "media":
+            loaded = load(segment.text)
+            media.append(loaded)
+            expanded += loaded.segments
+        else:
+            expanded.append(segment)
+
+    new_index.append(len(expanded))
+    return Prompt(expanded, media, [(new_index[start], new_index[end]) for start, end in answers])
+
+
+# ------------------------------------------------------------------------------------------- masks of answers
+
+
+def answer_mask(prompt: Prompt, ids: list[int], encode: Callable[[list[Segment]], list[int]]) -> list[int]:
+    """1 for the tokens of answers and those that end them, 0 elsewhere.
+
+    A token that holds both the prompt's text and an answer's belongs to the answer.
+
+    Args:
+        ids: of the whole prompt.
+        encode: gives the ids of segments.
     """
     mask = [0] * len(ids)
     for start, end in prompt.answers:
-        said = prompt.segments[:end]
-        if said:  # without the line break that may follow the end of an answer
-            said[-1] = Segment(said[-1].kind, said[-1].text.rstrip("\n"))
-        begin, stop = (_common_prefix(encode(segments), ids) for segments in (prompt.segments[:start], said))
-        mask[begin:stop] = [1] * (stop - begin)
+        before = prompt.segments[:start]
+        through = prompt.segments[:end]
+        if through:  # the line break that may follow the end of an answer is not its own
+            last = through.pop()
+            through.append(Segment(last.kind, last.text.rstrip("\n")))
+
+        first = _common_prefix(encode(before), ids)
+        stop = _common_prefix(encode(through), ids)
+        mask[first:stop] = [1] * (stop - first)
     return mask
 
 
 def _common_prefix(one: list[int], other: list[int]) -> int:
+    """The number of ids with which both begin."""
     differing = (i for i, (a, b) in enumerate(zip(one, other)) if a != b)
     return next(differing, min(len(one), len(other)))

@@ -1,4 +1,8 @@
-"""Which frames of a video are read: by number as released, by rate, between two times."""
+"""Which frames of a video are read: by number as released, by rate, between two times.
+
+Frames are indices into the times of a `video_readers.Video`, in the order they are shown. Reading them is
+left to `video_readers.py`.
+"""
 
 import math
 from collections.abc import Iterator
@@ -18,6 +22,9 @@ except ImportError:  # in a clone, where this folder is no package
 # Frames are looked up this much late, for containers that round times: WebM and FLV to milliseconds.
 TIME_ROUNDING_S = 1e-3
 
+MAX_FPS = 1000
+MAX_STEPS = 2**62  # of a video at a rate: more than any file has, and few enough for Python's ranges
+
 
 def get_index(
     bound: tuple[float, float] | None, fps: float, max_frame: int, first_idx: int = 0, num_segments: int = 32
@@ -36,6 +43,7 @@ def get_index(
     """
     if num_segments < 1:
         raise ValueError(f"num_segments={num_segments}: expected at least 1 frame")
+
     start, end = (-100000, 100000) if bound is None else bound
     first = max(first_idx, round(start * fps))
     last = min(round(end * fps), max_frame)
@@ -54,7 +62,7 @@ class FrameChoice(NamedTuple):
     limit: int = 2**20
 
     def checked(self) -> "FrameChoice":
-        """With Python's own numbers, of whatever library they came from.
+        """The same choice with Python's own numbers, of whatever library they came from.
 
         Raises:
             ValueError: for an option that is no number, or out of range, with its name.
@@ -66,48 +74,62 @@ class FrameChoice(NamedTuple):
             given[name] = check_number(name, given[name])
 
         choice = self._replace(**given)
-        check_real("fps", choice.fps, most=1000)
+        check_real("fps", choice.fps, most=MAX_FPS)
         choice._check_limit()
         return choice
 
-    def _check_limit(self):
+    def _check_limit(self) -> None:
         asked = {"max_frames": self.max_frames}
         if self.fps is None and self.num_frames is not None:
-            asked["num_frames"] = min(self.num_frames, self.max_frames or self.num_frames)
+            asked["num_frames"] = self._number_of(self.num_frames)
+
         for name, number in asked.items():
             if number is not None and number > self.limit:
                 raise ValueError(
                     f"{name}={number}: expected at most {self.limit} frames (max_frames of the policy)"
                 )
 
+    def _number_of(self, num_frames: int) -> int:
+        return min(num_frames, self.max_frames or num_frames)
+
     def of_video(self, video: Video) -> list[int]:
         """Indices of frames, rising; raises a ValueError for a span that the video does not have."""
-        start, end = self.start_s or 0.0, video.end_s if self.end_s is None else self.end_s
+        start = self.start_s or 0.0
+        end = video.end_s if self.end_s is None else self.end_s
+
         # A frame late is no error: durations are rounded, and sound may last longer.
-        if not 0 <= start < min(end, video.end_s) or end > video.end_s + 1 / video.fps:
+        latest_end = video.end_s + 1 / video.fps
+        if not 0 <= start < min(end, video.end_s) or end > latest_end:
             expected = f"0 <= start_s < end_s <= {video.end_s:.3f}, the duration of {video.name} in seconds"
             raise ValueError(f"start_s={self.start_s}, end_s={self.end_s}: expected {expected}")
-
         end = min(end, video.end_s)
-        if self.fps is None:  # from the frame nearest to the start to the one nearest to the end
-            ends = np.interp((start, end), video.times_s, range(len(video.times_s)))
-            return self.by_number(*ends.round(6).tolist())  # a half stays a half
 
+        if self.fps is not None:
+            return self._by_rate(self.fps, start, end, video)
+
+        # from the frame nearest to the start to the one nearest to the end
+        first, last = np.interp((start, end), video.times_s, range(len(video.times_s)))
+        return self.by_number(float(first.round(6)), float(last.round(6)))  # a half stays a half
+
+    def _by_rate(self, fps: float, start: float, end: float, video: Video) -> list[int]:
+        """The frames on the screen each 1 / `fps` seconds, thinned to `max_frames`."""
         # counted first, and listed when thinned: a file of some kilobytes may claim years
-        num_steps = max(1, math.ceil((end - start) * self.fps - 1e-3))  # a thousandth is rounding
-        steps = np.asarray(self._thinned(range(min(num_steps, 2**62))))
-        times_s = start + steps / self.fps + TIME_ROUNDING_S
+        num_steps = max(1, math.ceil((end - start) * fps - 1e-3))  # a thousandth is rounding
+        steps = np.asarray(self._thinned(range(min(num_steps, MAX_STEPS))))
+
+        times_s = start + steps / fps + TIME_ROUNDING_S
         return (np.searchsorted(video.times_s, times_s, side="right") - 1).tolist()
 
     def by_number(self, first: float, last: float) -> list[int]:
         """The middles of `num_frames` segments from one frame to another; None: each frame."""
         if self.num_frames is None:
             return self._thinned(range(round(first), round(last) + 1))
-        number = min(self.num_frames, self.max_frames or self.num_frames)
+
+        number = self._number_of(self.num_frames)
         return get_index((first, last), 1.0, round(last), num_segments=number).tolist()
 
     def _thinned(self, indices: range) -> list[int]:
-        """At most `max_frames` of the indices, evenly spread from the first to the last."""
+        """At most `max_frames` of the indices, evenly spaced from the first to the last."""
         number = indices.stop - indices.start  # len() ends at 2**63
         if self.max_frames is None and number > self.limit:
             raise ValueError(
@@ -116,8 +138,9 @@ class FrameChoice(NamedTuple):
             )
         if self.max_frames is None or number <= self.max_frames:
             return list(indices)
-        spread = np.linspace(0, number - 1, self.max_frames).round().astype(int)
-        return [indices[min(int(i), number - 1)] for i in spread]  # beyond 2**53 linspace rounds up
+
+        positions = np.linspace(0, number - 1, self.max_frames).round().astype(int)
+        return [indices[min(int(i), number - 1)] for i in positions]  # beyond 2**53 linspace rounds up
 
 
 class ChosenFrames(NamedTuple):
@@ -136,15 +159,18 @@ def frames_of_video(
     video = open_video(file, backend, budget)
     indices = choice.of_video(video)
     times_s = [float(video.times_s[index]) for index in indices]
-    yield ChosenFrames(indices, times_s, _of_equal_size(video.read(indices, as_shown=True)))
+
+    frames = video.read(indices, as_shown=True)
+    yield ChosenFrames(indices, times_s, _of_equal_size(frames))
 
 
 def _of_equal_size(frames: Frames) -> Iterator[tuple[int, Image.Image]]:
     """Frames whose size changes inside a file are scaled to the first, as players do."""
     size = None
     for index, pixels in frames:
-        picture = Image.fromarray(np.ascontiguousarray(pixels))
-        size = size or picture.size
-        if picture.size != size:
-            picture = picture.resize(size, Image.Resampling.BICUBIC)
-        yield index, picture
+        image = Image.fromarray(np.ascontiguousarray(pixels))
+        if size is None:
+            size = image.size
+        if image.size != size:
+            image = image.resize(size, Image.Resampling.BICUBIC)
+        yield index, image

@@ -1,8 +1,8 @@
 """JSON files of a checkpoint, which a stranger may have made: objects in UTF-8 of limited size and depth.
 
-transformers takes a file's content for what it expects, so that a list in the place of an object ends in a
-TypeError somewhere, and a deeply nested one in a RecursionError. What is read here, or checked before
-transformers reads it, is refused by the file's name. What the values mean is left to the configurations.
+transformers does not check what a file holds: a list in place of an object ends in a TypeError somewhere, a
+deeply nested object in a RecursionError. A file that is read here, or checked before transformers reads it,
+is refused with its name. What the values mean is left to the configurations.
 """
 
 import json
@@ -22,15 +22,15 @@ READ_BY_PROCESSOR = (
 
 
 class DamagedFile(ValueError, OSError):
-    """A file that does not hold what its name says: an OSError to who loads, a ValueError to who checks."""
+    """A file that does not hold what its name says: an OSError for loaders, a ValueError for checks."""
 
 
 def read_json_object(path: str | os.PathLike) -> dict:
     """The object in the file `path`.
 
     Raises:
-        DamagedFile: where it is not JSON in UTF-8, no object, too large, nested too deeply, or has a name
-            twice.
+        DamagedFile: where it is not JSON in UTF-8, no object, too large, nested too deeply, or an object has
+            a name twice.
         OSError: where it cannot be read.
     """
     path = Path(path)
@@ -56,12 +56,12 @@ def read_json_object(path: str | os.PathLike) -> dict:
 
 
 def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
-    """Which file beside the index `path` holds which tensor.
+    """The file beside the index `path` that holds each tensor.
 
     Raises:
         DamagedFile, OSError: as `read_json_object`, and where it is no index of files beside it.
     """
-    folder, name = os.path.split(path)
+    folder, name = os.path.split(path)  # of the index
     damaged = f"{folder}: a file of weights or their index is damaged ({name} is not an index of weights: "
 
     try:
@@ -79,34 +79,41 @@ def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
 
 
 def is_plain_name(name: str) -> bool:
-    """Whether `name` is that of a file in a folder, on any system, and leads nowhere else."""
+    """Whether `name` names a file of the same folder, on any system, and leads nowhere else."""
     return name not in ("", ".", "..") and not any(sign in name for sign in "/\\:\0")
 
 
 def check_json_files(
     folder: str | os.PathLike | None, subfolder: str | None = None, names: tuple[str, ...] = READ_BY_MODEL
-):
+) -> None:
     """Checks the files `names` and the indexes of weights before transformers reads them.
 
-    What is not there, the folder included, is passed over.
+    Files that do not exist, or a whole folder that does not, are skipped.
 
     Raises:
         DamagedFile, OSError: as `read_json_object` and `read_weight_index`.
     """
     if folder is None:
         return
+
     folder = os.path.join(folder, subfolder or "")
     for name in names:
-        if os.path.isfile(path := os.path.join(folder, name)):
-            part = read_json_object(path).get("image_processor")
-            if part is not None and not isinstance(part, dict):
-                raise ValueError(f"{path} has image_processor of {type(part).__name__}: expected an object")
+        path = os.path.join(folder, name)
+        if not os.path.isfile(path):
+            continue
+
+        part = read_json_object(path).get("image_processor")
+        if part is not None and not isinstance(part, dict):
+            raise ValueError(f"{path} has image_processor of {type(part).__name__}: expected an object")
+
     for name in INDEXES:
-        if os.path.isfile(path := os.path.join(folder, name)):
+        path = os.path.join(folder, name)
+        if os.path.isfile(path):
             read_weight_index(path)
 
 
 def _object(pairs: list[tuple]) -> dict:
+    """A dict of the names and values of an object; raises a ValueError for a name that is there twice."""
     values = dict(pairs)
     if len(values) < len(pairs):
         names = sorted(name for name, _ in pairs)
@@ -115,11 +122,16 @@ def _object(pairs: list[tuple]) -> dict:
     return values
 
 
-def _is_deeper(values, limit: int) -> bool:
+def _is_deeper(values: dict | list, limit: int) -> bool:
+    """Whether dicts and lists are nested in more than `limit` levels; level by level, without recursion."""
     level = [values]
     for _ in range(limit):
-        children = [item.values() if isinstance(item, dict) else item for item in level]
-        level = [x for items in children for x in items if isinstance(x, (dict, list))]
-        if not level:
+        below = []
+        for item in level:
+            children = item.values() if isinstance(item, dict) else item
+            below += [child for child in children if isinstance(child, (dict, list))]
+
+        if not below:
             return False
+        level = below
     return True

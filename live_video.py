@@ -34,7 +34,7 @@ from .chat import answer_settings, answers_of, generate_settings, sequences_of
 from .clips import Clip, ClipLayout, clip_grid_of, integers
 from .conversation import IMAGE_PLACEHOLDER, dialogue_segments, encode_segments
 from .dialogue_cache import PrefixCache
-from .modeling_intern_vit import TemporalMemory, eval_mode
+from .modeling_intern_vit import TemporalMemory, check_finite, eval_mode
 
 
 class Turn(NamedTuple):
@@ -168,10 +168,7 @@ class LiveVideo:
                 f"{len(patches)} more frames after {self.num_frames} are more than the horizon of "
                 f"{self.horizon}: set a larger one, or None for an endless stream"
             )
-        if not pixel_values.isfinite().all():
-            raise ValueError(
-                "pixel_values has values that are not finite: was a picture normalised by a zero?"
-            )
+        check_finite(pixel_values)
         self.model.model.patch_grid(*shape[2:])
         self.tile_shape = shape
         return patches[0]

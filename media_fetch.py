@@ -1,7 +1,9 @@
 """Fetches images and videos from http(s) addresses, within a `MediaPolicy`.
 
 Every host, the addresses it resolves to, and every redirect are checked; size and time are limited. Written
-on the standard library, because the connection must go to the very address that was checked.
+with the standard library alone, because the connection must go to the very address that was checked.
+
+    fetch -> _fetch_hops -> _connected (socket, TLS, proxy) -> _ask -> _body
 """
 
 import base64
@@ -17,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import quote, unquote, urljoin, urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -26,21 +28,27 @@ try:
 except ImportError:  # in a clone, where this folder is no package
     from media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
 
-CHUNK = 2**16
+CHUNK = 2**16  # bytes
 MAX_REDIRECTS = 10
+REDIRECTS = (301, 302, 303, 307, 308)
+PORTS = {"http": 80, "https": 443}
 ANSWER_TIMEOUT_S = 30  # until the first byte of an answer, and between two
-SLOWEST_BYTES_PER_S, SLOW_FOR_S = 1000, 10  # an answer slower than this, for so long, is given up
+SLOWEST_BYTES_PER_S, SLOW_FOR_S = 1000, 10  # an answer that is slower for so long is given up
+ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
+GZIP_OR_ZLIB = 47  # zlib's window bits that detect the format by its header
 
 
 class NamedBytes(io.BytesIO):
     """A file in memory with a name for errors."""
 
-    def __init__(self, content: bytes = b"", name: str = "bytes"):
+    def __init__(self, content: bytes = b"", name: str = "bytes") -> None:
         super().__init__(content)
         self.name = name
 
 
 class _Target(NamedTuple):
+    """The parts of an http(s) address."""
+
     scheme: str
     host: str  # in ASCII
     port: int
@@ -49,8 +57,9 @@ class _Target(NamedTuple):
 
     @property
     def host_and_port(self) -> str:
+        """The host, with its port where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
+        return host if self.port == PORTS[self.scheme] else f"{host}:{self.port}"
 
 
 def fetch(address: str, budget: Budget) -> NamedBytes:
@@ -59,11 +68,12 @@ def fetch(address: str, budget: Budget) -> NamedBytes:
     Neither cookies nor the Hub's token are sent. Redirects are followed, each checked as the first address.
 
     Raises:
-        OSError: the address is none, or cannot be fetched; with the address.
+        OSError: it is no address, or cannot be fetched; with the address.
         MediaRefused: the policy does not allow it.
     """
     if _is_offline():
         raise OSError(f"Cannot reach {shown_address(address)}: offline mode is enabled (HF_HUB_OFFLINE)")
+
     try:
         return _fetch_hops(address, budget)
     except MediaRefused:
@@ -74,6 +84,7 @@ def fetch(address: str, budget: Budget) -> NamedBytes:
 
 
 def shown_address(text: str, most: int = 200) -> str:
+    """An address for an error, printable and cut to `most` characters."""
     text = "".join(x if x.isprintable() else repr(x)[1:-1] for x in text[: most + 1])
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -93,9 +104,10 @@ def _fetch_hops(address: str, budget: Budget) -> NamedBytes:
         with _connected(target, budget) as (connection, path):
             response = _ask(connection, target, path)
             location = response.getheader("Location")
-            if response.status in (301, 302, 303, 307, 308) and location:
+            if response.status in REDIRECTS and location:
                 hop = urljoin(hop, location)
                 continue
+
             if response.status != 200:
                 raise OSError(f"{response.status} {response.reason}")
             return _body(response, budget.policy, address)
@@ -103,37 +115,42 @@ def _fetch_hops(address: str, budget: Budget) -> NamedBytes:
 
 
 def _target(address: str) -> _Target:
-    """The parts of an address, checked. Raises ValueError where it is none."""
+    """The parts of an address, checked; raises a ValueError where it is no address."""
     if re.search(r"[\x00-\x1f\x7f\\]", address):
         raise ValueError("the address has characters that none has")
+
     parts = urlsplit(address)
-    if parts.scheme.lower() not in ("http", "https"):
+    scheme = parts.scheme.lower()
+    if scheme not in PORTS:
         raise ValueError(f"the scheme {parts.scheme!r} is neither http nor https")
 
     host = ascii_host(parts.hostname or "")
     if ":" not in host and not re.fullmatch(r"[a-z0-9._-]+", host):
         raise ValueError(f"{host!r} is no name of a host")
 
-    port = parts.port or {"http": 80, "https": 443}[parts.scheme.lower()]
+    port = parts.port or PORTS[scheme]
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]") if parts.query else ""
+
     user = None
     if parts.username is not None:
         user = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-    return _Target(parts.scheme.lower(), host, port, path + query, user)
+    return _Target(scheme, host, port, path + query, user)
 
 
 class _TimedReader(io.RawIOBase):
-    """Reads from a socket as long as the budget lasts, and as the other side is not too slow."""
+    """Reads from a socket as long as the budget lasts, and the other side is not too slow."""
 
-    def __init__(self, sock: socket.socket, budget: Budget):
-        self._sock, self._budget = sock, budget
-        self._first_s, self._received = None, 0
+    def __init__(self, sock: socket.socket, budget: Budget) -> None:
+        self._sock = sock
+        self._budget = budget
+        self._first_s: float | None = None  # when the first bytes came
+        self._received = 0  # bytes
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer) -> int:
+    def readinto(self, buffer: Any) -> int:
         seconds = 0 if self._first_s is None else time.monotonic() - self._first_s
         if seconds > SLOW_FOR_S and self._received < SLOWEST_BYTES_PER_S * seconds:
             raise TimeoutError(f"the answer comes at less than {SLOWEST_BYTES_PER_S} bytes a second")
@@ -142,8 +159,9 @@ class _TimedReader(io.RawIOBase):
         try:
             number = self._sock.recv_into(buffer)
         except TimeoutError:
-            self._budget.remaining_s()  # where it is the budget that has run out, this says so
+            self._budget.remaining_s()  # raises its own error where the budget has run out
             raise
+
         if self._first_s is None:
             self._first_s = time.monotonic()
         self._received += number
@@ -151,25 +169,26 @@ class _TimedReader(io.RawIOBase):
 
 
 class _TimedSocket:
-    """What http.client needs of a socket."""
+    """The part of a socket that http.client needs, within the budget."""
 
-    def __init__(self, sock: socket.socket, budget: Budget):
-        self._sock, self._budget = sock, budget
+    def __init__(self, sock: socket.socket, budget: Budget) -> None:
+        self._sock = sock
+        self._budget = budget
 
-    def sendall(self, data):
+    def sendall(self, data: bytes) -> None:
         self._sock.settimeout(min(ANSWER_TIMEOUT_S, self._budget.remaining_s()))
         self._sock.sendall(data)
 
-    def makefile(self, *_, **__) -> io.BufferedReader:
+    def makefile(self, *_: Any, **__: Any) -> io.BufferedReader:
         return io.BufferedReader(_TimedReader(self._sock, self._budget))
 
-    def close(self):
-        """Nothing: who opened the socket closes it."""
+    def close(self) -> None:
+        """Does nothing: `_connected` closes the socket."""
 
 
 @contextmanager
 def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HTTPConnection, str]]:
-    """Yields a connection, and what to ask for: a path, or of a proxy the whole address."""
+    """Yields a connection, and what to request: the path, or from a proxy the whole address."""
     proxy = None if budget.policy.public_only else _proxy(target)
     sock = _connect(proxy or target, budget)
     path = target.path
@@ -178,6 +197,7 @@ def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HT
             _tunnel(sock, proxy, target, budget)
         elif proxy:
             path = f"http://{target.host_and_port}{target.path}"
+
         if target.scheme == "https":
             sock.settimeout(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
             sock = _tls().wrap_socket(sock, server_hostname=target.host)
@@ -192,7 +212,7 @@ def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HT
 
 
 def _connect(target: _Target, budget: Budget) -> socket.socket:
-    """Connects to the first address of the host that answers; to those alone that the policy allows."""
+    """Connects to the first address of the host that answers, among those that the policy allows."""
     infos = _resolve(target, budget)
     allowed = [info for info in infos if budget.policy.allows_address(info[4][0])]
     if not allowed:
@@ -214,10 +234,10 @@ def _connect(target: _Target, budget: Budget) -> socket.socket:
 
 
 def _resolve(target: _Target, budget: Budget) -> list[tuple]:
-    """The addresses of a host. In a thread: a name server that is silent must not hold the prompt."""
-    found = []
+    """The addresses of a host, asked for in a thread: a silent name server must not block the prompt."""
+    found: list = []  # the addresses, or the error
 
-    def ask():
+    def ask() -> None:
         try:
             found.append(socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM))
         except (OSError, UnicodeError) as error:
@@ -226,6 +246,7 @@ def _resolve(target: _Target, budget: Budget) -> list[tuple]:
     thread = Thread(target=ask, daemon=True)
     thread.start()
     thread.join(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
+
     if not found:
         raise TimeoutError(f"no address of {target.host} within {ANSWER_TIMEOUT_S} seconds")
     if isinstance(found[0], Exception):
@@ -242,11 +263,15 @@ def _proxy(target: _Target) -> _Target | None:
     return _target(address if "://" in address else f"http://{address}")
 
 
-def _tunnel(sock: socket.socket, proxy: _Target, target: _Target, budget: Budget):
+def _tunnel(sock: socket.socket, proxy: _Target, target: _Target, budget: Budget) -> None:
+    """Asks a proxy to pass the connection through to the target."""
     connection = http.client.HTTPConnection(proxy.host, proxy.port)
     connection.sock = _TimedSocket(sock, budget)
+
     host = f"{target.host}:{target.port}"
-    headers = {"Host": host} | ({"Proxy-Authorization": _basic(proxy.user)} if proxy.user else {})
+    headers = {"Host": host}
+    if proxy.user:
+        headers["Proxy-Authorization"] = _basic(proxy.user)
     connection.request("CONNECT", host, headers=headers)
     response = connection.getresponse()
     if response.status != 200:
@@ -274,39 +299,46 @@ def _ask(connection: http.client.HTTPConnection, target: _Target, path: str) -> 
     }
     if target.user:
         headers["Authorization"] = _basic(target.user)
-    if proxy_authorization := getattr(connection, "proxy_authorization", None):
+    proxy_authorization = getattr(connection, "proxy_authorization", None)
+    if proxy_authorization:
         headers["Proxy-Authorization"] = proxy_authorization
+
     connection.request("GET", path, headers=headers)
     return connection.getresponse()
 
 
 def _body(response: http.client.HTTPResponse, policy: MediaPolicy, address: str) -> NamedBytes:
-    name, length = shown_address(address), response.length
+    """The content of an answer, decompressed; raises an OSError for one that ends too early."""
+    name = shown_address(address)
+    length = response.length  # as it is sent; None: not told
     encoding = (response.getheader("Content-Encoding") or "identity").strip().lower()
-    if encoding not in ("identity", "gzip", "x-gzip", "deflate"):
+    if encoding not in ENCODINGS:
         raise OSError(f"it is sent as {shown(encoding)}, though identity was asked for")
     check_size(length or 0, policy.max_bytes, name)
 
     file = NamedBytes(name=address)
-    decoder = None if encoding == "identity" else zlib.decompressobj(47)
+    decoder = None if encoding == "identity" else zlib.decompressobj(GZIP_OR_ZLIB)
     received = 0
     while chunk := response.read(CHUNK):
         received += len(chunk)
         check_size(received, policy.max_bytes, name)
+
         for part in [chunk] if decoder is None else _decompressed(decoder, chunk):
             file.write(part)
             check_size(file.tell(), policy.max_bytes, name)
         if decoder is not None and decoder.eof:
-            break  # what may follow is kept by the decoder, and is none of the content
+            break  # bytes that may follow are not part of the content
 
+    is_short = decoder is None and length is not None and received < length
     is_cut = decoder is not None and not decoder.eof
-    if is_cut or (decoder is None and length is not None and received < length):
+    if is_short or is_cut:
         raise OSError(f"it ends after {received} of {length or 'more'} bytes")
     file.seek(0)
     return file
 
 
-def _decompressed(decoder, chunk: bytes) -> Iterator[bytes]:
+def _decompressed(decoder: Any, chunk: bytes) -> Iterator[bytes]:
+    """The content of a chunk in parts of at most `CHUNK` bytes, so that its size can be checked."""
     while chunk:
         yield decoder.decompress(chunk, CHUNK)
         chunk = decoder.unconsumed_tail

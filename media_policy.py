@@ -2,8 +2,8 @@
 
     processor.media_policy = MediaPolicy.untrusted()      # a server that reads messages of strangers
 
-The processor holds the policy; no message, request or checkpoint can change it. `Budget` counts what the
-media of one prompt have used of it. Opening and fetching is left to `media_sources.py`.
+The processor holds the policy; no message, request or checkpoint can change it. `Budget` counts how much of
+it the media of one prompt have used. Opening and fetching is left to `media_sources.py`.
 """
 
 import ipaddress
@@ -12,20 +12,19 @@ import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Any
 
 MEBI = 2**20
 BACKENDS = ("pyav", "decord", "torchcodec")
 
 # Not of the public internet. Of IPv6, all outside 2000::/3 is refused as well.
 PRIVATE_NETWORKS = tuple(
-    map(
-        ipaddress.ip_network,
-        (
-            *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
-            *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15"),
-            *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
-            *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # 2001::/32 and 2002:: embed IPv4
-        ),
+    ipaddress.ip_network(network)
+    for network in (
+        *("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12"),
+        *("192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15"),
+        *("198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4"),
+        *("2001::/23", "2001:db8::/32", "2002::/16", "3fff::/20"),  # 2001::/32 and 2002:: embed IPv4
     )
 )
 GLOBAL_IPV6 = ipaddress.ip_network("2000::/3")
@@ -46,7 +45,7 @@ class MediaPolicy:
             asked; False: none. Each redirect is checked.
         public_only: only public addresses are connected to: a name is resolved once, and the connection is
             made to the address that was checked. Proxies of the environment are then not used.
-        max_bytes: of a file that is fetched, or given as base64 or bytes; decoded bytes count.
+        max_bytes: of a file that is fetched, or given as base64 or bytes, once it is decoded.
         max_pixels: of an image, and of a frame.
         max_frames: of a video.
         max_tiles: of all media of one prompt, thumbnails counted.
@@ -57,7 +56,7 @@ class MediaPolicy:
             decoder that crashes is then an error of one prompt.
 
     Raises:
-        ValueError: a limit that is none.
+        ValueError: a field of a wrong type or out of range, with its name.
     """
 
     files: str | os.PathLike | bool | None = None
@@ -72,22 +71,24 @@ class MediaPolicy:
     backends: tuple[str, ...] = BACKENDS
     isolate: bool = False
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_frames", "max_tiles"):
-            object.__setattr__(self, name, check_whole(name, getattr(self, name)))
+            number = check_whole(name, getattr(self, name))
+            object.__setattr__(self, name, number)  # the class is frozen
         for name in ("max_duration_s", "deadline_s"):
             check_real(name, getattr(self, name), most=float("inf"))
 
         if self.files is True or not isinstance(self.files, (str, os.PathLike, bool, type(None))):
             raise ValueError(f"files={self.files!r}: expected None (any file), a folder, or False (none)")
+
         if isinstance(self.hosts, str):
             raise ValueError(
                 f"hosts={self.hosts!r}: expected a collection of names, such as [{self.hosts!r}]"
             )
-        if self.hosts is True or not (
-            self.hosts in (None, False) or callable(self.hosts) or _is_names(self.hosts)
-        ):
+        is_taken = self.hosts in (None, False) or callable(self.hosts) or _is_names(self.hosts)
+        if self.hosts is True or not is_taken:
             raise ValueError(f"hosts={self.hosts!r}: expected None (any), names, a function, or False (none)")
+
         if not self.backends or not set(self.backends) <= set(BACKENDS):
             raise ValueError(f"backends={self.backends!r}: expected some of {', '.join(BACKENDS)}")
 
@@ -95,7 +96,8 @@ class MediaPolicy:
     def untrusted(cls, **changes) -> "MediaPolicy":
         """The policy of a server for messages of strangers: base64 and public addresses, no files.
 
-        `changes`: fields that are to differ, for example `hosts=("images.example.org",)`.
+        Args:
+            changes: other values of fields, for example `hosts=("images.example.org",)`.
         """
         policy = cls(
             files=False,
@@ -111,9 +113,12 @@ class MediaPolicy:
         return replace(policy, **changes)
 
     def allows_host(self, host: str) -> bool:
+        """Whether a host may be asked; `host`: as `ascii_host` writes it."""
         if callable(self.hosts):
             return bool(self.hosts(host))
-        return self.hosts is None or (self.hosts is not False and host in map(ascii_host, self.hosts))
+        if self.hosts is None or self.hosts is False:
+            return self.hosts is None
+        return host in map(ascii_host, self.hosts)
 
     def allows_address(self, address: str) -> bool:
         """Whether a connection to the IP address may be made."""
@@ -121,42 +126,43 @@ class MediaPolicy:
 
 
 def ascii_host(name: str) -> str:
-    """The name of a host as it is asked for: ASCII, lower case, no dot at its end.
+    """The name of a host in ASCII and lower case, without a dot at its end.
 
     Raises:
-        ValueError: the name has no such form.
+        ValueError: the name cannot be written so.
     """
     name = name.rstrip(".")
     return name.lower() if ":" in name else name.encode("idna").decode().lower()
 
 
-def _is_names(hosts) -> bool:
+def _is_names(hosts: Any) -> bool:
     return isinstance(hosts, Collection) and all(isinstance(host, str) for host in hosts)
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet; none that embeds an IPv4 address is."""
+    """Whether an IP address is one of the public internet; addresses that embed IPv4 are not."""
     ip = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6 and ip not in GLOBAL_IPV6:
         return False
     return not any(ip.version == network.version and ip in network for network in PRIVATE_NETWORKS)
 
 
-def check_whole(name: str, value, least: int = 1) -> int:
-    """The value as an int; raises a ValueError unless it is a whole number of at least `least`."""
+def check_whole(name: str, value: Any, least: int | None = 1) -> int:
+    """The value as an int; raises a ValueError unless it is a whole number of at least `least`, if any."""
     try:
         if isinstance(value, bool):
             raise TypeError
         value = operator.index(value)
     except TypeError:
         raise ValueError(f"{name}={shown(value)}: expected a whole number") from None
-    if value < least:
-        unit = {"num_frames": " frame", "max_frames": " frame"}.get(name, "")
+
+    if least is not None and value < least:
+        unit = " frame" if name in ("num_frames", "max_frames") else ""
         raise ValueError(f"{name}={value}: expected at least {least}{unit}")
     return value
 
 
-def check_real(name: str, value, most: float):
+def check_real(name: str, value: Any, most: float) -> None:
     """Raises a ValueError unless the value is None or a number over 0 and at most `most`."""
     if value is None:
         return
@@ -165,10 +171,11 @@ def check_real(name: str, value, most: float):
         raise ValueError(f"{name}={shown(value)}: expected more than 0 and at most {most:g}")
 
 
-def check_number(name: str, value) -> int | float:
+def check_number(name: str, value: Any) -> int | float:
     """The value as Python's own number; raises a ValueError unless it is one."""
     if isinstance(value, (int, float)) and not isinstance(value, bool):
         return value
+
     try:
         if isinstance(value, (bool, str, bytes, bytearray)):
             raise TypeError
@@ -177,8 +184,8 @@ def check_number(name: str, value) -> int | float:
         raise ValueError(f"{name}={shown(value)}: expected a number") from None
 
 
-def shown(value, most: int = 200) -> str:
-    """A value for an error: a base64 text has megabytes."""
+def shown(value: Any, most: int = 200) -> str:
+    """A value for an error, cut to `most` characters: a base64 text has megabytes."""
     text = repr(value[: most + 1] if isinstance(value, (str, bytes)) else value)
     return text if len(text) <= most else f"{text[:most]}..."
 
@@ -186,15 +193,16 @@ def shown(value, most: int = 200) -> str:
 class Budget:
     """What is left of a policy for the media of one prompt."""
 
-    def __init__(self, policy: MediaPolicy):
+    def __init__(self, policy: MediaPolicy) -> None:
         self.policy = policy
         self._ends_s = None if policy.deadline_s is None else time.monotonic() + policy.deadline_s
-        self._tiles = policy.max_tiles
+        self._tiles = policy.max_tiles  # that are left
 
     def remaining_s(self) -> float:
         """Seconds that are left; infinite without a deadline. Raises MediaRefused where there are none."""
         if self._ends_s is None:
             return float("inf")
+
         remaining_s = self._ends_s - time.monotonic()
         if remaining_s <= 0:
             raise MediaRefused(
@@ -203,7 +211,7 @@ class Budget:
             )
         return remaining_s
 
-    def use_tiles(self, number: int):
+    def use_tiles(self, number: int) -> None:
         """Counts tiles. Raises MediaRefused where more are used than the policy allows."""
         self._tiles -= number
         if self._tiles < 0:
@@ -213,7 +221,7 @@ class Budget:
             )
 
 
-def check_pixels(name: str, width: int, height: int, max_pixels: int):
+def check_pixels(name: str, width: int, height: int, max_pixels: int) -> None:
     """Raises MediaRefused where an image or frame has more pixels than allowed."""
     if width * height > max_pixels:
         raise MediaRefused(
@@ -222,7 +230,7 @@ def check_pixels(name: str, width: int, height: int, max_pixels: int):
         )
 
 
-def check_size(number: int, max_bytes: int | None, name: str):
-    """Raises MediaRefused where a file has more bytes than allowed; None: any number."""
+def check_size(number: int, max_bytes: int | None, name: str) -> None:
+    """Raises MediaRefused where a file has more bytes than allowed; `max_bytes` None: any number."""
     if max_bytes is not None and number > max_bytes:
         raise MediaRefused(f"{name} has more than {max_bytes} bytes (max_bytes of the media policy)")

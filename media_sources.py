@@ -1,9 +1,11 @@
-"""The door for images and videos: every source becomes a file opened here, or bytes, before it is decoded.
+"""Opens sources of images and videos: each becomes an open file, or bytes, before it is decoded.
 
 A text is a path, an http(s):// or file:// address, a data: address or base64. A path leads to a regular file
 or a folder, never to a FIFO or device. Decoders get file objects: they open nothing by name, and no address.
 
     text, dict, bytes --opened--> file object, or a folder's path --> preprocess.py, video_readers.py
+
+Fetching addresses is left to `media_fetch.py`.
 """
 
 import base64
@@ -14,7 +16,7 @@ import re
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 from urllib.parse import quote, unquote, urlsplit
 from urllib.request import url2pathname
 
@@ -32,13 +34,15 @@ SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # of two characters or more:
 
 
 class Nameless:
-    """What decoders see of a file: its bytes. A name would be taken for a base of other names."""
+    """A file without its name, for decoders: some would open other files beside the name."""
 
-    def __init__(self, file: BinaryIO):
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+    def __init__(self, file: BinaryIO) -> None:
+        self.read = file.read
+        self.seek = file.seek
+        self.tell = file.tell
 
 
-def file_name(file) -> str:
+def file_name(file: Any) -> str:
     """The name of a path or file object, for errors."""
     if isinstance(file, (str, os.PathLike)):
         return os.fspath(file)
@@ -47,7 +51,7 @@ def file_name(file) -> str:
 
 @contextmanager
 def open_file(file: str | os.PathLike | BinaryIO, max_bytes: int | None = None) -> Iterator[BinaryIO]:
-    """Yields a file object at its start: of a path, which is closed again, or of the caller.
+    """Yields a file object at its start: that of a path, which is closed again, or the caller's.
 
     A stream that cannot seek is read whole.
 
@@ -64,7 +68,7 @@ def open_file(file: str | os.PathLike | BinaryIO, max_bytes: int | None = None) 
 
 
 def seekable(file: BinaryIO, max_bytes: int | None = None) -> BinaryIO:
-    """The file object at its start; of a stream that cannot seek all that it has left, in memory."""
+    """The file object at its start; a stream that cannot seek is read into memory."""
     try:
         file.seek(0)
         return file
@@ -75,13 +79,18 @@ def seekable(file: BinaryIO, max_bytes: int | None = None) -> BinaryIO:
 
 
 def open_regular(path: str, name: str | None = None) -> BinaryIO:
-    """Opens a regular file, without waiting where it is none; `name`: for errors, where not the path."""
+    """Opens a regular file; refuses any other without waiting for it. `name`: for errors."""
     name = path if name is None else name
     _check_kind(os.stat(path).st_mode, name)
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-    file = os.fdopen(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb", buffering=0)
+
+    flags = os.O_RDONLY
+    for flag in ("O_NONBLOCK", "O_BINARY", "O_CLOEXEC"):  # not on every system
+        flags |= getattr(os, flag, 0)
+    file = os.fdopen(os.open(path, flags), "rb", buffering=0)
+
+    # again: it may have been exchanged in between
     try:
-        _check_kind(os.fstat(file.fileno()).st_mode, name)  # it may have been exchanged in between
+        _check_kind(os.fstat(file.fileno()).st_mode, name)
     except OSError:
         file.close()
         raise
@@ -89,9 +98,9 @@ def open_regular(path: str, name: str | None = None) -> BinaryIO:
 
 
 class _NamedFile(io.BufferedReader):
-    """An opened file with the name of its path, and not of its descriptor."""
+    """An open file with the name of its path, in place of its descriptor's."""
 
-    def __init__(self, raw: io.RawIOBase, name: str):
+    def __init__(self, raw: io.RawIOBase, name: str) -> None:
         super().__init__(raw)
         self._name = name
 
@@ -100,16 +109,23 @@ class _NamedFile(io.BufferedReader):
         return self._name
 
 
-def _check_kind(mode: int, name: str):
+def _check_kind(mode: int, name: str) -> None:
+    """Raises an error for what is no regular file; `mode`: as of `os.stat`."""
+    if stat.S_ISREG(mode):
+        return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
-    if not stat.S_ISREG(mode):
-        kind = "a FIFO" if stat.S_ISFIFO(mode) else "a socket" if stat.S_ISSOCK(mode) else "a device"
-        raise MediaRefused(f"{name} is {kind}: expected a regular file")
+
+    kind = "a device"
+    if stat.S_ISFIFO(mode):
+        kind = "a FIFO"
+    elif stat.S_ISSOCK(mode):
+        kind = "a socket"
+    raise MediaRefused(f"{name} is {kind}: expected a regular file")
 
 
 def local_path(text: str | os.PathLike) -> str:
-    """The path that a text or path object says; file:// is taken, any other address refused by its name."""
+    """The path of a text or path object; file:// is taken, any other address refused with its name."""
     path = os.fsdecode(text)
     if "\0" in path:
         raise MediaRefused(f"{shown(path)} has a NUL character: expected a path")
@@ -132,12 +148,18 @@ def _refused_scheme(text: str, scheme: str) -> MediaRefused:
 
 
 def _path_of_address(address: str) -> str:
+    """The path of a file:// address."""
     parts = urlsplit(address)
     if parts.netloc not in ("", "localhost"):
         raise MediaRefused(f"{shown(address)}: expected a file of this machine, file:///path")
-    path = url2pathname(parts.path) if os.name == "nt" else unquote(address[len("file:") :])
-    if os.name != "nt" and path.startswith("//"):
-        path = "/" + path[2:].partition("/")[2]
+
+    if os.name == "nt":
+        path = url2pathname(parts.path)
+    else:
+        path = unquote(address[len("file:") :])
+        if path.startswith("//"):  # without the host
+            path = "/" + path[2:].partition("/")[2]
+
     if "\0" in path:
         raise MediaRefused(f"{shown(address)} has a NUL character: expected a path")
     return path
@@ -147,8 +169,8 @@ def _path_of_address(address: str) -> str:
 
 
 @contextmanager
-def opened(source, budget: Budget, *, kind: str) -> Iterator:
-    """Yields what decoders take: a file object, a Folder, or as it is what is neither text nor file.
+def opened(source: Any, budget: Budget, *, kind: str) -> Iterator:
+    """Yields a file object, a Folder, or unchanged a source that is neither text nor file.
 
     Args:
         source: path, address, data: address or base64 as text; a dict of bytes and path, as of a data set
@@ -162,11 +184,13 @@ def opened(source, budget: Budget, *, kind: str) -> Iterator:
     policy = budget.policy
     if isinstance(source, dict):
         source = _of_dict(source, policy, kind)
-    if isinstance(source, str) and (found := _of_text(source, budget, kind)) is not None:
-        yield found
+
+    content = _of_text(source, budget, kind) if isinstance(source, str) else None
+    if content is not None:
+        yield content
     elif isinstance(source, (str, os.PathLike)):
-        path, may_be_folder = allowed_path(source, policy), kind == "video"
-        with _opened_path(path, os.fsdecode(source), may_be_folder) as found:
+        path = allowed_path(source, policy)
+        with _opened_path(path, os.fsdecode(source), may_be_folder=kind == "video") as found:
             yield found
     elif hasattr(source, "read"):
         with open_file(source, policy.max_bytes) as found:
@@ -177,15 +201,19 @@ def opened(source, budget: Budget, *, kind: str) -> Iterator:
 
 def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
     """The file in a dict of "bytes" and "path", of which one may be None, as data sets have it."""
-    content, path = source.get("bytes"), source.get("path")
+    content = source.get("bytes")
+    path = source.get("path")
     if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
         raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
-    if "bytes" not in source or not (content or path) or not source.keys() <= {"bytes", "path"}:
+
+    has_known_keys = "bytes" in source and source.keys() <= {"bytes", "path"}
+    if not has_known_keys or not (content or path):
         keys = sorted(map(str, source))
-        noun = "a picture" if kind == "image" else "a video"
+        noun = "an image" if kind == "image" else "a video"
         raise ValueError(
             f"{noun} is dict with keys {keys}: expected 'bytes' and 'path', or the {kind} itself"
         )
+
     if content is None:
         return path
     check_size(len(content), policy.max_bytes, kind)
@@ -195,8 +223,8 @@ def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
 def _of_text(text: str, budget: Budget, kind: str) -> NamedBytes | None:
     """The content of an address, data: address or base64 text; None: the text is a path."""
     files = budget.policy.files
-    scheme = SCHEME.match(text)
-    scheme = scheme[1].lower() if scheme else None
+    found = SCHEME.match(text)
+    scheme = found[1].lower() if found else None
     if scheme in ("http", "https"):
         return fetch(text, budget)
     if scheme == "data":
@@ -209,8 +237,10 @@ def _of_text(text: str, budget: Budget, kind: str) -> NamedBytes | None:
         raise _refused_scheme(text, scheme)
 
     # an image that names no file may be base64, however short; other texts of that length are names
-    is_short_base64 = kind == "image" and files in (None, False)
-    return _from_base64(text, budget.policy, kind) if is_short_base64 or _looks_like_base64(text) else None
+    may_be_short = kind == "image" and files in (None, False)
+    if may_be_short or _looks_like_base64(text):
+        return _from_base64(text, budget.policy, kind)
+    return None
 
 
 def _looks_like_base64(text: str) -> bool:
@@ -221,11 +251,12 @@ def _looks_like_base64(text: str) -> bool:
 def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
     """The content of base64, in lines or not, with or without `data:...,` in front."""
     content = text.partition(",")[2] if text[:5].lower() == "data:" else text
-    check_size(len(content) * 3 // 4 - 2, policy.max_bytes, f"{kind} of base64")
+    check_size(len(content) * 3 // 4 - 2, policy.max_bytes, f"{kind} of base64")  # before it is decoded
+
     try:
         return NamedBytes(base64.b64decode("".join(content.split()), validate=True), shown(text))
     except ValueError as error:
-        noun = "a picture" if kind == "image" else "a video"
+        noun = "an image" if kind == "image" else "a video"
         if policy.files is False:
             expected = f"an http(s) address or base64 text of {noun}: the media policy allows no files"
             raise MediaRefused(f"{noun} is {shown(text)}: expected {expected}") from error
@@ -234,36 +265,41 @@ def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
 
 
 class Folder(NamedTuple):
-    """A folder of frames: where it lies, and what the source calls it."""
+    """A folder of frames."""
 
     path: str
-    name: str
+    name: str  # as the source has it
 
     def source_of(self, file: str) -> str:
-        """A file in it as a source: in errors it is named as the folder was."""
+        """A file in it as a source, which errors name as the folder was named."""
         is_address = self.name[:5].lower() == "file:"
         return os.path.join(self.name, quote(file) if is_address else file)
 
 
 def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
-    """The path of a source that the policy allows; of others nothing is told, not whether they exist."""
+    """The path of a source that the policy allows; errors do not tell whether another path exists."""
     name = shown(os.fspath(source))
     if policy.files is False:
         raise MediaRefused(f"{name}: the media policy allows no files: expected base64 or an http(s) address")
     if policy.files is None:
         return local_path(source)
 
-    folder, path = os.path.realpath(policy.files), os.fsdecode(source)
-    path = _path_of_address(path) if path[:5].lower() == "file:" else path
-    path = folder + os.pardir if "\0" in path else os.path.realpath(os.path.join(folder, path))
-    if path != folder and not path.startswith(os.path.join(folder, "")):
+    folder = os.path.realpath(policy.files)
+    path = os.fsdecode(source)
+    if path[:5].lower() == "file:":
+        path = _path_of_address(path)
+    has_nul = "\0" in path  # which no path of the system has
+    path = path if has_nul else os.path.realpath(os.path.join(folder, path))
+
+    is_inside = path == folder or path.startswith(os.path.join(folder, ""))
+    if has_nul or not is_inside:
         raise MediaRefused(f"{name} is not in the folder that the media policy allows")
     return path
 
 
 @contextmanager
 def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
-    """Yields the Folder, or the opened file. Errors name it as the source did, not by the whole path."""
+    """Yields the Folder, or the open file. Errors name it as the source does, not by the whole path."""
     try:
         is_folder = may_be_folder and os.path.isdir(path)
         found = Folder(path, name) if is_folder else open_regular(path, name)

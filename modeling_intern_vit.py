@@ -584,6 +584,12 @@ class InternVisionModel(PreTrainedModel):
             )
 
 
+def check_finite(pixel_values: torch.Tensor):
+    """Raises a ValueError where pixels are infinite or NaN."""
+    if not torch.stack(pixel_values.aminmax()).isfinite().all():  # no copy of a long video
+        raise ValueError("pixel_values has values that are not finite: was an image normalised by a zero?")
+
+
 def init_constant_start(module: nn.Module):
     """Gives the last layers of AdaLN's MLPs the values they start from: no weight, the bias alone."""
     if hasattr(module, "constant_start"):

@@ -1,13 +1,15 @@
 """Images and videos as tiles: the released helpers `load_image` and `load_video`, without torchvision.
 
 Bit-identical to the released InternVL / PVC helpers: the grid of tiles that an image is cut into, the resize
-and normalisation of a tile, the choice of a video's frames. Beyond them, `read_image` and `read_frames`
-take what people have for an image or a video, show it as viewers and players do (upright, on white, with
-square pixels), choose frames by number or by rate, and tell the time of each.
+and normalisation of a tile, the choice of a video's frames.
 
-Opening sources is left to `media_sources.py`, decoding to `image_files.py` and `video_readers.py`, repeating
-frames in time and describing clips to the model to the processor and the model. In a clone these files can be
-imported as they are: `from preprocess import load_image`.
+Beyond them, `read_image` and `read_frames` take whatever holds an image or a video, show it as viewers and
+players do (upright, on white, with square pixels), choose frames by number or by rate, and tell the time of
+each.
+
+Left to others: opening sources (`media_sources.py`), decoding (`image_files.py`, `video_readers.py`), the
+choice of frames (`frame_choice.py`), repeating frames in time (the processor and the model). In a clone these
+files can be imported as they are: `from preprocess import load_image`.
 
 Tensors: tiles are (num_tiles, 3, S, S) float32 RGB, normalised; an image's row by row, its thumbnail last.
 """
@@ -17,9 +19,9 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -61,7 +63,7 @@ except ImportError:  # in a clone, where this folder is no package
 __all__ = [
     "IMAGENET_MEAN",
     "IMAGENET_STD",
-    "PICTURE_SUFFIXES",
+    "IMAGE_SUFFIXES",
     "VIDEO_READERS",
     "ChooseIndices",
     "Frames",
@@ -80,7 +82,6 @@ __all__ = [
     "load_video",
     "load_video_ahead",
     "open_frames",
-    "open_picture",
     "open_video",
     "read_frames",
     "read_image",
@@ -90,16 +91,17 @@ __all__ = [
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-MAX_TILES = 1024  # of one image: a limit of what is computed, far beyond any model's
+MAX_TILES = 1024  # of one image: a limit of the computation, far beyond any model's
 
-# The files of a folder of frames; others in it are passed over.
-PICTURE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
+# The files of a folder of frames; others in it are ignored.
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
-CHANNELS = (1, 3, 4)
+CHANNELS = (1, 3, 4)  # of an image given as an array: grey, RGB, RGB with alpha
+
 VideoSource = MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.ndarray | torch.Tensor
 
 
-# ---------------------------------------------------------------------------------------------------- images
+# ----------------------------------------------------------------------------------------------------- images
 
 
 def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
@@ -108,14 +110,16 @@ def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
     The operations and their order are those of torchvision's Resize (bicubic), ToTensor and Normalize. The
     function can be pickled, as workers of a data loader need.
     """
-    return partial(_picture_to_tile, input_size=input_size)
+    return partial(_image_to_tile, input_size=input_size)
 
 
-def _picture_to_tile(picture: Image.Image, input_size: int) -> torch.Tensor:
-    picture = in_rgb(picture).resize((input_size, input_size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (3, S, S)
-    tile = pixels.to(torch.float32) / 255
-    mean, std = (tile.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+def _image_to_tile(image: Image.Image, input_size: int) -> torch.Tensor:
+    image = in_rgb(image).resize((input_size, input_size), Image.Resampling.BICUBIC)
+    pixels = torch.from_numpy(np.array(image))  # (S, S, 3)
+    tile = pixels.permute(2, 0, 1).contiguous().to(torch.float32) / 255  # (3, S, S)
+
+    mean = tile.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
+    std = tile.new_tensor(IMAGENET_STD).view(3, 1, 1)
     return (tile - mean) / std
 
 
@@ -124,16 +128,18 @@ def find_closest_aspect_ratio(
 ) -> tuple[int, int]:
     """The (columns, rows) of `target_ratios` closest to `aspect_ratio`, the image's width / height.
 
-    Among equally close grids the first wins, unless the picture has more than half as many pixels as a later
+    Among equally close grids the first wins, unless the image has more than half as many pixels as a later
     one's tiles of `image_size`. Differences are compared as floats, as released: mathematical ties such as
-    7:12 between 1:2 and 2:3 fall to rounding.
+    7:12 between 1:2 and 2:3 are decided by rounding.
     """
-    best_difference, best_grid = float("inf"), (1, 1)
+    best_difference = float("inf")
+    best_grid = (1, 1)
     for columns, rows in target_ratios:
         difference = abs(aspect_ratio - columns / rows)
         fills_grid = width * height > 0.5 * image_size * image_size * columns * rows
         if difference < best_difference or (difference == best_difference and fills_grid):
-            best_difference, best_grid = difference, (columns, rows)
+            best_difference = difference
+            best_grid = (columns, rows)
     return best_grid
 
 
@@ -143,6 +149,7 @@ def _tile_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
     if not 1 <= min_num <= max_num <= MAX_TILES:
         expected = f"1 <= min_num <= max_num <= {MAX_TILES}"
         raise ValueError(f"min_num={min_num}, max_num={max_num}: expected {expected}")
+
     grids = [
         (columns, rows)
         for columns in range(1, max_num + 1)
@@ -152,7 +159,7 @@ def _tile_grids(min_num: int, max_num: int) -> tuple[tuple[int, int], ...]:
 
 
 def tile_grid(width: int, height: int, min_num: int, max_num: int, image_size: int) -> tuple[int, int]:
-    """(columns, rows) of the tiles that `dynamic_preprocess` cuts a picture of that size into."""
+    """(columns, rows) of the tiles that `dynamic_preprocess` cuts an image of that size into."""
     grids = _tile_grids(min_num, max_num)
     return find_closest_aspect_ratio(width / height, grids, width, height, image_size)
 
@@ -164,16 +171,16 @@ def dynamic_preprocess(
     image_size: int = 448,
     use_thumbnail: bool = False,
 ) -> list[Image.Image]:
-    """Cuts a picture into the grid of `image_size` tiles that is closest to its aspect ratio.
+    """Cuts an image into the grid of `image_size` tiles that is closest to its aspect ratio.
 
     Args:
-        image: the picture, left unchanged.
+        image: left unchanged.
         min_num, max_num: limits of the number of tiles, the thumbnail not counted.
         image_size: side of a tile in pixels.
-        use_thumbnail: adds the whole picture as one more tile at the end, where there is more than one tile.
+        use_thumbnail: adds the whole image as one more tile at the end, where there is more than one tile.
 
     Returns:
-        The tiles, row by row, as pictures of `image_size` x `image_size` in the mode of `image`.
+        The tiles, row by row, as images of `image_size` x `image_size` in the mode of `image`.
 
     Raises:
         ValueError: where not 1 <= min_num <= max_num <= 1024.
@@ -182,37 +189,44 @@ def dynamic_preprocess(
     """
     columns, rows = tile_grid(*image.size, min_num, max_num, image_size)
     resized = image.resize((columns * image_size, rows * image_size), Image.Resampling.BICUBIC)
-    corners = [(column * image_size, row * image_size) for row in range(rows) for column in range(columns)]
-    tiles = [resized.crop((left, top, left + image_size, top + image_size)) for left, top in corners]
+
+    tiles = []
+    for row in range(rows):
+        for column in range(columns):
+            left, top = column * image_size, row * image_size
+            tiles.append(resized.crop((left, top, left + image_size, top + image_size)))
+
     if use_thumbnail and len(tiles) > 1:
         tiles.append(image.resize((image_size, image_size), Image.Resampling.BICUBIC))
     return tiles
 
 
 def image_tiles(
-    picture: Image.Image,
+    image: Image.Image,
     input_size: int = 448,
     max_num: int = 12,
     min_num: int = 1,
     use_thumbnail: bool = True,
 ) -> torch.Tensor:
-    """Cuts a picture into tiles (num_tiles, 3, input_size, input_size), float32, the thumbnail last.
+    """Cuts an image into tiles (num_tiles, 3, input_size, input_size), float32, the thumbnail last.
 
     Takes any mode: greys of 16 bits ("I;16", "I") are scaled to 8, alpha is dropped, as released. The other
     arguments are those of `dynamic_preprocess`.
 
     Raises:
-        ValueError: a picture without pixels, with greys beyond 16 bits, or too long and thin to be resized.
+        ValueError: an image without pixels, with greys beyond 16 bits, or too long and thin to be resized.
     """
     # greys stay one channel until they are tiles: a third of the memory, and the same values
-    picture = in_8_bits(picture)
-    picture = picture if picture.mode == "L" else in_rgb(picture)
+    image = in_8_bits(image)
+    if image.mode != "L":
+        image = in_rgb(image)
+
     try:
-        tiles = dynamic_preprocess(picture, min_num, max_num, input_size, use_thumbnail)
-    except MemoryError as error:  # PIL's word for a side that its filter cannot shrink so far
-        size = f"{picture.width}x{picture.height}"
-        raise ValueError(f"a picture of {size} pixels is too long and thin to be resized: crop it") from error
-    return torch.stack([_picture_to_tile(tile, input_size) for tile in tiles])  # (num_tiles, 3, S, S)
+        tiles = dynamic_preprocess(image, min_num, max_num, input_size, use_thumbnail)
+    except MemoryError as error:  # raised by PIL for a side that its filter cannot shrink so far
+        size = f"{image.width}x{image.height}"
+        raise ValueError(f"an image of {size} pixels is too long and thin to be resized: crop it") from error
+    return torch.stack([_image_to_tile(tile, input_size) for tile in tiles])  # (num_tiles, 3, S, S)
 
 
 def load_image(
@@ -231,7 +245,7 @@ def load_image(
             processor takes its own `max_tiles` instead, which is `max_dynamic_patch` of the model.
         exif: turns the image upright as its EXIF orientation says; ignored by default, as released.
         white_background: shows what is transparent on white, as messages do. By default alpha is dropped, as
-            released, which shows what is hidden under it, mostly black.
+            released, which shows the colours hidden under it, mostly black.
 
     Returns:
         (num_tiles, 3, input_size, input_size) float32; the thumbnail last, where there is more than one tile.
@@ -240,85 +254,84 @@ def load_image(
         OSError: FileNotFoundError or PIL's UnidentifiedImageError, where there is no image to read.
         ValueError: as `image_tiles`.
     """
-    picture = _opened_picture(file, upright=exif)
-    return image_tiles(on_white(picture) if white_background else picture, input_size, max_num)
+    read = decoded if isinstance(file, Image.Image) else open_image
+    image = read(file, upright=exif)
+    if white_background:
+        image = on_white(image)
+    return image_tiles(image, input_size, max_num)
 
 
-def open_picture(file: MediaFile | Image.Image, *, upright: bool) -> Image.Image:
-    """The image in RGB; `upright`: turned as its EXIF orientation says."""
-    return in_rgb(_opened_picture(file, upright))
-
-
-def _opened_picture(file: MediaFile | Image.Image, upright: bool) -> Image.Image:
-    if isinstance(file, Image.Image):
-        return decoded(file, upright=upright)
-    return open_image(file, upright=upright)
-
-
-def read_image(picture, budget: Budget | None = None) -> Image.Image:
+def read_image(source: Any, budget: Budget | None = None) -> Image.Image:
     """A PIL image, upright and on white, of whatever a message may hold as an image.
 
     Args:
-        picture: a PIL image, a path, a file object, an http(s):// or file:// address, base64 text, a dict of
+        source: a PIL image, a path, a file object, an http(s):// or file:// address, base64 text, a dict of
             bytes and path, or an array or tensor of 8-bit values or of floats from 0 to 1, channels first or
             last.
         budget: of the media policy that applies; None: limits for one's own files.
 
     Raises:
         OSError: where there is no image to read, with the file or address.
-        ValueError: for what is none of these, or what the policy does not allow.
+        ValueError: for another source, or what the policy does not allow.
     """
     budget = Budget(OWN_FILES) if budget is None else budget
     max_pixels = budget.policy.max_pixels
-    with opened(picture, budget, kind="image") as found:
+    with opened(source, budget, kind="image") as found:
         if isinstance(found, Image.Image):
-            read = decoded(found, upright=True, max_pixels=max_pixels)
+            image = decoded(found, upright=True, max_pixels=max_pixels)
         elif hasattr(found, "read") and budget.policy.isolate:
-            read = isolated_image(found, budget)
+            image = isolated_image(found, budget)
         elif hasattr(found, "read"):
-            read = open_image(found, upright=True, max_pixels=max_pixels)
+            image = open_image(found, upright=True, max_pixels=max_pixels)
         else:
-            read = _picture_of_array(found)
-    budget.remaining_s()
-    return on_white(read)
+            image = _image_of_array(found)
+
+    budget.remaining_s()  # raises where reading took too long
+    return on_white(image)
 
 
-def _picture_of_array(picture) -> Image.Image:
-    array = _as_numpy(picture)
+def _image_of_array(source: Any) -> Image.Image:
+    array = _as_numpy(source)
     shape = array.shape
     if array.ndim == 2:
-        array = array[..., None]
+        array = array[..., None]  # (H, W, 1)
     elif array.ndim == 3 and array.shape[2] not in CHANNELS:
-        array = array.transpose(1, 2, 0)
+        array = array.transpose(1, 2, 0)  # (H, W, C)
 
     is_float = array.dtype.kind == "f"
     has_shape = array.ndim == 3 and array.size > 0 and array.shape[2] in CHANNELS
     if not has_shape or not (is_float or array.dtype == np.uint8):
         raise ValueError(
-            f"a picture is {type(picture).__name__} {array.dtype} {shape}: "
-            "expected a PIL picture, a path, an address, or an array (H, W), (H, W, C) or (C, H, W) of bytes "
+            f"an image is {type(source).__name__} {array.dtype} {shape}: "
+            "expected a PIL image, a path, an address, or an array (H, W), (H, W, C) or (C, H, W) of bytes "
             "or of floats from 0 to 1, of one or more pixels"
         )
+
     if is_float:
         if not (np.isfinite(array).all() and array.min() >= 0 and array.max() <= 1):
             raise ValueError(
-                f"a picture of {array.dtype} has values outside 0 to 1: pass 8-bit integers instead"
+                f"an image of {array.dtype} has values outside 0 to 1: pass 8-bit integers instead"
             )
         array = np.rint(array * 255).astype(np.uint8)
-    return Image.fromarray(np.ascontiguousarray(array[..., 0] if array.shape[2] == 1 else array))
+
+    if array.shape[2] == 1:
+        array = array[..., 0]  # (H, W)
+    return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _as_numpy(array) -> np.ndarray:
-    """An array of any library; those of half precision in float32."""
+def _as_numpy(array: Any) -> np.ndarray:
+    """An array of any library; half precision becomes float32."""
     if isinstance(array, torch.Tensor):
         array = array.detach().cpu()
         is_half = array.dtype in (torch.bfloat16, torch.float16)
         return (array.float() if is_half else array).numpy()
+
     array = np.asarray(array)
-    return array.astype(np.float32) if array.dtype.name in ("bfloat16", "float16") else array
+    is_half = array.dtype.name in ("bfloat16", "float16")
+    return array.astype(np.float32) if is_half else array
 
 
-# ---------------------------------------------------------------------------------------------------- videos
+# -------------------------------------------------------------------------------------------- videos as tiles
 
 
 def load_video(
@@ -330,7 +343,7 @@ def load_video(
     *,
     backend: str = "pyav",
 ) -> tuple[torch.Tensor, list[int]]:
-    """Reads `num_segments` evenly spread frames of a video and cuts each into tiles.
+    """Reads `num_segments` evenly spaced frames of a video and cuts each into tiles.
 
     Args:
         file: path or seekable file object.
@@ -347,9 +360,8 @@ def load_video(
         ValueError: not a video, or a chosen frame cannot be read.
         ImportError: the backend is not installed.
     """
-    ((tiles, num_patches_list),) = _video_pieces(
-        file, bound, input_size, max_num, num_segments, num_segments, backend
-    )
+    chunks = _video_chunks(file, bound, input_size, max_num, num_segments, num_segments, backend)
+    ((tiles, num_patches_list),) = chunks
     return tiles, num_patches_list
 
 
@@ -363,39 +375,55 @@ def load_video_ahead(
     frames_at_once: int = 8,
     backend: str = "pyav",
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """`load_video` in pieces of `frames_at_once` frames, read in a thread while the one before is used.
+    """`load_video` in chunks of `frames_at_once` frames; a thread reads one while the last is used.
 
-    For long videos: reading takes the processor while a GPU encodes. The pieces, one after the other, are
-    what `load_video` returns; arguments and errors are its own, and an error comes with its piece.
+    For long videos: the CPU reads while a GPU encodes. The chunks, one after the other, are what `load_video`
+    returns; arguments and errors are the same, and an error comes with its chunk.
     """
     if frames_at_once < 1:
         raise ValueError(f"frames_at_once is {frames_at_once}: expected at least 1")
-    pieces = _video_pieces(file, bound, input_size, max_num, num_segments, frames_at_once, backend)
+
+    chunks = _video_chunks(file, bound, input_size, max_num, num_segments, frames_at_once, backend)
     with ThreadPoolExecutor(1) as reader:
-        upcoming = reader.submit(next, pieces, None)
-        while (piece := upcoming.result()) is not None:
-            upcoming = reader.submit(next, pieces, None)
-            yield piece
+        upcoming = reader.submit(next, chunks, None)
+        while (chunk := upcoming.result()) is not None:
+            upcoming = reader.submit(next, chunks, None)
+            yield chunk
 
 
-def _video_pieces(
-    file, bound, input_size: int, max_num: int, num_segments: int, frames_at_once: int, backend: str
+def _video_chunks(
+    file: MediaFile,
+    bound: tuple[float, float] | None,
+    input_size: int,
+    max_num: int,
+    num_segments: int,
+    frames_at_once: int,
+    backend: str,
 ) -> Iterator[tuple[torch.Tensor, list[int]]]:
-    """Tiles of `frames_at_once` frames at a time, and the number of tiles of each."""
+    """Tiles (num_tiles, 3, S, S) of `frames_at_once` frames at a time, and the number of each frame's."""
     video = open_video(file, backend)
     indices = get_index(bound, video.fps, len(video.times_s) - 1, num_segments=num_segments).tolist()
-    frames, tiles, wanted = video.read(indices), {}, Counter(indices)
+
+    frames = video.read(indices)
+    wanted = Counter(indices)  # how often each is still to be given: its tiles are kept until then
+    tiles: dict[int, torch.Tensor] = {}
     for start in range(0, len(indices), frames_at_once):
-        piece = indices[start : start + frames_at_once]
-        while not all(index in tiles for index in piece):
+        chunk = indices[start : start + frames_at_once]
+        while not all(index in tiles for index in chunk):
             index, frame = next(frames)
             tiles[index] = image_tiles(Image.fromarray(frame), input_size, max_num)
-        yield torch.cat([tiles[index] for index in piece]), [len(tiles[index]) for index in piece]
-        wanted.subtract(piece)
+        yield torch.cat([tiles[index] for index in chunk]), [len(tiles[index]) for index in chunk]
+
+        wanted.subtract(chunk)
         tiles = {index: x for index, x in tiles.items() if wanted[index]}
 
 
+# ------------------------------------------------------------------------------------------- videos as frames
+
+
 class VideoFrames(NamedTuple):
+    """Frames of a video, as `read_frames` returns them."""
+
     frames: list[Image.Image]  # RGB, upright, of equal sizes; a frame chosen twice is twice the same object
     times_s: list[float] | None  # seconds after the video's first frame; None where the source has no times
 
@@ -420,40 +448,39 @@ def read_frames(
         num_frames: the middles of so many equal segments, as in `load_video`; None: every frame.
         fps: instead of `num_frames`, the frame on the screen each 1 / `fps` seconds, by the frames' real
             times: one that stays for longer comes several times. At most 1000.
-        max_frames: upper limit; what `fps` gives is thinned evenly, its first and last frame kept.
+        max_frames: upper limit; the frames of `fps` are thinned evenly, the first and last kept.
         start_s, end_s: seconds after the first frame between which to choose, for videos only.
         backend: name of a reader in `VIDEO_READERS`.
         budget: of the media policy that applies; None: limits for one's own files.
 
     Returns:
-        frames upright, with square pixels, on white where transparent, all of the size of the first.
+        Frames upright, with square pixels, on white where transparent, all of the size of the first.
 
     Raises:
         ValueError: a choice that the source cannot meet, listed frames of different sizes; else as
             `load_video`.
         OSError: an image of a list or folder cannot be read.
     """
-    options = {"num_frames": num_frames, "fps": fps, "max_frames": max_frames, "start_s": start_s}
-    with open_frames(source, **options, end_s=end_s, backend=backend, budget=budget) as chosen:
-        pictures = dict(chosen.frames)
-    return VideoFrames([pictures[index] for index in chosen.indices], chosen.times_s)
+    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s)
+    with _open_chosen(source, choice, backend, budget) as chosen:
+        frames = dict(chosen.frames)
+    return VideoFrames([frames[index] for index in chosen.indices], chosen.times_s)
+
+
+def open_frames(
+    source: VideoSource, *, backend: str = "pyav", budget: Budget | None = None, **options
+) -> AbstractContextManager[ChosenFrames]:
+    """`read_frames`, but the frames come one at a time, so that only one is held at its full size."""
+    choice = FrameChoice(**({"num_frames": 32} | options))
+    return _open_chosen(source, choice, backend, budget)
 
 
 @contextmanager
-def open_frames(
-    source: VideoSource,
-    *,
-    num_frames: int | None = 32,
-    fps: float | None = None,
-    max_frames: int | None = None,
-    start_s: float | None = None,
-    end_s: float | None = None,
-    backend: str = "pyav",
-    budget: Budget | None = None,
+def _open_chosen(
+    source: VideoSource, choice: FrameChoice, backend: str, budget: Budget | None
 ) -> Iterator[ChosenFrames]:
-    """`read_frames`, but the frames come one at a time, so that only one is held at its full size."""
     budget = Budget(OWN_FILES) if budget is None else budget
-    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s, budget.policy.max_frames).checked()
+    choice = choice._replace(limit=budget.policy.max_frames).checked()
 
     with opened(source, budget, kind="video") as found:
         if hasattr(found, "read"):
@@ -462,10 +489,12 @@ def open_frames(
                 yield chosen
             return
 
-        for name, value in (("fps", fps), ("start_s", start_s), ("end_s", end_s)):
+        for name in ("fps", "start_s", "end_s"):
+            value = getattr(choice, name)
             if value is not None:
-                raise ValueError(f"{name}={value}: pictures have no times; choose among them by num_frames")
-        listed = _listed_pictures(found)
+                raise ValueError(f"{name}={value}: images have no times; choose among them by num_frames")
+
+        listed = _listed_images(found)
         indices = choice.by_number(0, len(listed) - 1)
         yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))
 
@@ -473,25 +502,27 @@ def open_frames(
 def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:
     size = None
     for index in indices:
-        picture = _listed_picture(listed[index], index, budget)
-        size = size or picture.size
-        if picture.size != size:
-            raise ValueError(f"frame {indices[0]} is {size}, frame {index} {picture.size}: resize them")
-        yield index, picture
+        image = _listed_image(listed[index], index, budget)
+        if size is None:
+            size = image.size
+        if image.size != size:
+            raise ValueError(f"frame {indices[0]} is {size}, frame {index} {image.size}: resize them")
+        yield index, image
 
 
-def _listed_pictures(source: VideoSource | Folder) -> Sequence:
+def _listed_images(source: VideoSource | Folder) -> Sequence:
+    """The images of a folder, list, array or tensor, not read yet."""
     if isinstance(source, Folder):
-        names = [name for name in os.listdir(source.path) if name.lower().endswith(PICTURE_SUFFIXES)]
-        pictures = [source.source_of(name) for name in sorted(names, key=_natural) if name[0] != "."]
-        if not pictures:
-            raise ValueError(f"{source.name}: no picture here; expected {', '.join(PICTURE_SUFFIXES)}")
-        return pictures
+        names = [name for name in os.listdir(source.path) if name.lower().endswith(IMAGE_SUFFIXES)]
+        images = [source.source_of(name) for name in sorted(names, key=_natural_order) if name[0] != "."]
+        if not images:
+            raise ValueError(f"{source.name}: no image here; expected {', '.join(IMAGE_SUFFIXES)}")
+        return images
 
     if isinstance(source, (np.ndarray, torch.Tensor)):
         return _listed_array(source)
     if not isinstance(source, (list, tuple)):
-        raise ValueError(f"{_kind(source)}: expected a video, folder, list of pictures, array or tensor")
+        raise ValueError(f"{_kind(source)}: expected a video, folder, list of images, array or tensor")
     if len(source) == 0:
         raise ValueError(f"{_kind(source)} is empty: expected at least 1 frame")
     return source
@@ -499,34 +530,42 @@ def _listed_pictures(source: VideoSource | Folder) -> Sequence:
 
 def _listed_array(source: np.ndarray | torch.Tensor) -> np.ndarray:
     """Frames as an array (T, H, W, 3)."""
-    uint8, channels = (np.uint8, (3, 1)) if isinstance(source, np.ndarray) else (torch.uint8, (1,))
-    axis = next((axis for axis in channels if source.ndim == 4 and source.shape[axis] == 3), None)
+    is_array = isinstance(source, np.ndarray)
+    uint8 = np.uint8 if is_array else torch.uint8
+    axes = (3, 1) if is_array else (1,)  # where the channels may be
+
+    axis = next((axis for axis in axes if source.ndim == 4 and source.shape[axis] == 3), None)
     if source.dtype != uint8 or axis is None:
         expected = "uint8, array (T, H, W, 3) or (T, 3, H, W), or tensor (T, 3, H, W)"
         raise ValueError(f"{_kind(source)}: expected {expected}")
     if len(source) == 0:
         raise ValueError(f"{_kind(source)} is empty: expected at least 1 frame")
+
     array = _as_numpy(source)
-    return array if axis == 3 else array.transpose(0, 2, 3, 1)
+    return array if axis == 3 else array.transpose(0, 2, 3, 1)  # (T, H, W, 3)
 
 
-def _natural(name: str) -> list:
-    parts = re.split(r"([0-9]+)", name)  # text and numbers in turn
+def _natural_order(name: str) -> list:
+    """A key that sorts frame2 before frame10."""
+    parts = re.split(r"([0-9]+)", name)  # text and numbers alternate
     return [int(part) if i % 2 else part.casefold() for i, part in enumerate(parts)] + [name]
 
 
-def _listed_picture(picture, index: int, budget: Budget) -> Image.Image:
-    if isinstance(picture, (np.ndarray, torch.Tensor)):
-        is_8_bit = picture.dtype in (np.uint8, torch.uint8)
-        is_taken = is_8_bit and picture.ndim == 3 and 3 in (picture.shape[0], picture.shape[2])
+def _listed_image(source: Any, index: int, budget: Budget) -> Image.Image:
+    """The image of one frame, in RGB."""
+    if isinstance(source, (np.ndarray, torch.Tensor)):
+        is_8_bit = source.dtype in (np.uint8, torch.uint8)
+        is_taken = is_8_bit and source.ndim == 3 and 3 in (source.shape[0], source.shape[2])
     else:
-        is_taken = isinstance(picture, (Image.Image, str, os.PathLike, dict)) or hasattr(picture, "read")
+        is_taken = isinstance(source, (Image.Image, str, os.PathLike, dict)) or hasattr(source, "read")
+
     if not is_taken:
-        expected = "a PIL picture, a path, or a uint8 array (height, width, 3)"
-        raise ValueError(f"frame {index} is {_kind(picture)}: expected {expected}")
-    return in_rgb(read_image(picture, budget))
+        expected = "a PIL image, a path, or a uint8 array (height, width, 3)"
+        raise ValueError(f"frame {index} is {_kind(source)}: expected {expected}")
+    return in_rgb(read_image(source, budget))
 
 
-def _kind(value) -> str:
+def _kind(value: Any) -> str:
+    """What a value is, for errors."""
     kind = f"a {type(value).__name__}"
     return f"{kind} of {value.dtype} {tuple(value.shape)}" if hasattr(value, "dtype") else kind

@@ -1,30 +1,38 @@
 """The options of a processor's call: `processor(...)` and `processor.apply_chat_template(...)`.
 
-And the check of an image processor's own fields, which come from a file.
+`read_options` checks them and sorts them into `Options`. The other functions read what a block of a message
+or a list of sources says, and check the fields of an image processor, which come from a file.
 """
 
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from PIL import Image
+from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .media_policy import BACKENDS, Budget, MediaPolicy, shown
 
 logger = logging.get_logger(__name__)
 
+IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"  # placeholders of finished prompts
+
 FRAME_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s")  # of a call or a block
 VIDEO_OPTIONS = (*FRAME_OPTIONS, "backend")  # of a call
-PADDINGS = (None, True, False, "longest", "do_not_pad", "max_length")
-NO_LENGTH = 10**9  # transformers' tokenizers without a limit have one far above
-CUTS = "truncation would cut visual tokens off: shorten the text or use fewer tiles or frames"
-# they ask for what is so anyway, or for what the model does not take
+TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_multiple_of")
+ENCODING = {*VIDEO_OPTIONS, *TEXT_OPTIONS, "max_tiles", "frame_times", "add_special_tokens", "return_tensors"}
+
+# Options of transformers that ask for what is done anyway, or for what the model does not take.
 HARMLESS = (
     *("return_attention_mask", "return_token_type_ids", "return_mm_token_type_ids", "return_metadata"),
     *("do_sample_frames", "load_audio_from_video", "sampling_rate", "sanitize_control_tokens", "verbose"),
 )
-TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_multiple_of")
-ENCODING = {*VIDEO_OPTIONS, *TEXT_OPTIONS, "max_tiles", "frame_times", "add_special_tokens", "return_tensors"}
-# fields of the image processor: beyond these, memory and time of one image have no bound
+
+PADDINGS = (None, True, False, "longest", "do_not_pad", "max_length")
+NO_LENGTH = 10**9  # the model_max_length of tokenizers without a limit is far above
+CUTS = "truncation would cut visual tokens off: shorten the text or use fewer tiles or frames"
+
+# Fields of the image processor: beyond these, memory and time of one image have no bound.
 LARGEST_FIELDS = {
     "image_size": 4096,
     "patch_size": 4096,
@@ -35,8 +43,11 @@ LARGEST_FIELDS = {
 }
 
 
-def check_image_fields(processor):
-    """Raises a ValueError for a field of an image processor that is of another type, or out of range."""
+# ------------------------------------------------------------------------------ fields of the image processor
+
+
+def check_image_fields(processor: Any) -> None:
+    """Raises a ValueError that names a field of an image processor of a wrong type or out of range."""
     for name, most in LARGEST_FIELDS.items():
         value = getattr(processor, name)
         if type(value) is not int or not 1 <= value <= most:
@@ -50,79 +61,94 @@ def check_image_fields(processor):
         raise ValueError(f"use_thumbnail is {shown(processor.use_thumbnail)}: expected true or false")
 
 
+# ------------------------------------------------------------------------------------------ options of a call
+
+
 class Options(NamedTuple):
-    """The options of one call. `length`: tokens to pad to; None: those of the longest prompt.
+    """The options of one call."""
 
-    `budget`: what is left of the media policy for the media of one prompt.
-    """
-
-    image_tiles: int | None
-    video: dict
+    image_tiles: int | None  # most tiles of an image, the thumbnail not counted; None: the processor's
+    video: dict  # options of `PVCImageProcessor.video`
     padding_side: str
     add_special_tokens: bool
-    length: int | None
-    multiple_of: int
-    budget: Budget | None = None
+    length: int | None  # tokens to pad to; None: those of the longest prompt
+    multiple_of: int  # of which the padded length is
+    budget: Budget | None = None  # what the media policy still allows the media of one prompt
 
     def with_budget(self, policy: MediaPolicy) -> "Options":
-        """For one prompt, whose reading of media begins now."""
+        """The options for one prompt, whose media are read from now on."""
         return self._replace(budget=Budget(policy))
 
 
 def merge_options(processor_kwargs: dict, options: dict) -> dict:
+    """All options of `apply_chat_template` as one dict; raises a ValueError for one that is given twice."""
     twice = sorted(processor_kwargs.keys() & options.keys())
     if twice:
         raise ValueError(f"{', '.join(twice)} given twice: by itself and in processor_kwargs")
     return {**processor_kwargs, **options}
 
 
-def read_options(given: dict, tokenizer) -> Options:
-    """The options of one call, checked by name; `padding` and `max_length` may be the tokenizer's own."""
-    defaults = {name: x for name, x in tokenizer.init_kwargs.items() if name in ("padding", "max_length")}
-    flat = defaults | _flat_options(given)
-    video = {name: flat.pop(name) for name in VIDEO_OPTIONS if name in flat}
-    max_tiles = flat.pop("max_tiles", None)
-    image_tiles = flat.pop("images_kwargs.max_tiles", max_tiles)
-    video |= {
-        "max_tiles": flat.pop("videos_kwargs.max_tiles", max_tiles),
-        "frame_times": flat.pop("frame_times", False),
-    }
+def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> Options:
+    """The options of one call, checked by name; `padding` and `max_length` may be the tokenizer's own.
 
-    if flat.pop("return_tensors", None) not in (None, "pt", "auto"):
+    Options that are not known are named in a warning, and passed over.
+    """
+    defaults = {name: x for name, x in tokenizer.init_kwargs.items() if name in ("padding", "max_length")}
+    left = defaults | _flat_options(given)
+
+    # media; max_tiles of images and of videos may differ
+    video = {name: left.pop(name) for name in VIDEO_OPTIONS if name in left}
+    max_tiles = left.pop("max_tiles", None)
+    image_tiles = left.pop("images_kwargs.max_tiles", max_tiles)
+    video["max_tiles"] = left.pop("videos_kwargs.max_tiles", max_tiles)
+    video["frame_times"] = left.pop("frame_times", False)
+
+    # text
+    if left.pop("return_tensors", None) not in (None, "pt", "auto"):
         raise ValueError("return_tensors: expected 'pt'")
-    padding, max_length = flat.pop("padding", None), flat.pop("max_length", None)
-    length = _padded_length(padding, max_length, flat.pop("truncation", None), tokenizer.model_max_length)
-    multiple_of = flat.pop("pad_to_multiple_of", None)
+    padding = left.pop("padding", None)
+    max_length = left.pop("max_length", None)
+    truncation = left.pop("truncation", None)
+    length = _padded_length(padding, max_length, truncation, tokenizer.model_max_length)
+    multiple_of = left.pop("pad_to_multiple_of", None)
     if multiple_of is not None and not (isinstance(multiple_of, int) and multiple_of >= 1):
         raise ValueError(f"pad_to_multiple_of is {multiple_of!r}: expected a whole number of at least 1")
 
     options = Options(
-        image_tiles,
-        video,
-        flat.pop("padding_side", "left"),
-        flat.pop("add_special_tokens", True),
-        length,
-        multiple_of or 1,
+        image_tiles=image_tiles,
+        video=video,
+        padding_side=left.pop("padding_side", "left"),
+        add_special_tokens=left.pop("add_special_tokens", True),
+        length=length,
+        multiple_of=multiple_of or 1,
     )
-
-    # transformers' pipelines, trainers and servers pass more on than concerns a processor
-    wanted = {name for name, value in flat.items() if value is not None and value is not False}
-    unknown = sorted(wanted - set(HARMLESS))
-    if unknown:
-        logger.warning_once(f"PVCProcessor does not know {', '.join(unknown)}, and goes on without")
+    _warn_of_unknown(left)
     return options
 
 
-def _padded_length(padding, max_length: int | None, truncation, model_max_length: int) -> int | None:
+def _warn_of_unknown(options: dict) -> None:
+    """Warns of options that change nothing here.
+
+    It is no error: transformers' pipelines, trainers and servers pass on more than a processor takes.
+    """
+    wanted = {name for name, value in options.items() if value is not None and value is not False}
+    unknown = sorted(wanted - set(HARMLESS))
+    if unknown:
+        logger.warning_once(f"PVCProcessor does not know {', '.join(unknown)}, and goes on without")
+
+
+def _padded_length(padding: Any, max_length: Any, truncation: Any, model_max_length: int) -> int | None:
     """The length to pad to; None: the longest prompt's."""
     if truncation not in (None, False, "do_not_truncate"):
         raise ValueError(CUTS)
     if padding not in PADDINGS:
         raise ValueError(f"padding is {padding!r}: expected one of {', '.join(map(str, PADDINGS))}")
+
     if padding != "max_length":
         if max_length is not None and padding is None:
             raise ValueError(f"max_length={max_length} without padding='max_length': {CUTS}")
-        return None  # without truncation max_length then says nothing, as in transformers
+        return None  # without truncation max_length has no effect here, as in transformers
+
     length = model_max_length if max_length is None else max_length
     if not isinstance(length, int) or not 1 <= length < NO_LENGTH:
         raise ValueError(f"max_length is {length!r}: expected the number of tokens to pad to")
@@ -130,54 +156,68 @@ def _padded_length(padding, max_length: int | None, truncation, model_max_length
 
 
 def _flat_options(given: dict) -> dict:
-    """Options by name, those of nested `text_kwargs` and the like among them.
+    """Options by name, with those of nested `text_kwargs` and the like.
 
-    `max_tiles` of `images_kwargs` and `videos_kwargs` keep the group's name before theirs.
+    `max_tiles` of `images_kwargs` and `videos_kwargs` is named with its group, `images_kwargs.max_tiles`.
 
     Raises:
         ValueError: for an option that is given by itself and in a group, or in two groups that differ.
     """
-    flat = {name: value for name, value in given.items() if not name.endswith("_kwargs")}
-    for group in given.keys() - flat.keys():
+    options = {name: value for name, value in given.items() if not name.endswith("_kwargs")}
+    for group in given.keys() - options.keys():
         for name, value in (given[group] or {}).items():
-            is_own = name == "max_tiles" and group in ("images_kwargs", "videos_kwargs")
-            if is_own:  # of images or videos alone: it may differ from that of all media
-                flat[f"{group}.{name}"] = value
+            # of images or videos alone: it may differ from that of all media
+            if name == "max_tiles" and group in ("images_kwargs", "videos_kwargs"):
+                options[f"{group}.{name}"] = value
                 continue
-            is_twice = name in flat and flat[name] != value  # groups may agree
-            if is_twice or (given.get(name) is not None and group != "common_kwargs"):
-                raise ValueError(f"{name} is given twice: {flat[name]} and in {group} {value}")
-            flat[name] = value
-    return flat
+
+            differs = name in options and options[name] != value
+            is_given_alone = given.get(name) is not None and group != "common_kwargs"
+            if differs or is_given_alone:
+                raise ValueError(f"{name} is given twice: {options[name]} and in {group} {value}")
+            options[name] = value
+    return options
+
+
+# ---------------------------------------------------------------------------------------- blocks of a message
 
 
 def block_options(block: dict, options: dict) -> dict:
-    """The options of a call with a block's, which may lower `max_frames`, and not choose the reader."""
-    own = {name: block[name] for name in (*FRAME_OPTIONS, "backend") if name in block}
+    """The options of a call with a block's own, which may lower `max_frames`, and not choose the reader."""
+    own = {name: block[name] for name in VIDEO_OPTIONS if name in block}
     limits = [x["max_frames"] for x in (own, options) if x.get("max_frames") is not None]
     if limits:
         own["max_frames"] = min(limits)
 
     backend = options.get("backend", "pyav")
     if own.get("backend", backend) != backend:
-        expected = (
-            f"one of {', '.join(BACKENDS)}, as an option of the call: a block does not choose the reader"
+        readers = ", ".join(BACKENDS)
+        raise ValueError(
+            f"a block has backend={shown(own['backend'])}: expected one of {readers}, as an option of the "
+            "call: a block does not choose the reader"
         )
-        raise ValueError(f"a block has backend={shown(own['backend'])}: expected {expected}")
     return options | own
 
 
-def block_source(block: dict, kind: str):
+def block_source(block: dict, kind: str) -> Any:
+    """What a block holds: a path, address, base64 text, or an image or video itself.
+
+    Args:
+        kind: "image" or "video".
+
+    Raises:
+        ValueError: where it holds nothing under the names that are known.
+    """
     nested = ""
     for name in (kind, "url", "path", "base64", f"{kind}_url"):
-        found = block.get(name)
-        if isinstance(found, dict) and "bytes" not in found:  # as OpenAI nests it
-            nested = f"; what it has under {name!r} is a dict with keys {sorted(map(str, found))}"
-            found = found.get("url")
-        if name == "base64" and isinstance(found, str) and not found.startswith("data:"):
-            found = f"data:;base64,{found}"
-        if found is not None:
-            return found
+        source = block.get(name)
+        if isinstance(source, dict) and "bytes" not in source:  # as OpenAI nests it
+            nested = f"; what it has under {name!r} is a dict with keys {sorted(map(str, source))}"
+            source = source.get("url")
+        if name == "base64" and isinstance(source, str) and not source.startswith("data:"):
+            source = f"data:;base64,{source}"
+        if source is not None:
+            return source
 
     article = "an" if kind == "image" else "a"
     keys = sorted(map(str, block))
@@ -186,9 +226,17 @@ def block_source(block: dict, kind: str):
     )
 
 
-def flat(sources, is_one=lambda source: False) -> list:
-    """A flat list from one source, a list, or lists of lists; `is_one` tells a list that is a single
-    source.
+# ------------------------------------------------------------------------------------------ sources of a call
+
+
+def _is_never_one(source: Sequence) -> bool:
+    return False
+
+
+def flat(sources: Any, is_one: Callable[[Sequence], bool] = _is_never_one) -> list:
+    """A flat list of one source, of a list, or of lists of lists.
+
+    `is_one` tells whether a list is a single source.
     """
     if sources is None:
         return []
@@ -197,17 +245,32 @@ def flat(sources, is_one=lambda source: False) -> list:
     return [item for source in sources for item in flat(source, is_one)]
 
 
-def is_frame_list(source) -> bool:
+def is_frame_list(source: Sequence) -> bool:
+    """Whether a list is one video, given as its frames."""
     return len(source) > 0 and (isinstance(source[0], Image.Image) or getattr(source[0], "ndim", 0) == 3)
 
 
-def check_groups(prompts: list[str], images):
-    """Raises where pictures come as a list for each prompt, and one is not as long as its prompt asks."""
+def check_counts(prompts: list[str], sources: dict[str, list]) -> None:
+    """Raises a ValueError where placeholders and the sources for each differ in number."""
+    for token, given in sources.items():
+        written = sum(prompt.count(token) for prompt in prompts)
+        if written != len(given):
+            kind = "images" if token == IMAGE_TOKEN else "videos"
+            raise ValueError(
+                f"{written} {token} placeholders in the text, but {len(given)} given as {kind}: write one "
+                f"{token} for each, as apply_chat_template does"
+            )
+
+
+def check_groups(prompts: list[str], images: Any) -> None:
+    """Raises a ValueError where images come as a list for each prompt, and one differs from its prompt."""
     if not isinstance(images, (list, tuple)) or len(images) != len(prompts):
         return
+
     for i, (prompt, group) in enumerate(zip(prompts, images)):
-        asked, given = prompt.count("<image>"), len(flat(group))
-        if isinstance(group, (list, tuple)) and asked != given:
+        written = prompt.count(IMAGE_TOKEN)
+        given = len(flat(group))
+        if isinstance(group, (list, tuple)) and written != given:
             raise ValueError(
-                f"prompt {i} has {asked} <image> placeholders, but its list {given}: pass one each"
+                f"prompt {i} has {written} {IMAGE_TOKEN} placeholders, but its list {given}: pass one each"
             )

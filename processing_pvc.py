@@ -1,36 +1,50 @@
-"""The processor: messages with pictures and videos -> what `PVCForConditionalGeneration` takes.
+"""The processor: messages with images and videos -> what `PVCForConditionalGeneration` takes.
 
     processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 
-lays messages out as `chat` lays out a dialogue (`conversation.py`), so that both give the same ids, tiles and
-answers: an image stands as `<image>` and a line break, a video as such a line for each frame. There, what
-people typed stays text. Another chat template than the model's is left to `chat_template.py`. In
-`processor(text=..., images=..., videos=...)` the text is a finished prompt: its special tokens count, and
-`<image>` and `<video>` in it are placeholders.
+Messages are laid out as `chat` lays out a dialogue, so that both give the same ids, tiles and answers: an
+image stands as `<image>` and a line break, a video as such a line for each frame. What people typed stays
+plain text.
 
-Reading files and cutting tiles is left to `preprocess.py`.
+    processor(text=..., images=..., videos=...)
+
+takes finished prompts: special tokens in the text count, and `<image>` and `<video>` are placeholders.
+
+Left to others: layout and token ids (`conversation.py`, `chat_template.py`), the reading of files and the
+cutting of tiles (`preprocess.py`).
+
+Tensors: `pixel_values (num_tiles, 3, S, S)` float32, media in prompt order; `clip_grid (num_tiles, 3)`, one
+row a tile: frames, tiles a frame and repeats of its clip; `input_ids (B, L)`.
 """
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any
 
 import torch
 from PIL import Image
-from transformers import BaseImageProcessor, BatchFeature, PretrainedConfig, ProcessorMixin
+from transformers import (
+    BaseImageProcessor,
+    BatchFeature,
+    PretrainedConfig,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+)
 from transformers.utils import logging
 
 from .chat_template import (
-    IMAGE_TOKEN,
-    MEDIA_BLOCKS,
-    VIDEO_TOKEN,
+    Media,
     Prompt,
     answer_mask,
     check_messages,
+    expand_placeholders,
+    media_token,
+    own_prompt,
+    placeholder_segments,
     render,
-    render_segments,
+    rendered_prompt,
 )
 from .clips import Clip, clip_grid_of, media_tokens, tokens_of_tile
 from .conversation import (
@@ -49,12 +63,15 @@ from .conversation import (
 from .json_files import READ_BY_PROCESSOR, check_json_files
 from .media_policy import Budget, MediaPolicy, check_whole
 from .media_policy import shown as _shown
-from .preprocess import ChosenFrames, image_tiles, open_frames, read_image
+from .preprocess import MAX_TILES, ChosenFrames, image_tiles, open_frames, read_image
 from .processing_options import (
     ENCODING,
+    IMAGE_TOKEN,
+    VIDEO_TOKEN,
     Options,
     block_options,
     block_source,
+    check_counts,
     check_groups,
     check_image_fields,
     flat,
@@ -70,25 +87,18 @@ read_picture = read_image  # its name in version 0.1
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-class Media(NamedTuple):
-    """An encoded picture or video: its tiles `(num_tiles, 3, S, S)`, what they are, and its place in a
-    prompt.
-    """
-
-    tiles: torch.Tensor
-    clip: Clip
-    segments: list[Segment]
+# ------------------------------------------------------------------------------------------ images and videos
 
 
 class PVCImageProcessor(BaseImageProcessor):
-    """Pictures -> `pixel_values (num_tiles, 3, S, S)` and `clip_grid (num_tiles, 3)`, one clip a picture.
+    """Images -> `pixel_values (num_tiles, 3, S, S)` and `clip_grid (num_tiles, 3)`, one clip an image.
 
     Args:
         image_size: side of a tile in pixels.
-        patch_size, downsample_ratio: of the model; they tell the visual tokens of a tile.
-        min_tiles, max_tiles: tiles of a picture, the thumbnail not counted.
-        use_thumbnail: whether a picture of several tiles is also shown whole.
-        image_repeats, video_repeats: how often a picture, or a frame of a video, is shown.
+        patch_size, downsample_ratio: of the model; they give the number of visual tokens of a tile.
+        min_tiles, max_tiles: tiles of an image, the thumbnail not counted.
+        use_thumbnail: whether the whole image is added as one more tile where it is cut into several.
+        image_repeats, video_repeats: how often an image, or a frame of a video, is shown.
     """
 
     model_input_names = ["pixel_values", "clip_grid"]
@@ -105,9 +115,10 @@ class PVCImageProcessor(BaseImageProcessor):
         image_repeats: int = 4,
         video_repeats: int = 1,
         **kwargs,
-    ):
+    ) -> None:
         _check_other_fields(kwargs)
         super().__init__(**kwargs)
+
         self.image_size = image_size
         self.patch_size = patch_size
         self.downsample_ratio = downsample_ratio
@@ -119,7 +130,7 @@ class PVCImageProcessor(BaseImageProcessor):
         check_image_fields(self)
 
     @classmethod
-    def from_model_config(cls, config) -> "PVCImageProcessor":
+    def from_model_config(cls, config: PretrainedConfig) -> "PVCImageProcessor":
         """The image processor that a `PVCConfig` describes."""
         return cls(
             image_size=config.force_image_size,
@@ -132,33 +143,14 @@ class PVCImageProcessor(BaseImageProcessor):
             video_repeats=config.video_repeats,
         )
 
-    @property
-    def media_policy(self) -> MediaPolicy:
-        """From where media may come, and how much of them is read. No message, call or checkpoint sets it."""
-        return self._media_policy
-
-    @media_policy.setter
-    def media_policy(self, policy: MediaPolicy):
-        # the package and a checkpoint's remote code have each a class of this name
-        if type(policy).__name__ != "MediaPolicy":
-            raise ValueError(f"media_policy={_shown(policy)}: expected a MediaPolicy (media_policy.py)")
-        self._media_policy = MediaPolicy(**vars(policy))
-
-    def to_dict(self) -> dict:
-        """What is saved: the media policy is not."""
-        return {name: value for name, value in super().to_dict().items() if name != "_media_policy"}
-
-    @property
-    def tokens_per_tile(self) -> int:
-        """Visual tokens of a tile shown once."""
-        return tokens_of_tile((self.image_size, self.image_size), self.patch_size, self.downsample_ratio)
-
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "PVCImageProcessor":
-        """As transformers', but repeats are those of the model's config.json where it stands beside.
+        """As transformers', but the repeats are those of a config.json of the model beside it.
 
-        `chat` goes by config.json, and messages must be encoded alike. An argument of the call wins. A file
-        of a folder that is no JSON object is a ValueError with its name.
+        `chat` goes by config.json, and messages must be encoded alike. An argument of the call wins.
+
+        Raises:
+            ValueError: also for a file of a folder that holds no JSON object, with its name.
         """
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"), READ_BY_PROCESSOR)
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
@@ -166,19 +158,44 @@ class PVCImageProcessor(BaseImageProcessor):
             processor._follow_model(pretrained_model_name_or_path, kwargs)
         return processor
 
-    def _follow_model(self, path, given: dict):
+    def _follow_model(self, path, given: dict) -> None:
         config = _model_config(path, given)
         for name in ("image_repeats", "video_repeats"):
-            own, models = getattr(self, name), config.get(name)
-            if name not in given and type(models) is int and models >= 1 and models != own:
-                logger.warning_once(
-                    f"{path}: {name} is {own} in the processor's file, {models} in config.json: the "
-                    "model's is taken; correct processor_config.json, or pass it as an argument"
-                )
-                setattr(self, name, models)
+            own = getattr(self, name)
+            models = config.get(name)
+            is_usable = type(models) is int and models >= 1
+            if name in given or not is_usable or models == own:
+                continue
+
+            logger.warning_once(
+                f"{path}: {name} is {own} in the processor's file, {models} in config.json: the model's is "
+                "taken; correct processor_config.json, or pass it as an argument"
+            )
+            setattr(self, name, models)
+
+    def to_dict(self) -> dict:
+        """What is saved: all but the media policy."""
+        return {name: value for name, value in super().to_dict().items() if name != "_media_policy"}
+
+    @property
+    def media_policy(self) -> MediaPolicy:
+        """From where media may come, and how much of them is read. No message, call or checkpoint sets it."""
+        return self._media_policy
+
+    @media_policy.setter
+    def media_policy(self, policy: MediaPolicy) -> None:
+        # by name: the package and a checkpoint's remote code each have a class of this name
+        if type(policy).__name__ != "MediaPolicy":
+            raise ValueError(f"media_policy={_shown(policy)}: expected a MediaPolicy (media_policy.py)")
+        self._media_policy = MediaPolicy(**vars(policy))
+
+    @property
+    def tokens_per_tile(self) -> int:
+        """Visual tokens of a tile shown once."""
+        return tokens_of_tile((self.image_size, self.image_size), self.patch_size, self.downsample_ratio)
 
     def preprocess(
-        self, images, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
+        self, images: Any, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
     ) -> BatchFeature:
         """Cuts images into tiles: one, a list, or lists of them; images as `read_image` takes them.
 
@@ -187,35 +204,43 @@ class PVCImageProcessor(BaseImageProcessor):
             the tiles of each image, the thumbnail counted.
         """
         budget = Budget(self.media_policy)
-        images = [images] if images is None else flat(images)
-        media = [self.image(image, max_tiles, budget=budget) for image in images]
-        num_patches = torch.tensor([len(item.tiles) for item in media], dtype=torch.long)
+        sources = [images] if images is None else flat(images)  # None is refused by its name
+        media = [self.image(source, max_tiles, budget=budget) for source in sources]
+        num_patches = torch.tensor([len(item.tiles) for item in media], dtype=torch.long)  # (num_images,)
         return BatchFeature(media_inputs(media) | {"num_patches": num_patches})
 
-    def image(self, picture, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
-        """One image as a clip of one frame; `budget`: of the prompt it belongs to."""
+    def image(self, source: Any, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
+        """One image as a clip of one frame.
+
+        Args:
+            source: as `preprocess.read_image` takes it.
+            max_tiles: the thumbnail not counted; None: the processor's own number.
+            budget: of the prompt that the image belongs to; None: it is alone.
+        """
         budget = Budget(self.media_policy) if budget is None else budget
-        picture = read_image(picture, budget)
-        tiles = self._tiles(picture, self.max_tiles if max_tiles is None else max_tiles)
+        image = read_image(source, budget)
+        tiles = self._tiles(image, self.max_tiles if max_tiles is None else max_tiles)
         budget.use_tiles(len(tiles))
+
         clip = Clip(1, len(tiles), self.image_repeats)
         return Media(tiles, clip, [Segment("media", IMAGE_TOKEN)])
 
     def video(
         self,
-        source,
+        source: Any,
         *,
         max_tiles: int | None = None,
         frame_times: bool = False,
         budget: Budget | None = None,
         **options,
     ) -> Media:
-        """One video as a clip; `options` as `preprocess.read_frames` takes them.
+        """One video as a clip.
 
         Args:
-            max_tiles: tiles of a frame, the thumbnail not counted; 1 unless it is said.
-            frame_times: say each frame's time in the prompt.
-            budget: of the prompt it belongs to.
+            source, options: as `preprocess.read_frames` takes them.
+            max_tiles: tiles of a frame, the thumbnail not counted; None: 1.
+            frame_times: whether the prompt tells the time of each frame.
+            budget: of the prompt that the video belongs to; None: it is alone.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         with open_frames(source, **options, budget=budget) as chosen:
@@ -223,49 +248,62 @@ class PVCImageProcessor(BaseImageProcessor):
                 raise ValueError("frame_times: the frames of a list or folder have no times")
             tiles = self._frame_tiles(chosen, 1 if max_tiles is None else max_tiles, budget)
 
-        clip = Clip(*tiles.shape[:2], self.video_repeats)
-        times_s = chosen.times_s if frame_times else None
-        return Media(tiles.flatten(0, 1), clip, video_segments(clip.frames, times_s))
+        num_frames, tiles_per_frame = tiles.shape[:2]
+        clip = Clip(num_frames, tiles_per_frame, self.video_repeats)
+        segments = video_segments(num_frames, chosen.times_s if frame_times else None)
+        return Media(tiles.flatten(0, 1), clip, segments)  # (frames * tiles, 3, S, S)
 
     def _frame_tiles(self, chosen: ChosenFrames, max_tiles: int, budget: Budget) -> torch.Tensor:
         """Tiles (frames, tiles, 3, S, S). One frame at a time is held at its full size."""
-        tiles, rows = None, {}
+        rows: dict[int, list[int]] = {}  # index in the video -> rows of the clip: it may be chosen repeatedly
         for row, index in enumerate(chosen.indices):
             rows.setdefault(index, []).append(row)
+
+        tiles = None
         for index, frame in chosen.frames:
-            frame_tiles = self._tiles(frame, max_tiles)
-            if tiles is None:
+            frame_tiles = self._tiles(frame, max_tiles)  # (tiles, 3, S, S)
+            if tiles is None:  # all frames have the size of the first, and so its number of tiles
                 budget.use_tiles(len(chosen.indices) * len(frame_tiles))
                 tiles = frame_tiles.new_empty(len(chosen.indices), *frame_tiles.shape)
             tiles[rows[index]] = frame_tiles
         return tiles
 
-    def _tiles(self, picture: Image.Image, max_tiles: int) -> torch.Tensor:
-        check_whole("max_tiles", max_tiles, least=-(10**9))  # its range is checked where tiles are cut
+    def _tiles(self, image: Image.Image, max_tiles: int) -> torch.Tensor:
+        max_tiles = check_whole("max_tiles", max_tiles, least=None)
+        min_tiles = min(self.min_tiles, max_tiles)
+        if not 1 <= max_tiles <= MAX_TILES:
+            raise ValueError(
+                f"max_tiles={max_tiles} gives min_num={min_tiles}, max_num={max_tiles}: "
+                f"expected 1 <= min_num <= max_num <= {MAX_TILES}"
+            )
         return image_tiles(
-            picture,
+            image,
             self.image_size,
             max_tiles,
-            min_num=min(self.min_tiles, max_tiles),
+            min_num=min_tiles,
             use_thumbnail=self.use_thumbnail,
-        )
+        )  # (tiles, 3, S, S)
 
 
-def _check_other_fields(fields: dict):
-    """Raises a ValueError for one that would replace a method or the policy: all become attributes."""
+def _check_other_fields(fields: dict) -> None:
+    """Raises a ValueError for a field that would replace a method or the policy: all become attributes."""
     for name in fields:
         if name == "_media_policy" or callable(getattr(PVCImageProcessor, name, None)):
             raise ValueError(f"{name} is no field of an image processor: remove it")
 
 
 def media_inputs(media: Sequence[Media]) -> BatchFeature:
-    """`pixel_values` and `clip_grid` of media in prompt order; nothing where there are none."""
+    """`pixel_values` and `clip_grid` of media in prompt order; empty where there are none."""
     if not media:
         return BatchFeature({})
-    clip_grid = clip_grid_of(item.clip for item in media)
-    # one alone is not copied: a video of many frames has gigabytes
+
+    # a single one is not copied: a video of many frames has gigabytes
     tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
+    clip_grid = clip_grid_of(item.clip for item in media)
     return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
+
+
+# ---------------------------------------------------------------------------------------------------- prompts
 
 
 class PVCProcessor(ProcessorMixin):
@@ -275,22 +313,22 @@ class PVCProcessor(ProcessorMixin):
     `<IMG_CONTEXT>`, whose id `image_token_id` and `video_token_id` are.
 
     Args:
-        chat_template: a Jinja template to lay messages out with, instead of that of `template`.
+        chat_template: a Jinja template for messages, in place of that of `template`.
         template: name of the prompt template of `conversation.py`.
-        num_frames: frames of a video where a call does not say otherwise.
+        num_frames: frames of a video where a call does not give another number.
     """
 
     image_token, video_token = IMAGE_TOKEN, VIDEO_TOKEN
 
     def __init__(
         self,
-        image_processor=None,
-        tokenizer=None,
+        image_processor: PVCImageProcessor | None = None,
+        tokenizer: PreTrainedTokenizerBase | None = None,
         chat_template: str | None = None,
         template: str = "internlm2-chat",
         num_frames: int = 32,
         **kwargs,
-    ):
+    ) -> None:
         self.template = template
         self.num_frames = num_frames
         if chat_template is None:
@@ -299,13 +337,14 @@ class PVCProcessor(ProcessorMixin):
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *args, **kwargs) -> "PVCProcessor":
-        """As transformers'. A `template` that is named here also replaces the folder's chat template.
+        """As transformers'; a `template` that is passed also replaces the folder's chat template.
 
         Raises:
-            ValueError: also for a file of a folder that is no JSON object, with its name.
+            ValueError: also for a file of a folder that holds no JSON object, with its name.
         """
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"), READ_BY_PROCESSOR)
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
+
         models = _model_config(pretrained_model_name_or_path, kwargs).get("template")
         if "template" in kwargs:
             if kwargs.get("chat_template") is None:
@@ -326,11 +365,12 @@ class PVCProcessor(ProcessorMixin):
         return self.image_processor.media_policy
 
     @media_policy.setter
-    def media_policy(self, policy: MediaPolicy):
+    def media_policy(self, policy: MediaPolicy) -> None:
         self.image_processor.media_policy = policy
 
     @property
     def model_input_names(self) -> list[str]:
+        """The inputs of the model that the processor makes."""
         return ["input_ids", "attention_mask", *self.image_processor.model_input_names]
 
     @property
@@ -340,7 +380,7 @@ class PVCProcessor(ProcessorMixin):
 
     @property
     def video_token_id(self) -> int:
-        """The same: the visual tokens of a video are no others."""
+        """Id of `<IMG_CONTEXT>`, as for images."""
         return self.image_token_id
 
     def prompt_template(self) -> Conversation:
@@ -357,22 +397,14 @@ class PVCProcessor(ProcessorMixin):
             )
         return get_conv_template(self.template)
 
-    def decode(self, token_ids, skip_special_tokens: bool = False, **options):
-        """As the tokenizer's; what `skip_special_tokens` leaves out are control tokens, not `<box>`."""
-        if not skip_special_tokens:
-            return self.tokenizer.decode(token_ids, **options)
-        return AnswerTokenizer(self.tokenizer).decode(token_ids, **options)
-
-    def batch_decode(self, sequences, skip_special_tokens: bool = False, **options) -> list[str]:
-        """`decode` of each sequence."""
-        return [self.decode(ids, skip_special_tokens, **options) for ids in sequences]
-
-    def post_process_image_text_to_text(self, generated_outputs, skip_special_tokens=True, **options):
-        """The text of generated ids, or of each row of them."""
-        return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **options)
+    # ---- finished prompts
 
     def __call__(
-        self, images=None, text: str | Sequence[str] | None = None, videos=None, **options
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        videos: Any = None,
+        **options,
     ) -> BatchFeature:
         """Encodes finished prompts in which each `<image>` and `<video>` is a placeholder.
 
@@ -383,55 +415,49 @@ class PVCProcessor(ProcessorMixin):
             options: `max_tiles`, `num_frames`, `fps`, `max_frames`, `start_s`, `end_s`, `frame_times`,
                 `backend` for media (see `PVCImageProcessor` and `preprocess.read_frames`); `padding_side`
                 ("left"), `add_special_tokens` (true), `pad_to_multiple_of` for text. Batches are padded to
-                the longest prompt, with `padding="max_length"` to `max_length`, which none may pass.
+                the longest prompt, with `padding="max_length"` to `max_length`, which none may exceed.
                 Options may also stand in `text_kwargs`, `images_kwargs`, `videos_kwargs`, not twice.
 
         Returns:
-            `input_ids`, `attention_mask (B, S)`; with media `pixel_values (num_tiles, 3, S, S)` float32 and
+            `input_ids`, `attention_mask (B, L)`; with media `pixel_values (num_tiles, 3, S, S)` float32 and
             `clip_grid (num_tiles, 3)`, in prompt order.
 
         Raises:
             ValueError: where placeholders and media differ in number, or an option cannot be met.
         """
-        options = read_options(options, self.tokenizer)
+        read = read_options(options, self.tokenizer)
         if text is None:
             if images is None or videos is not None:
-                raise ValueError("text is None: a prompt is needed, but for pictures alone")
-            budget = Budget(self.media_policy)
-            return media_inputs(
-                [self.image_processor.image(x, options.image_tiles, budget=budget) for x in flat(images)]
-            )
+                raise ValueError("text is None: a prompt is needed, but for images alone")
+            return self._images_alone(images, read)
 
         prompts = [text] if isinstance(text, str) else list(text)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
             raise ValueError(f"text is {_shown(text)}: expected a prompt or a list of prompts, at least one")
 
         sources = {IMAGE_TOKEN: flat(images), VIDEO_TOKEN: flat(videos, is_frame_list)}
-        for token, given in sources.items():
-            asked = sum(prompt.count(token) for prompt in prompts)
-            if asked != len(given):
-                kind = "images" if token == IMAGE_TOKEN else "videos"
-                raise ValueError(
-                    f"{asked} {token} placeholders in the text, but {len(given)} given as {kind}: write one "
-                    f"{token} for each, as apply_chat_template does"
-                )
+        check_counts(prompts, sources)
         check_groups(prompts, images)
 
-        left = {token: iter(given) for token, given in sources.items()}
+        unread = {token: iter(given) for token, given in sources.items()}
         expanded = []
         for prompt in prompts:
-            segments = [
-                Segment("media" if part in left else "template", part)
-                for part in re.split(f"({IMAGE_TOKEN}|{VIDEO_TOKEN})", prompt)
-                if part
-            ]
-            own = options.with_budget(self.media_policy)
-            load = partial(self._next_media, left, own)
-            expanded.append(self._expanded(segments, load))
-        return self._encode(expanded, options)
+            own = read.with_budget(self.media_policy)
+            load = partial(self._next_media, unread, own)
+            expanded.append(expand_placeholders(placeholder_segments(prompt), load))
+        return self._encode(expanded, read)
 
-    def _next_media(self, left: dict, options: Options, token: str) -> Media:
-        return self._media(token, next(left[token]), options)
+    def _images_alone(self, images: Any, options: Options) -> BatchFeature:
+        budget = Budget(self.media_policy)
+        sources = flat(images)
+        return media_inputs(
+            [self.image_processor.image(source, options.image_tiles, budget=budget) for source in sources]
+        )
+
+    def _next_media(self, unread: dict[str, Iterator], options: Options, token: str) -> Media:
+        return self._media(token, next(unread[token]), options)
+
+    # ---- messages
 
     def apply_chat_template(
         self,
@@ -446,7 +472,7 @@ class PVCProcessor(ProcessorMixin):
         return_assistant_tokens_mask: bool = False,
         processor_kwargs: dict | None = None,
         **options,
-    ):
+    ) -> str | list[str] | torch.Tensor | BatchFeature:
         """Lays messages out as a prompt, and with `tokenize` encodes it with its images and videos.
 
         Args:
@@ -455,64 +481,46 @@ class PVCProcessor(ProcessorMixin):
                 "image", "image" | "url" | "path" | "base64": ...}`, `{"type": "video", "video" | "url" |
                 "path": ...}`; a video block may also have options of its own (`num_frames`, `fps`,
                 `max_frames`, `start_s`, `end_s`), within the call's `max_frames` and the media policy.
-                Without a system message the template's is said;
-                `model.system_message` is that of `chat` alone.
+                Without a system message the template's own is used; `model.system_message` is that of
+                `chat` alone.
             chat_template: a Jinja template to use instead of `self.chat_template`, or its name there. Text
                 and ids both follow it.
-            return_assistant_tokens_mask: also return `assistant_masks (B, S)`: 1 for the tokens of answers
+            return_assistant_tokens_mask: also return `assistant_masks (B, L)`: 1 for the tokens of answers
                 and those that end them.
-            options, processor_kwargs: as of `__call__`, and what the Jinja template asks for.
+            options, processor_kwargs: as of `__call__`, and variables of the Jinja template.
 
         Returns:
-            the prompt as text; with `tokenize` the ids, and with `return_dict` too all that the model takes.
+            The prompt as text; with `tokenize` the ids, and with `return_dict` too all inputs of the model.
 
         Raises:
             MessageError: a ValueError, for messages that the template does not take.
         """
-        if add_generation_prompt and continue_final_message:
-            raise ValueError("continue_final_message and add_generation_prompt exclude each other")
-        if return_assistant_tokens_mask and continue_final_message:
-            raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
-        nested = (
-            isinstance(conversation, (list, tuple))
-            and conversation
-            and isinstance(conversation[0], (list, tuple))
-        )
-        batch = conversation if nested else [conversation]
+        _check_continuation(add_generation_prompt, continue_final_message, return_assistant_tokens_mask)
+        batch, is_batch = _as_batch(conversation)
         template = self._template_text(chat_template)
-        is_own = self._is_own(template)
-        check_messages(batch, is_own)
+        check_messages(batch, self._is_own(template))
 
-        options = merge_options(processor_kwargs or {}, options)
-        asked = {name for name in options if name not in ENCODING and re.search(rf"\b{name}\b", template)}
-        variables = self.tokenizer.special_tokens_map | {name: options.pop(name) for name in asked}
+        # options that the Jinja template asks for are its variables, and not ours
+        merged = merge_options(processor_kwargs or {}, options)
+        asked = {name for name in merged.keys() - ENCODING if re.search(rf"\b{name}\b", template)}
+        variables = self.tokenizer.special_tokens_map | {name: merged.pop(name) for name in asked}
         variables |= {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
         }
+
         if not tokenize:
             texts = [render(messages, template, **variables)[0] for messages in batch]
-            return texts if nested else texts[0]
+            return texts if is_batch else texts[0]
 
-        options = read_options({"return_tensors": return_tensors} | options, self.tokenizer)
-        if is_own:
-            prompts = [
-                self._lay_out(
-                    x, options.with_budget(self.media_policy), add_generation_prompt, continue_final_message
-                )
-                for x in batch
-            ]
-        else:
-            variables["marks_answers"] = return_assistant_tokens_mask
-            prompts = [
-                self._rendered(messages, template, options.with_budget(self.media_policy), variables)
-                for messages in batch
-            ]
-        inputs = self._encode(prompts, options, return_assistant_tokens_mask)
+        read = read_options({"return_tensors": return_tensors} | merged, self.tokenizer)
+        variables["marks_answers"] = return_assistant_tokens_mask
+        prompts = [self._prompt(messages, template, variables, read) for messages in batch]
+        inputs = self._encode(prompts, read, return_assistant_tokens_mask)
         return inputs if return_dict else inputs["input_ids"]
 
     def _template_text(self, chat_template: str | None) -> str:
-        """The Jinja template of that name, itself, or the processor's."""
+        """The Jinja template of that name, the template itself, or with None the processor's."""
         own = self.chat_template if isinstance(self.chat_template, dict) else {"default": self.chat_template}
         found = own.get("default" if chat_template is None else chat_template, chat_template)
         if found is None:
@@ -523,134 +531,121 @@ class PVCProcessor(ProcessorMixin):
         """Whether it is that of `template`, which `conversation.py` lays out without Jinja."""
         return chat_template.strip() in own_jinja_templates(self.template)
 
-    def _lay_out(
-        self, messages, options: Options, add_generation_prompt: bool, continue_final_message: bool
-    ) -> Prompt:
-        """One list of messages in the model's own template."""
-        conversation = get_conv_template(self.template)
-        roles = {"user": conversation.roles[0], "assistant": conversation.roles[1]}
-        media, answers = [], []
-        for message in messages:
-            segments, found = self._content(message["content"], options)
-            media += found
-            if message["role"] == "system":
-                conversation.system_message = "".join(segment.text for segment in segments)
-                continue
+    def _prompt(self, messages: Sequence[dict], template: str, variables: dict, options: Options) -> Prompt:
+        """Lays one list of messages out and reads their media, within a budget of their own."""
+        load_block = partial(self._block_media, options=options.with_budget(self.media_policy))
+        if not self._is_own(template):
+            return rendered_prompt(messages, template, self.tokenizer, load_block, variables)
 
-            conversation.append_message(roles[message["role"]], None)
-            start = len(conversation.segments())
-            conversation.messages[-1] = (roles[message["role"]], segments)
-            if message["role"] == "assistant":
-                answers.append((start, len(conversation.segments())))
-
-        if add_generation_prompt:
-            conversation.append_message(roles["assistant"], None)
-        segments = conversation.segments()
-        if continue_final_message:
-            segments = segments[:-1]  # without the message's end
-        return Prompt(segments, media, answers)
-
-    def _rendered(self, messages, template: str, options: Options, variables: dict) -> Prompt:
-        """One list of messages in a template that only Jinja can lay out."""
-        blocks = [
-            block
-            for message in messages
-            if not isinstance(message.get("content") or "", str)
-            for block in message["content"]
-            if isinstance(block, dict) and block.get("type") in MEDIA_BLOCKS
-        ]
-        left = {IMAGE_TOKEN: [], VIDEO_TOKEN: []}
-        for block in blocks:
-            left[IMAGE_TOKEN if block["type"].startswith("image") else VIDEO_TOKEN].append(block)
-
-        rendered = render_segments(messages, template, self.tokenizer, **variables)
-        for token, found in left.items():
-            asked = sum(segment == ("media", token) for segment in rendered.segments)
-            if asked != len(found):
-                raise ValueError(
-                    f"the chat template writes {token} {asked} times, but the messages have {len(found)} "
-                    f"{token[1:-1]} blocks: expected one each, in the order of the blocks"
-                )
-        prompt = self._expanded(
-            rendered.segments, lambda token: self._block_media(left[token].pop(0), options), rendered.answers
+        return own_prompt(
+            messages,
+            get_conv_template(self.template),
+            load_block,
+            add_generation_prompt=variables["add_generation_prompt"],
+            continue_final_message=variables["continue_final_message"],
         )
-        bos = self.tokenizer.bos_token
-        return prompt._replace(writes_bos=bool(bos) and rendered.text.startswith(bos))
-
-    def _expanded(self, segments: list[Segment], load, answers: Sequence[tuple[int, int]] = ()) -> Prompt:
-        """Segments in which each media placeholder is replaced by what `load` gives for it."""
-        expanded, media, index_of = [], [], []
-        for segment in segments:
-            index_of.append(len(expanded))
-            if segment.kind == "media":
-                media.append(load(segment.text))
-                expanded += media[-1].segments
-            else:
-                expanded.append(segment)
-        index_of.append(len(expanded))
-        return Prompt(expanded, media, [(index_of[start], index_of[end]) for start, end in answers])
-
-    def _content(self, content, options) -> tuple[list[Segment], list[Media]]:
-        if isinstance(content, str):
-            return [Segment("text", content)], []
-        segments, media = [], []
-        for block in content:
-            if block["type"] == "text":
-                segments.append(Segment("text", block["text"]))
-                continue
-            media.append(self._block_media(block, options))
-            segments += [*media[-1].segments, Segment("text", "\n")]
-        return segments, media
 
     def _block_media(self, block: dict, options: Options) -> Media:
+        """The image or video of a block."""
         kind = block["type"].removesuffix("_url")  # OpenAI's image_url
-        token = IMAGE_TOKEN if kind == "image" else VIDEO_TOKEN
-        return self._media(token, block_source(block, kind), options, block_options(block, options.video))
+        source = block_source(block, kind)
+        own = block_options(block, options.video)
+        return self._media(media_token(block), source, options, own)
 
-    def _media(self, token: str, source, options: Options, own: dict | None = None) -> Media:
-        """`own`: options of this video, which win."""
+    # ---- from prompts to ids
+
+    def _media(self, token: str, source: Any, options: Options, own: dict | None = None) -> Media:
+        """Reads the image or video of a placeholder; `own`: options of this video, which win."""
         if token == IMAGE_TOKEN:
             return self.image_processor.image(source, options.image_tiles, budget=options.budget)
+
+        # frames that somebody listed are all meant
         is_listed = not isinstance(source, (str, dict, os.PathLike)) and not hasattr(source, "read")
-        num_frames = None if is_listed else self.num_frames  # frames that somebody listed are all meant
+        num_frames = None if is_listed else self.num_frames
         chosen = {"num_frames": num_frames} | options.video | (own or {})
         return self.image_processor.video(source, **chosen, budget=options.budget)
 
-    def _encode(self, prompts: list[Prompt], options: Options, marks_answers: bool = False):
-        """Encodes prompts and puts their media behind one another."""
+    def _encode(self, prompts: list[Prompt], options: Options, marks_answers: bool = False) -> BatchFeature:
+        """Encodes and pads prompts, and puts their media one behind the other."""
         rows, masks = [], []
         for prompt in prompts:
-            encode = partial(
-                encode_segments,
-                self.tokenizer,
-                media_tokens=media_tokens(
-                    [item.clip for item in prompt.media], self.image_processor.tokens_per_tile
-                ),
-                add_special_tokens=options.add_special_tokens and not prompt.writes_bos,
-                max_tokens=options.length,
-            )
-            rows.append(encode(prompt.segments))
+            encode = self._encoder(prompt, options)
+            ids = encode(prompt.segments)
+            rows.append(ids)
             if marks_answers:
-                masks.append(answer_mask(prompt, rows[-1], encode))
-        longest = max(map(len, rows))
-        if options.length is not None and longest > options.length:
-            raise ValueError(
-                f"a prompt has {longest} tokens, more than max_length={options.length}: truncation would cut "
-                "visual tokens off; shorten the text or use fewer tiles or frames"
-            )
+                masks.append(answer_mask(prompt, ids, encode))
+        _check_length(rows, options.length)
 
         pad_id = self.tokenizer.pad_token_id
         pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
         padding = (options.padding_side, options.length, options.multiple_of)
         ids, attention_mask = pad(rows, pad_id, *padding)
-        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(attention_mask)}
+
+        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(attention_mask)}  # (B, L)
         if marks_answers:
-            inputs["assistant_masks"] = torch.tensor(pad(masks, 0, *padding)[0])
-        return BatchFeature(inputs | media_inputs([item for prompt in prompts for item in prompt.media]))
+            answer_masks, _ = pad(masks, 0, *padding)
+            inputs["assistant_masks"] = torch.tensor(answer_masks)  # (B, L)
+        media = [item for prompt in prompts for item in prompt.media]
+        return BatchFeature(inputs | media_inputs(media))
+
+    def _encoder(self, prompt: Prompt, options: Options) -> Callable[[Sequence[Segment]], list[int]]:
+        """The function from segments of the prompt to ids."""
+        clips = [item.clip for item in prompt.media]
+        return partial(
+            encode_segments,
+            self.tokenizer,
+            media_tokens=media_tokens(clips, self.image_processor.tokens_per_tile),
+            add_special_tokens=options.add_special_tokens and not prompt.writes_bos,
+            max_tokens=options.length,
+        )
+
+    def decode(self, token_ids, skip_special_tokens: bool = False, **options) -> str | list[str]:
+        """As the tokenizer's; `skip_special_tokens` leaves out control tokens, not `<box>`."""
+        if not skip_special_tokens:
+            return self.tokenizer.decode(token_ids, **options)
+        return AnswerTokenizer(self.tokenizer).decode(token_ids, **options)
+
+    def batch_decode(self, sequences, skip_special_tokens: bool = False, **options) -> list[str]:
+        """`decode` of each sequence."""
+        return [self.decode(ids, skip_special_tokens, **options) for ids in sequences]
+
+    def post_process_image_text_to_text(
+        self, generated_outputs, skip_special_tokens: bool = True, **options
+    ) -> str | list[str]:
+        """The text of generated ids, or of each row of them."""
+        return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **options)
+
+
+def _check_continuation(
+    add_generation_prompt: bool, continue_final_message: bool, return_assistant_tokens_mask: bool
+) -> None:
+    """Raises a ValueError where `continue_final_message` is combined with what it excludes."""
+    if add_generation_prompt and continue_final_message:
+        raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+    if return_assistant_tokens_mask and continue_final_message:
+        raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
+
+
+def _as_batch(conversation: Any) -> tuple[Any, bool]:
+    """Lists of messages, and whether they were given as a batch."""
+    is_list = isinstance(conversation, (list, tuple)) and len(conversation) > 0
+    if is_list and isinstance(conversation[0], (list, tuple)):
+        return conversation, True
+    return [conversation], False
+
+
+def _check_length(rows: list[list[int]], length: int | None) -> None:
+    """Raises a ValueError where a prompt has more tokens than it is to be padded to."""
+    longest = max(map(len, rows))
+    if length is not None and longest > length:
+        raise ValueError(
+            f"a prompt has {longest} tokens, more than max_length={length}: truncation would cut visual "
+            "tokens off; shorten the text or use fewer tiles or frames"
+        )
 
 
 def _model_config(path, given: dict) -> dict:
-    """The model's config.json beside a processor, where there is one; `given`: arguments for the Hub."""
+    """The model's config.json beside a processor, or an empty dict; `given`: arguments for the Hub."""
     hub = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
     check_json_files(path, given.get("subfolder"), ("config.json",))
     try:

@@ -1,27 +1,28 @@
-"""InternLM2's tokenizer: a SentencePiece model, with added tokens laid over some of its pieces.
+"""InternLM2's tokenizer: a SentencePiece model, with added tokens that overlay some of its pieces.
 
-InternLM2 keeps a row of spare pieces `[UNUSED_TOKEN_n]` at the end of its SentencePiece model and gives
-some of their ids to chat tokens: `<|im_end|>` has the id of `[UNUSED_TOKEN_145]`. InternVL adds `<img>` and
-its kin behind the model. Which token has which id is read from the checkpoint's tokenizer_config.json.
+InternLM2 keeps spare pieces `[UNUSED_TOKEN_n]` at the end of its SentencePiece model and gives some of their
+ids to chat tokens: `<|im_end|>` has the id of `[UNUSED_TOKEN_145]`. InternVL adds `<img>` and others behind
+the model. The ids of added tokens are read from the checkpoint's tokenizer_config.json.
 
-The ids are those of the released slow tokenizer. New is what `split_special_tokens=True` promises: no id of
-an added token comes out of a text, whether the text has the token's name or that of the piece below it.
-Prompts are made in conversation.py; how many `<IMG_CONTEXT>` stand for a picture is known to the processor.
+The ids equal those of the released slow tokenizer. One thing is new: with `split_special_tokens=True` no id
+of an added token comes out of a text, whether the text has the token's name or that of the piece below it.
+
+Prompts are made in `conversation.py`; the processor knows how many `<IMG_CONTEXT>` stand for an image.
 """
 
 import os
 from itertools import groupby
 
 from sentencepiece import SentencePieceProcessor
-from transformers import PreTrainedTokenizer
+from transformers import AddedToken, PreTrainedTokenizer
 
 
 class InternLM2Tokenizer(PreTrainedTokenizer):
     """SentencePiece BPE with byte fallback; `<unk>`, `<s>`, `</s>` are 0, 1, 2.
 
-    `tokenizer(text)` turns added tokens in the text into their ids, and so the names of the pieces below
-    them; with `split_special_tokens=True` all of it is plain text. Half surrogates, which have no UTF-8
-    form, are read as U+FFFD. What `decode` gives back has no spaces added or removed.
+    `tokenizer(text)` turns names of added tokens in the text, and of the pieces below them, into ids of
+    added tokens; with `split_special_tokens=True` the whole text is plain. Half surrogates, which have no
+    UTF-8 form, are read as U+FFFD. `decode` adds and removes no spaces.
 
     Args:
         vocab_file: path of the SentencePiece model.
@@ -41,25 +42,26 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
     def __init__(
         self,
         vocab_file: str,
-        unk_token="<unk>",
-        bos_token="<s>",
-        eos_token="</s>",
-        pad_token="</s>",
+        unk_token: str | AddedToken = "<unk>",
+        bos_token: str | AddedToken = "<s>",
+        eos_token: str | AddedToken = "</s>",
+        pad_token: str | AddedToken = "</s>",
         sp_model_kwargs: dict | None = None,
         add_bos_token: bool = True,
         add_eos_token: bool = False,
         **kwargs,
-    ):
+    ) -> None:
         if not vocab_file:
             raise ValueError(
                 f"vocab_file is {vocab_file!r}: expected the path of a SentencePiece model; "
                 "is tokenizer.model missing in the checkpoint's folder?"
             )
+
         self.sp_model_kwargs = sp_model_kwargs or {}
         self.add_bos_token = add_bos_token
         self.add_eos_token = add_eos_token
 
-        # the base class asks for the vocabulary while it is set up
+        # before the base class, which asks for the vocabulary while it is set up
         try:
             self.sp_model = SentencePieceProcessor(model_file=str(vocab_file), **self.sp_model_kwargs)
         except RuntimeError as error:
@@ -74,10 +76,11 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
             **kwargs,
         )
 
-    def __getstate__(self):
+    # a SentencePieceProcessor cannot be pickled: its model travels as bytes
+    def __getstate__(self) -> dict:
         return self.__dict__ | {"sp_model": self.sp_model.serialized_model_proto()}
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
         self.sp_model = SentencePieceProcessor(model_proto=state["sp_model"], **self.sp_model_kwargs)
 
@@ -87,7 +90,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         return self.sp_model.get_piece_size()
 
     def get_vocab(self) -> dict[str, int]:
-        """One name an id: of a piece below an added token, the added token's."""
+        """One name an id; an id that an added token overlays has the added token's name."""
         names = self.convert_ids_to_tokens(range(self.vocab_size))
         return {name: id for id, name in enumerate(names)} | self._added_tokens_encoder
 
@@ -99,6 +102,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         # pairs of surrogates become the character they mean, halves U+FFFD
         text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
         pieces = super().tokenize(text, **kwargs)
+
         if not kwargs.get("split_special_tokens", self.split_special_tokens):
             return pieces
         return [part for piece in pieces for part in self._cut(piece)]
@@ -108,8 +112,10 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
 
         A single character cannot be cut: as an added token (some have a tab or a newline) it is text too.
         """
-        if len(piece) == 1 or self.convert_tokens_to_ids(piece) not in self._added_tokens_decoder:
+        is_added = self.convert_tokens_to_ids(piece) in self._added_tokens_decoder
+        if len(piece) == 1 or not is_added:
             return [piece]
+
         parts = self._tokenize(piece[:1]) + self._tokenize(piece[1:])
         return [small for part in parts for small in self._cut(part)]
 
@@ -126,7 +132,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
     def convert_ids_to_tokens(
         self, ids: int | list[int], skip_special_tokens: bool = False
     ) -> str | list[str]:
-        """Names of ids; the special tokens that are skipped are those of `added_tokens_decoder`.
+        """Names of ids; `skip_special_tokens` skips the special tokens of `added_tokens_decoder`.
 
         The base class skips `all_special_ids`, which loses tokens where `add_special_tokens` replaces them.
         """
@@ -137,15 +143,16 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
 
     def convert_tokens_to_string(self, tokens: list[str]) -> str:
         """Joins tokens; a character's bytes may be spread over several of them."""
-        runs = groupby(tokens, key=self._added_tokens_encoder.__contains__)
-        return "".join(
-            "".join(run) if is_added else self.sp_model.decode(list(run)) for is_added, run in runs
-        )
+        texts = []
+        for is_added, run in groupby(tokens, key=self._added_tokens_encoder.__contains__):
+            pieces = list(run)
+            texts.append("".join(pieces) if is_added else self.sp_model.decode(pieces))
+        return "".join(texts)
 
     def build_inputs_with_special_tokens(
         self, token_ids_0: list[int], token_ids_1: list[int] | None = None
     ) -> list[int]:
-        """The sequence, or both as one, between `<s>` and `</s>` as far as these are to be added."""
+        """The sequence, or both as one, with `<s>` and `</s>` where these are to be added."""
         before = [self.bos_token_id] if self.add_bos_token else []
         after = [self.eos_token_id] if self.add_eos_token else []
         return before + token_ids_0 + (token_ids_1 or []) + after
@@ -159,13 +166,17 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
         """1 where `build_inputs_with_special_tokens` puts `<s>` or `</s>`, 0 elsewhere."""
         if already_has_special_tokens:
             return super().get_special_tokens_mask(token_ids_0, token_ids_1, True)
+
         length = len(token_ids_0) + len(token_ids_1 or [])
         return [1] * self.add_bos_token + [0] * length + [1] * self.add_eos_token
 
     def save_vocabulary(self, save_directory: str, filename_prefix: str | None = None) -> tuple[str]:
         """Writes the SentencePiece model as it was read. Returns its path."""
         name = self.vocab_files_names["vocab_file"]
-        path = os.path.join(save_directory, f"{filename_prefix}-{name}" if filename_prefix else name)
+        if filename_prefix:
+            name = f"{filename_prefix}-{name}"
+
+        path = os.path.join(save_directory, name)
         with open(path, "wb") as file:
             file.write(self.sp_model.serialized_model_proto())
         return (path,)

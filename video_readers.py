@@ -1,8 +1,9 @@
 """Video files as frames: PyAV by default, by name decord or torchcodec; animated WebP by PIL.
 
-One door for all (`media_sources.open_file`): the readers get file objects without names, and formats that
-cannot open other files. One pass over the packets tells which frames there are and when they are shown; a
-second one decodes those asked for. Each package is imported only when a video is read.
+All files are opened by `media_sources.open_file`: the readers get file objects without names, and only
+formats that cannot open other files. The packets are read twice: first to tell which frames there are and
+when they are shown, then to decode the frames that are asked for. Each package is imported only when a video
+is read. Which frames are chosen is left to `frame_choice.py`.
 
 A frame is (height, width, 3) uint8 RGB, upright.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -32,35 +33,22 @@ except ImportError:  # in a clone, where this folder is no package
     from media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from media_sources import Nameless, file_name, open_file, seekable
 
-# A seek takes about as long as decoding this many frames: the decoder drops what it holds and fills anew.
+# A seek takes about as long as decoding this many frames: the decoder drops its frames and fills again.
 SEEK_COST_FRAMES = 4
 
 # FFmpeg's demuxers that read the one file they are given. hls, dash, concat, sdp, rtsp, image2 and others
 # open more files or addresses. Those for sound are here so that an error can say that there is no video.
 CONTAINERS = (
     *("mov", "mp4", "matroska", "webm", "avi", "asf", "flv", "live_flv", "swf"),
-    *(
-        "mpeg",
-        "mpegts",
-        "mpegvideo",
-        "m4v",
-        "h261",
-        "h263",
-        "h264",
-        "hevc",
-        "vvc",
-        "av1",
-        "obu",
-        "ivf",
-        "vc1",
-    ),
+    *("mpeg", "mpegts", "mpegvideo", "m4v", "h261", "h263", "h264"),
+    *("hevc", "vvc", "av1", "obu", "ivf", "vc1"),
     *("mjpeg", "gif", "apng", "jpegxl_anim", "ogg", "nut", "mxf", "gxf", "dv", "rm", "wtv", "yuv4mpegpipe"),
     *("wav", "mp3", "flac", "aac"),
 )
 OPEN_TIMEOUT_S = 60.0
 MAX_INDEXED_FRAMES = 2**22  # of a file: 38 hours at 30 frames a second
 PRINTABLE = string.printable.encode()
-UNTIMED_MS = 100  # how long browsers show a frame of an animation that says 0, as FFmpeg of GIFs
+UNTIMED_MS = 100  # how long browsers show a frame of duration 0, and FFmpeg one of a GIF
 MAX_PIXEL_ASPECT = 8  # beyond, a sample aspect ratio is taken for a mistake
 
 MediaFile = str | os.PathLike | BinaryIO
@@ -68,7 +56,7 @@ MediaFile = str | os.PathLike | BinaryIO
 ChooseIndices = Callable[[int, float], Sequence[int]]
 Frames = Iterator[tuple[int, np.ndarray]]  # (index, frame), indices rising
 
-# For one's own files: limits of pixels and of what no video has.
+# For one's own files: a limit of pixels, and others that no video reaches.
 OWN_FILES = MediaPolicy(max_frames=2**20, max_tiles=2**20, deadline_s=None)
 
 
@@ -85,8 +73,9 @@ class Video(NamedTuple):
     def read(self, indices: Sequence[int], *, as_shown: bool = False) -> Frames:
         """Reads frames, each once; the iterator raises a ValueError for one that turns out to be damaged.
 
-        `as_shown`: as players show them: pixels that are not square are scaled, and what is transparent is on
-        white. Otherwise as stored, as released.
+        Args:
+            as_shown: as players show them: pixels that are not square are scaled, transparent ones are on
+                white. Otherwise as stored, as released.
         """
         for index in indices:
             if not 0 <= index < self.num_readable:
@@ -99,9 +88,15 @@ def read_video(
 ) -> tuple[list[int], Frames]:
     """Reads chosen frames of a video, one at a time, with the reader of `VIDEO_READERS` named `backend`.
 
-    `choose_indices` is called once with the number of frames and the average frames a second. Returns what it
-    chose, and an iterator over (index, frame), each once, indices rising; a frame is (height, width, 3) uint8
-    RGB, upright. Raises as `load_video`; for a frame that turns out to be damaged, while iterating.
+    Args:
+        choose_indices: called once with the number of frames and the average frames a second.
+
+    Returns:
+        The indices that it chose, and an iterator over (index, frame), each once, indices rising; a frame is
+        (height, width, 3) uint8 RGB, upright.
+
+    Raises:
+        As `load_video`; for a frame that turns out to be damaged, while iterating.
     """
     video = open_video(file, backend)
     indices = [int(index) for index in choose_indices(len(video.times_s), video.fps)]
@@ -116,6 +111,7 @@ def open_video(file: MediaFile, backend: str, budget: Budget | None = None) -> V
 
     if not isinstance(file, (str, os.PathLike)):
         file = seekable(file, budget.policy.max_bytes)
+
     video = VIDEO_READERS[backend](file, budget)
     longest_s = budget.policy.max_duration_s
     if longest_s is not None and video.end_s > longest_s:
@@ -126,10 +122,10 @@ def open_video(file: MediaFile, backend: str, budget: Budget | None = None) -> V
     return video
 
 
-def _import_reader(name: str, install: str):
+def _import_reader(name: str, install: str) -> Any:
     try:
         return importlib.import_module(name)
-    except (ImportError, OSError, RuntimeError) as error:  # the latter two: its shared libraries do not load
+    except (ImportError, OSError, RuntimeError) as error:  # the last two: its shared libraries do not load
         reason = str(error).strip().partition("\n")[0]
         raise ImportError(f"reading videos with {name} needs the package: {install} ({reason})") from error
 
@@ -137,6 +133,7 @@ def _import_reader(name: str, install: str):
 def _no_frame(
     name: str, frame: int, readable: int, num_frames: int, max_pixels: int | None = None
 ) -> ValueError:
+    """The error for a frame that cannot be read, with the frames that can."""
     those = f"{readable} of its {num_frames} frames can: choose frames, or a bound in seconds, among these"
     if readable == 0 and max_pixels is not None:  # the decoder does not tell damaged frames from large ones
         those += (
@@ -148,11 +145,22 @@ def _no_frame(
 # ------------------------------------------------------------------------------------------------------ PyAV
 
 
+class _Packet(NamedTuple):
+    """What is kept of a packet, which becomes one frame. Stamps are times in the stream's own units."""
+
+    stamp: int | None
+    duration: int
+    is_key: bool
+    is_shown: bool
+
+
 class _VideoIndex(NamedTuple):
     """The frames of a video, in the order they are shown. Stamps are times in the stream's own units."""
 
     fps: float  # average
-    times_s: list[float]  # of all frames that the file intends: more than `readable` where it is cut short
+    times_s: list[
+        float
+    ]  # of all frames that the file should have: more than `readable` where it is cut short
     end_s: float
     readable: int
     stamps: list[int]  # of the readable frames; empty where the file has none that tell frames apart
@@ -160,36 +168,41 @@ class _VideoIndex(NamedTuple):
     pixel_aspect: float = 1.0  # width of a pixel / its height, as stored
 
 
-def _pyav():
+def _pyav() -> Any:
     return _import_reader("av", "pip install av")
 
 
 def _pyav_options(max_pixels: int) -> dict:
     """What PyAV may do to open a file: no protocol at all, formats that open no other files, few pixels."""
-    options = {"protocol_whitelist": "none", "format_whitelist": ",".join(CONTAINERS)}
-    timeouts = (OPEN_TIMEOUT_S, OPEN_TIMEOUT_S)
-    limit = {"max_pixels": str(max_pixels)}  # for what is decoded while the streams are looked at
-    return {"metadata_errors": "ignore", "options": options | limit, "timeout": timeouts}
+    options = {
+        "protocol_whitelist": "none",
+        "format_whitelist": ",".join(CONTAINERS),
+        "max_pixels": str(max_pixels),  # of frames that are decoded while the streams are examined
+    }
+    return {"metadata_errors": "ignore", "options": options, "timeout": (OPEN_TIMEOUT_S, OPEN_TIMEOUT_S)}
 
 
 @contextmanager
-def _container(file: MediaFile, budget: Budget):
+def _container(file: MediaFile, budget: Budget) -> Iterator[tuple[Any, Any]]:
     """Opens the file from its start; yields PyAV's container and its video stream."""
-    av, name, max_pixels = _pyav(), file_name(file), budget.policy.max_pixels
+    av = _pyav()
+    name = file_name(file)
+    max_pixels = budget.policy.max_pixels
     try:
-        opening = open_file(file, budget.policy.max_bytes)
-        with opening as opened:
+        with open_file(file, budget.policy.max_bytes) as opened:
             try:
                 container = av.open(Nameless(opened), **_pyav_options(max_pixels))
             except (av.error.FFmpegError, UnicodeError) as error:
                 raise ValueError(f"{name} is not a video that can be read: {error}") from error
+
             with container:
                 yield container, _video_stream(container, name, max_pixels)
     except IsADirectoryError as error:
         raise ValueError(f"{name} is not a video that can be read: it is a directory") from error
 
 
-def _video_stream(container, name: str, max_pixels: int):
+def _video_stream(container: Any, name: str, max_pixels: int) -> Any:
+    """The video stream of a container, with the limit of pixels set."""
     stream = container.streams.best("video")
     if stream is None or stream.disposition & _pyav().stream.Disposition.attached_pic:
         raise ValueError(f"{name} is not a video: it has no video stream")
@@ -201,23 +214,24 @@ def _video_stream(container, name: str, max_pixels: int):
     return stream
 
 
-def _packets(container, stream) -> Iterator:
+def _packets(container: Any, stream: Any) -> Iterator:
     """The stream's packets, in decoding order, as far as the file goes."""
     try:
         for packet in container.demux(stream):
             if packet.size:  # an empty one shows nothing new, and would end the decoding
                 yield packet
-    # IndexError: PyAV met a stream that the header does not tell of, in a damaged SWF for one.
+    # IndexError: PyAV met a stream that the header does not list, in a damaged SWF for example.
     except (_pyav().error.FFmpegError, IndexError):
         return  # the file is damaged from here on: _index_video counts what there is
 
 
-def _packets_from(key_stamp: int, container, stream) -> Iterator:
+def _packets_from(key_stamp: int, container: Any, stream: Any) -> Iterator:
     """The packets from a keyframe on; none where the container cannot go to it."""
     try:
         container.seek(key_stamp, stream=stream)
     except _pyav().error.FFmpegError:
         return iter(())
+
     packets = _packets(container, stream)
     first = next(packets, None)
     if first is None or not first.is_keyframe or first.pts is None or first.pts > key_stamp:
@@ -225,11 +239,12 @@ def _packets_from(key_stamp: int, container, stream) -> Iterator:
     return chain([first], packets)
 
 
-def _is_shown(packet) -> bool:
+def _is_shown(packet: Any) -> bool:
     """Whether the packet becomes a frame: not if the edit list cuts it, nor if it is a hidden one of VP8."""
-    return not packet.is_discard and (
-        packet.stream.codec_context.name != "vp8" or bool(memoryview(packet)[0] & 0x10)
-    )
+    if packet.is_discard:
+        return False
+    is_vp8 = packet.stream.codec_context.name == "vp8"
+    return not is_vp8 or bool(memoryview(packet)[0] & 0x10)
 
 
 def _index_video(file: MediaFile, budget: Budget) -> _VideoIndex:
@@ -238,21 +253,24 @@ def _index_video(file: MediaFile, budget: Budget) -> _VideoIndex:
     with _container(file, budget) as (container, stream):
         packets = []
         for packet in _packets(container, stream):
-            packets.append((packet.pts, packet.duration or 0, packet.is_keyframe, _is_shown(packet)))
+            packets.append(_Packet(packet.pts, packet.duration or 0, packet.is_keyframe, _is_shown(packet)))
             budget.remaining_s()
             if len(packets) > MAX_INDEXED_FRAMES:
                 raise MediaRefused(f"{name} has more than {MAX_INDEXED_FRAMES} frames: cut it first")
 
         # An mp4 has an index of all its packets, which tells how many a file that is cut short has lost.
         indexed = sum(entry.size > 0 for entry in getattr(stream, "index_entries", ()))  # PyAV >= 17
-        fps = float(stream.average_rate or 1)  # None: a single frame, where any rate will do
+        lost = max(0, indexed - len(packets))
+
         # AVI and ASF do not store in which order frames are shown: FFmpeg makes up their times.
-        has_stamps, stamp_s = container.format.name not in ("avi", "asf"), stream.time_base
+        has_stamps = container.format.name not in ("avi", "asf")
+        stamp_s = stream.time_base  # seconds of a stream's unit, as a fraction
+        fps = float(stream.average_rate or 1)  # None: a single frame, for which any rate will do
         pixel_aspect = float(stream.sample_aspect_ratio or 1)
 
-    shown = [(stamp, duration) for stamp, duration, _, is_shown in packets if is_shown]
+    shown = [(packet.stamp, packet.duration) for packet in packets if packet.is_shown]
     stamps = sorted(stamp for stamp, _ in shown if stamp is not None)
-    readable, lost = len(shown), max(0, indexed - len(packets))
+    readable = len(shown)
     if readable == 0:
         raise ValueError(f"{name} has no frame that can be read")
 
@@ -260,23 +278,36 @@ def _index_video(file: MediaFile, budget: Budget) -> _VideoIndex:
         times_s = [frame / fps for frame in range(readable + lost)]
         return _VideoIndex(fps, times_s, times_s[-1] + 1 / fps, readable, [], [], pixel_aspect)
 
-    times_s = [float((stamp - stamps[0]) * stamp_s) for stamp in stamps]
-    last_s = float(max(shown)[1] * stamp_s) or 1 / fps
-    end_s = max(times_s[-1] + last_s, (readable + lost) / fps if lost else 0)
-    times_s += np.linspace(times_s[-1], end_s, lost + 2)[1:-1].tolist()
-    key_stamps = sorted(stamp for stamp, _, is_key, _ in packets if is_key and stamp is not None)
+    times_s, end_s = _stamped_times(shown, stamps, stamp_s, fps, lost)
+    key_stamps = sorted(packet.stamp for packet in packets if packet.is_key and packet.stamp is not None)
     return _VideoIndex(fps, times_s, end_s, readable, stamps, key_stamps, pixel_aspect)
 
 
-def _plan_runs(wanted: Sequence[int], index: _VideoIndex) -> list[tuple[int | None, int]]:
-    """Cuts the way to the `wanted` frames, in rising order, into runs that are decoded in one go.
+def _stamped_times(
+    shown: list[tuple[int, int]], stamps: list[int], stamp_s: Any, fps: float, lost: int
+) -> tuple[list[float], float]:
+    """When each frame is shown, in seconds, and when the last one ends; lost frames follow evenly spaced."""
+    times_s = [float((stamp - stamps[0]) * stamp_s) for stamp in stamps]
+    _, last_duration = max(shown)
+    last_s = float(last_duration * stamp_s) or 1 / fps
+    end_s = max(times_s[-1] + last_s, (len(stamps) + lost) / fps if lost else 0)
 
-    A run is (stamp of the keyframe to seek to, or None: the start of the file; last frame). It pays to seek
-    where that leaps over more than `SEEK_COST_FRAMES` frames.
+    times_s += np.linspace(times_s[-1], end_s, lost + 2)[1:-1].tolist()
+    return times_s, end_s
+
+
+def _plan_runs(wanted: Sequence[int], index: _VideoIndex) -> list[tuple[int | None, int]]:
+    """Cuts the way to the `wanted` frames, in rising order, into runs that are decoded without a seek.
+
+    A run is (stamp of the keyframe to seek to, or None: the start of the file; last frame). Seeking pays
+    where it skips more than `SEEK_COST_FRAMES` frames.
     """
     if not index.stamps:
         return [(None, wanted[-1])]
-    runs, start, last = [], None, -1
+
+    runs: list[tuple[int | None, int]] = []
+    start = None
+    last = -1
     for frame in wanted:
         key = bisect_right(index.key_stamps, index.stamps[frame]) - 1  # the last keyframe not after the frame
         key_frame = bisect_left(index.stamps, index.key_stamps[key]) if key >= 0 else 0
@@ -284,62 +315,67 @@ def _plan_runs(wanted: Sequence[int], index: _VideoIndex) -> list[tuple[int | No
             runs.append((start, last))
             start = index.key_stamps[key]
         last = frame
+
     runs.append((start, last))
     return [run for run in runs if run[1] >= 0]
 
 
-def _decode(file: MediaFile, index: _VideoIndex, runs: list[tuple[int | None, int]], budget: Budget):
-    """Yields (frame, picture as PyAV has it) for all that comes up in the runs, wanted or not."""
-    frame_at = {stamp: frame for frame, stamp in enumerate(index.stamps)}
+def _decode(
+    file: MediaFile, index: _VideoIndex, runs: list[tuple[int | None, int]], budget: Budget
+) -> Iterator[tuple[int, Any]]:
+    """Yields (index, PyAV's frame) for all frames that are decoded in the runs, wanted or not."""
+    index_at = {stamp: i for i, stamp in enumerate(index.stamps)}
     with _container(file, budget) as (container, stream):
         for start, last in runs:
-            for count, picture in enumerate(_decoded_pictures(container, stream, start)):
+            for count, frame in enumerate(_decoded_frames(container, stream, start)):
                 budget.remaining_s()
-                frame = frame_at.get(picture.pts, -1) if frame_at else count
-                yield frame, picture
-                if frame >= last:
+                i = index_at.get(frame.pts, -1) if index_at else count
+                yield i, frame
+                if i >= last:
                     break
 
 
-def _decoded_pictures(container, stream, start: int | None) -> Iterator:
+def _decoded_frames(container: Any, stream: Any, start: int | None) -> Iterator:
     packets = _packets(container, stream) if start is None else _packets_from(start, container, stream)
-    for packet in chain(packets, [None]):  # None: what the decoder still holds
+    for packet in chain(packets, [None]):  # None: flushes what the decoder still holds
         try:
             yield from stream.decode(packet)
         except _pyav().error.FFmpegError:
-            continue  # a damaged packet; _read_frames sees to it that no wanted frame is missing
+            continue  # a damaged packet; _read_frames notices where a wanted frame is missing
 
 
 def _read_frames(
     file: MediaFile, index: _VideoIndex, budget: Budget, wanted: list[int], as_shown: bool = False
 ) -> Frames:
     """Reads the `wanted` frames, in rising order."""
-    name, missing = file_name(file), set(wanted)
+    name = file_name(file)
+    max_pixels = budget.policy.max_pixels
     aspect = index.pixel_aspect if as_shown else 1.0
-    whole_file = [(None, index.readable - 1)]
+    missing = set(wanted)
 
     # The whole file only where a seek went wrong or a frame is damaged.
+    whole_file: list[tuple[int | None, int]] = [(None, index.readable - 1)]
     for runs in (_plan_runs(wanted, index), whole_file):
         readable = 0
-        for frame, picture in _decode(file, index, runs, budget):
+        for i, frame in _decode(file, index, runs, budget):
             readable += 1
-            if frame in missing:
-                missing.remove(frame)
-                check_pixels(name, picture.width, picture.height, budget.policy.max_pixels)
-                pixels = _pixels(picture, aspect, as_shown, budget.policy.max_pixels)
-                yield frame, np.rot90(pixels, picture.rotation // 90)
+            if i in missing:
+                missing.remove(i)
+                check_pixels(name, frame.width, frame.height, max_pixels)
+                pixels = _pixels(frame, aspect, as_shown, max_pixels)
+                yield i, np.rot90(pixels, frame.rotation // 90)
             if not missing:
                 return
-    raise _no_frame(name, min(missing), readable, len(index.times_s), budget.policy.max_pixels)
+    raise _no_frame(name, min(missing), readable, len(index.times_s), max_pixels)
 
 
-def _pixels(picture, aspect: float, as_shown: bool, max_pixels: int) -> np.ndarray:
+def _pixels(frame: Any, aspect: float, as_shown: bool, max_pixels: int) -> np.ndarray:
     """A frame of PyAV as (height, width, 3); `aspect`: width of its pixels / their height."""
-    has_alpha = picture.format.has_palette or any(x.is_alpha for x in picture.format.components)
+    has_alpha = frame.format.has_palette or any(x.is_alpha for x in frame.format.components)
     if as_shown and has_alpha:
-        pixels = np.asarray(on_white(Image.fromarray(picture.to_ndarray(format="rgba"))))
+        pixels = np.asarray(on_white(Image.fromarray(frame.to_ndarray(format="rgba"))))
     else:
-        pixels = picture.to_ndarray(format="rgb24")
+        pixels = frame.to_ndarray(format="rgb24")
     return square_pixels(pixels, aspect, max_pixels)
 
 
@@ -348,6 +384,7 @@ def square_pixels(pixels: np.ndarray, aspect: float, max_pixels: int) -> np.ndar
     height, width = pixels.shape[:2]
     if aspect == 1 or not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
         return pixels
+
     shown_width = max(1, round(width * aspect))
     if shown_width * height > max_pixels:
         return pixels
@@ -357,6 +394,7 @@ def square_pixels(pixels: np.ndarray, aspect: float, max_pixels: int) -> np.ndar
 def _open_with_pyav(file: MediaFile, budget: Budget) -> Video:
     if _is_webp(file, budget):
         return _open_webp(file, budget)
+
     index = _index_video(file, budget)
     decode = partial(_read_frames, file, index, budget)
     return Video(file_name(file), index.fps, index.times_s, index.end_s, index.readable, decode)
@@ -374,8 +412,8 @@ def _is_webp(file: MediaFile, budget: Budget) -> bool:
 
 
 def _webp_durations_s(file: BinaryIO) -> list[float]:
-    """How long each frame is shown, by the file's ANMF chunks; a still image has one, of no length."""
-    file.seek(12)
+    """How long each frame is shown, by the file's ANMF chunks; a still image is one frame of 0 s."""
+    file.seek(12)  # behind "RIFF", the size and "WEBP"
     durations_s = []
     while len(header := file.read(8)) == 8 and len(durations_s) < MAX_INDEXED_FRAMES:
         kind, size = struct.unpack("<4sI", header)
@@ -383,33 +421,33 @@ def _webp_durations_s(file: BinaryIO) -> list[float]:
         if kind == b"ANMF":
             duration_ms = int.from_bytes(file.read(15)[12:], "little")
             durations_s.append((duration_ms or UNTIMED_MS) / 1000)
-        file.seek(start + size + size % 2)
+        file.seek(start + size + size % 2)  # chunks have an even number of bytes
     return durations_s or [0.0]
 
 
 def _open_webp(file: MediaFile, budget: Budget) -> Video:
-    """FFmpeg knows no animated WebP; PIL does."""
-    name = file_name(file)
+    """Opens an animated WebP with PIL: FFmpeg does not read them."""
     with open_file(file, budget.policy.max_bytes) as opened:
         durations_s = _webp_durations_s(opened)
-    ends_s = np.cumsum(durations_s)
-    times_s = [0.0, *ends_s[:-1].tolist()]
+
+    ends_s = np.cumsum(durations_s).tolist()
+    times_s = [0.0, *ends_s[:-1]]
     fps = len(durations_s) / ends_s[-1] if ends_s[-1] else 1.0
     decode = partial(_read_webp, file, budget)
-    return Video(name, float(fps), times_s, float(ends_s[-1]) or 1.0, len(times_s), decode)
+    return Video(file_name(file), fps, times_s, ends_s[-1] or 1.0, len(times_s), decode)
 
 
 def _read_webp(file: MediaFile, budget: Budget, wanted: list[int], as_shown: bool) -> Frames:
     name = file_name(file)
     with open_file(file, budget.policy.max_bytes) as opened:
         try:
-            picture = with_canvas_alpha(Image.open(opened, formats=["WEBP"]))
-            check_pixels(name, *picture.size, budget.policy.max_pixels)
+            image = with_canvas_alpha(Image.open(opened, formats=["WEBP"]))
+            check_pixels(name, *image.size, budget.policy.max_pixels)
             for frame in wanted:
                 budget.remaining_s()
-                picture.seek(frame)
-                picture.load()
-                shown = on_white(picture) if as_shown else picture
+                image.seek(frame)
+                image.load()
+                shown = on_white(image) if as_shown else image
                 yield frame, np.asarray(shown.convert("RGB"))
         except DECODER_ERRORS as error:
             if isinstance(error, MediaRefused):
@@ -421,21 +459,23 @@ def _read_webp(file: MediaFile, budget: Budget, wanted: list[int], as_shown: boo
 
 
 class _Stored(NamedTuple):
-    """What PyAV tells of the stored frames: readers that turn them upright do not."""
+    """Size and pixels of the stored frames, from PyAV: readers that turn them upright do not tell."""
 
     width: int
     height: int
-    pixel_aspect: float
+    pixel_aspect: float  # width of a pixel / its height
 
     def upright_aspect(self, pixels: np.ndarray) -> float:
+        """The aspect ratio of the pixels of a frame that its reader turned upright."""
         is_turned = pixels.shape[:2] == (self.width, self.height) and self.width != self.height
         return 1 / self.pixel_aspect if is_turned else self.pixel_aspect
 
 
-def _look_into(file: MediaFile, budget: Budget) -> _Stored:
-    """Lets PyAV look into a file first: the FFmpeg of other readers knows no list of allowed formats."""
+def _stored_frames(file: MediaFile, budget: Budget) -> _Stored:
+    """Lets PyAV open a file first: the FFmpeg of other readers takes no list of allowed formats."""
     with open_file(file, budget.policy.max_bytes) as opened:
         head = opened.read(32)
+
     if head[:4] != b"RIFF" and not head.translate(None, delete=PRINTABLE):
         raise ValueError(f"{file_name(file)} is not a video that can be read: it begins as a text")
     with _container(file, budget) as (_, stream):
@@ -444,14 +484,22 @@ def _look_into(file: MediaFile, budget: Budget) -> _Stored:
 
 
 def _decode_each(
-    decode: Callable, errors, name: str, stored: _Stored, budget: Budget, frames: list[int], as_shown: bool
+    decode: Callable[[int], Any],
+    errors: type[Exception] | tuple[type[Exception], ...],
+    name: str,
+    stored: _Stored,
+    budget: Budget,
+    frames: list[int],
+    as_shown: bool,
 ) -> Frames:
+    """Decodes frames one by one; `errors`: what the reader raises for a damaged one."""
     for frame in frames:
         budget.remaining_s()
         try:
             pixels = np.asarray(decode(frame))
         except errors as error:
             raise ValueError(f"{name}: frame {frame} cannot be read: {error}") from error
+
         if pixels.shape[2] != 3:  # decord misreads the rows of some rotated videos
             raise ValueError(f"{name}: frame {frame} has {pixels.shape[2]} channels: use backend='pyav'")
         check_pixels(name, pixels.shape[1], pixels.shape[0], budget.policy.max_pixels)
@@ -467,6 +515,7 @@ def _file_on_disk(file: MediaFile, budget: Budget) -> Iterator[str]:
         with open_file(file) as opened:  # a regular file
             yield os.path.abspath(opened.name)
         return
+
     with open_file(file, budget.policy.max_bytes) as opened, tempfile.NamedTemporaryFile() as copy:
         shutil.copyfileobj(opened, copy)
         copy.flush()
@@ -474,33 +523,45 @@ def _file_on_disk(file: MediaFile, budget: Budget) -> Iterator[str]:
 
 
 def _open_with_decord(file: MediaFile, budget: Budget) -> Video:
-    """As the released code reads. Of files alone: its own reader of file objects ends the process on some."""
+    """Opens a video as the released code does.
+
+    decord gets paths alone: its own reader of file objects ends the process on some files.
+    """
     decord = _import_reader("decord", "pip install pvc[decord]")
-    name, errors = file_name(file), (RuntimeError, decord.DECORDError)
-    stored = _look_into(file, budget)
+    name = file_name(file)
+    errors = (RuntimeError, decord.DECORDError)
+    stored = _stored_frames(file, budget)
     with _file_on_disk(file, budget) as path:
         try:
             reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
         except errors as error:
             raise ValueError(f"{name} is not a video that decord can read: {error}") from error
-    times_s = reader.get_frame_timestamp(range(len(reader))).astype(float)  # (T, 2): start and end
-    times_s -= times_s[:1, :1]
+
+    spans_s = reader.get_frame_timestamp(range(len(reader))).astype(float)  # (T, 2): start and end
+    spans_s -= spans_s[:1, :1]
+    times_s = spans_s[:, 0].tolist()
+    end_s = float(spans_s.max(initial=0))
+
     decode = partial(_decode_each, lambda frame: reader[frame].asnumpy(), errors, name, stored, budget)
-    fps, end_s = float(reader.get_avg_fps()), float(times_s.max(initial=0))
-    return Video(name, fps, times_s[:, 0].tolist(), end_s, len(reader), decode)
+    return Video(name, float(reader.get_avg_fps()), times_s, end_s, len(reader), decode)
 
 
 def _open_with_torchcodec(file: MediaFile, budget: Budget) -> Video:
-    """In its exact mode: the other gives wrong frames. PyAV tells the times, which it does not list."""
+    """Opens a video in torchcodec's exact mode, as the other gives wrong frames.
+
+    The times, which torchcodec does not list, are PyAV's.
+    """
     decoders = _import_reader("torchcodec.decoders", "pip install pvc[torchcodec], and FFmpeg's libraries")
-    video, stored = _open_with_pyav(file, budget), _look_into(file, budget)
+    video = _open_with_pyav(file, budget)
+    stored = _stored_frames(file, budget)
     with ExitStack() as stack:
         opened = stack.enter_context(open_file(file, budget.policy.max_bytes))
         try:
             decoder = decoders.VideoDecoder(Nameless(opened), dimension_order="NHWC", seek_mode="exact")
         except (RuntimeError, ValueError) as error:
             raise ValueError(f"{video.name} is not a video that torchcodec can read: {error}") from error
-        stack.pop_all()  # the decoder reads on from the file
+        stack.pop_all()  # the file stays open: the decoder reads on from it
+
     if len(decoder) != len(video.times_s):
         raise ValueError(f"{video.name}: torchcodec finds other frames ({len(decoder)}): use backend='pyav'")
     decode = partial(_decode_each, decoder.__getitem__, RuntimeError, video.name, stored, budget)

@@ -51,7 +51,7 @@ from pvc.conversion.plan import (
     plan_released,
 )
 from pvc.conversion.verify import Difference, verify
-from pvc.hub.push import model_card
+from pvc.hub.card import model_card
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 

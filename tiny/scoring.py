@@ -17,10 +17,10 @@ import torch
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
 from pvc.tiny.synthetic.dataset import SmallWorlds, mean_by_group
+from pvc.tiny.synthetic.reader import SyntheticDataSet
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.encoding import Encoded, Encoder
 from pvc.training.data.packing import join
-from pvc.training.data.samples import WorldsDataSet
 from pvc.training.train import load_processor
 from pvc.training.trainer import with_needed_logits
 
@@ -44,7 +44,7 @@ def exact_match(
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
     encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
-    data_set, nothing_drawn = WorldsDataSet("held-out", worlds), np.random.default_rng(0)
+    data_set, nothing_drawn = SyntheticDataSet("held-out", worlds), np.random.default_rng(0)
     samples = (encoder.encode(data_set.read(i), None, nothing_drawn) for i in range(len(worlds)))
     was_training = model.training
     model.eval()

@@ -8,6 +8,7 @@ The step itself is `trainer.py`'s, the rows are `data.py`'s.
 """
 
 import difflib
+import importlib
 import importlib.util
 import json
 import os
@@ -27,7 +28,6 @@ from transformers.integrations import is_tensorboard_available
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import is_torch_tf32_available, logging
 
-import pvc.tiny.packed_cpu_attention  # noqa: F401 - its name is one of attn_implementation
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import check_code_within
 from pvc.modeling_pvc import PVCForConditionalGeneration
@@ -48,6 +48,9 @@ OWN_TOKENIZER = "tokenization_internlm2.InternLM2Tokenizer"
 LOCK = ".lock"  # of a run, in its folder
 NEW = "new"  # what config.new_parameters names, wherever it is
 CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # today, and in transformers 5.12
+ATTENTION_MODULES = {  # attn_implementation -> the module that registers it, imported where a recipe names it
+    "packed_on_cpu": "pvc.tiny.packed_cpu_attention",
+}
 FOLLOWING = {  # arguments of the Trainer that a recipe does not set, and what they follow from
     "output_dir": "output",
     "per_device_train_batch_size": "rows_per_step",
@@ -451,6 +454,8 @@ def _trainer(
     )
     dtype = PVCConfig.from_pretrained(model).dtype
     is_cast = arguments.deepspeed and arguments.bf16  # by DeepSpeed, which keeps float32 weights of its own
+    if recipe.attn_implementation in ATTENTION_MODULES:
+        importlib.import_module(ATTENTION_MODULES[recipe.attn_implementation])
     net = PVCForConditionalGeneration.from_pretrained(
         model,
         dtype=torch.bfloat16 if is_cast else torch.float32,

@@ -125,7 +125,7 @@ def test_an_array_of_other_numbers_is_an_error_that_says_what_is_expected(proces
     for wrong, message in [
         (np.full((8, 8, 3), 200.0), "float64 has values outside 0 to 1"),
         (np.full((8, 8, 3), np.nan), "float64 has values outside 0 to 1"),
-        (np.full((8, 8, 3), 5, np.int64), r"ndarray int64 \(8, 8, 3\): expected a PIL picture, a path"),
+        (np.full((8, 8, 3), 5, np.int64), r"ndarray int64 \(8, 8, 3\): expected a PIL image, a path"),
         (np.zeros((2, 8, 8, 3), np.uint8), r"ndarray uint8 \(2, 8, 8, 3\): expected"),
         (np.zeros((0, 8, 3), np.uint8), r"\(0, 8, 3\): expected"),
         (None, "NoneType"),

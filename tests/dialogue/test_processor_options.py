@@ -152,7 +152,7 @@ def test_blocks_that_another_template_does_not_take_are_message_errors(block):
 def test_a_number_of_tiles_that_is_none_is_named(max_tiles):
     processor = make_processor()
     for call in (partial(lay_out, processor), lambda **x: processor.image_processor(IMAGE["image"], **x)):
-        with pytest.raises(ValueError, match="max_(tiles|num)="):
+        with pytest.raises(ValueError, match="max_tiles="):
             call(max_tiles=max_tiles)
 
 

@@ -268,7 +268,7 @@ def test_undecoded_images_of_a_data_set_are_taken(images, tmp_path):
         assert torch.equal(images.image(given).tiles, expected)
         assert images.video([given, given], num_frames=None).clip.frames == 2
     for wrong in ({}, {"path": "a.png"}, {"bytes": None, "path": None}, {"bytes": b"", "array": 1}):
-        with pytest.raises(ValueError, match="a picture is dict with keys"):
+        with pytest.raises(ValueError, match="an image is dict with keys"):
             images.image(wrong)
 
 

@@ -317,9 +317,9 @@ def test_a_seek_counts_only_if_it_lands_on_a_keyframe_not_too_late(is_keyframe, 
 @pytest.fixture
 def decoded(monkeypatch):
     """The pictures that the reader takes from the decoder."""
-    taken, inner = [], video_readers._decoded_pictures
+    taken, inner = [], video_readers._decoded_frames
     monkeypatch.setattr(
-        video_readers, "_decoded_pictures", lambda *args: (taken.append(p) or p for p in inner(*args))
+        video_readers, "_decoded_frames", lambda *args: (taken.append(p) or p for p in inner(*args))
     )
     return taken
 

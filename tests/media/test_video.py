@@ -354,7 +354,7 @@ def test_pictures_without_times_are_not_chosen_by_time(option, tmp_path):
     picture(0).save(tmp_path / "0.png")
     for source in (tmp_path, [picture(0)], array(2)):
         with pytest.raises(
-            ValueError, match=f"{option}=1: pictures have no times; choose among them by num_frames"
+            ValueError, match=f"{option}=1: images have no times; choose among them by num_frames"
         ):
             read_frames(source, **{option: 1})
 
@@ -396,7 +396,7 @@ def test_impossible_numbers_are_named(choice, video):
         ([None], "frame 0 is a NoneType: expected"),
         ([Image.new("RGB", (0, 4))], "0x4 pixels"),
         (np.zeros((2, 0, 4, 3), np.uint8), "pixels|empty|size"),
-        (7, "a int: expected a video, folder, list of pictures, array or tensor"),
+        (7, "a int: expected a video, folder, list of images, array or tensor"),
         (None, "a NoneType: expected a video"),
         (picture(0), "a Image: expected a video"),
     ],
@@ -413,7 +413,7 @@ def test_frames_of_different_sizes_name_the_first_two(tmp_path):
 
 
 def test_a_folder_without_pictures_and_a_damaged_picture_are_named(tmp_path):
-    with pytest.raises(ValueError, match="no picture here; expected .bmp"):
+    with pytest.raises(ValueError, match="no image here; expected .bmp"):
         read_frames(tmp_path)
     picture(0).save(tmp_path / "cut.png")
     data = (tmp_path / "cut.png").read_bytes()

@@ -188,8 +188,8 @@ NO_ARRAYS = {
     "an array with NaN": (array((8, 8, 3), np.float32, np.nan), "float32 has values outside 0 to 1"),
     "floats up to 255": (array((8, 8, 3), np.float64, 255), "float64 has values outside 0 to 1"),
     "a normalised tensor": (torch.full((3, 8, 8), -1.0), "float32 has values outside 0 to 1"),
-    "a number": (5, "a picture is int"),
-    "bytes": (b"\x89PNG", "a picture is bytes"),
+    "a number": (5, "an image is int"),
+    "bytes": (b"\x89PNG", "an image is bytes"),
 }
 CASES += refused("processor", lambda b, picture: b.processor(text="<image>", images=[picture]), NO_ARRAYS)
 CASES += refused("image", image, NO_ARRAYS)
@@ -197,7 +197,7 @@ CASES += refused(
     "a dict for a picture",
     lambda b, face: face(b, {"path": "a.png"}),
     {
-        "processor": (lambda b, given: b.processor(text="<image>", images=given), "a picture is dict"),
+        "processor": (lambda b, given: b.processor(text="<image>", images=given), "an image is dict"),
         "image": (image, r"an image block has keys \['image', 'type'\]: expected one of image, url, path"),
     },
 )
@@ -433,13 +433,13 @@ CASES += refused(
 
 LARGE = Image.new("RGB", (33, 24), RED)
 NO_FRAMES = {
-    "an empty folder": ("no_files", "no_files: no picture"),
-    "a folder without pictures": ("no_pictures", "no_pictures: no picture"),
+    "an empty folder": ("no_files", "no_files: no image"),
+    "a folder without pictures": ("no_pictures", "no_pictures: no image"),
     "a folder of mixed sizes": ("mixed_sizes", "frame 0 .*32.*24.*, frame 1 .*33.*24"),
     "a folder with a broken picture": ("spoilt_frame", "1.png", OSError),
     "a list without frames": ([], "expected at least 1 frame"),
     "a list of mixed sizes": ([SMALL, SMALL, LARGE], "frame 0 .*32.*24.*, frame 2 .*33.*24"),
-    "a list with None": ([SMALL, None], "frame 1 is a NoneType: expected a PIL picture"),
+    "a list with None": ([SMALL, None], "frame 1 is a NoneType: expected a PIL image"),
     "a list of grey arrays": ([array((8, 8))], r"frame 0 is a ndarray of uint8 \(8, 8\)"),
     "a list of float arrays": ([array((8, 8, 3), float)], r"frame 0 is a ndarray of float64 \(8, 8, 3\)"),
     "an array without frames": (array((0, 8, 8, 3)), "expected at least 1 frame"),
@@ -460,7 +460,7 @@ CASES += refused("video", lambda b, source: video(b, source_of(b, source)), NO_F
 CASES += refused(
     "read_frames, a folder of frames",
     lambda b, option: read_frames(b.files / "frames", **{option: 1.0}),
-    {option: (option, f"{option}=1.0: pictures have no times") for option in ("fps", "start_s", "end_s")},
+    {option: (option, f"{option}=1.0: images have no times") for option in ("fps", "start_s", "end_s")},
 )
 CASES += refused(
     "video, times of frames in the prompt",

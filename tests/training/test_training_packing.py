@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from training_files import tiny_processor, write_mixed
 
 from pvc.training.data.encoding import IGNORED, Encoder
+from pvc.training.data.meta import read_meta
 from pvc.training.data.packing import Stream, StreamState, join, pack_window
-from pvc.training.data.samples import BrokenSample, read_meta
+from pvc.training.data.samples import BrokenSample
 
 
 @pytest.fixture(scope="module")

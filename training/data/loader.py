@@ -35,9 +35,10 @@ from transformers.utils import logging
 from pvc.conversion.printable import in_a_line
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import Encoded, Encoder
+from pvc.training.data.meta import read_meta
 from pvc.training.data.mixing import AUGMENT, FRAMES, MissingKind, Mixture, draws
 from pvc.training.data.packing import Plan, Stream, StreamState, join
-from pvc.training.data.samples import BrokenSample, read_meta
+from pvc.training.data.samples import BrokenSample
 
 logger = logging.get_logger(__name__)
 
@@ -119,7 +120,7 @@ class PackedDataset(IterableDataset):
     """The rows of one rank, without end; `PackLoader` hands them out.
 
     Args:
-        meta: path of a meta JSON; see `samples.read_meta` for it and for what is raised.
+        meta: path of a meta JSON; see `meta.read_meta` for it and for what is raised.
         rank, world_size: this process, and how many there are.
     """
 

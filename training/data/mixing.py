@@ -68,7 +68,7 @@ class Mixture:
         self.groups = []
         for data_set in data_sets:
             for kind, factor in factors.items():
-                indices = np.flatnonzero(data_set.lines.kinds == KINDS.index(kind)).astype(np.int32)
+                indices = np.flatnonzero(data_set.kinds == KINDS.index(kind)).astype(np.int32)
                 shown = round(len(indices) * data_set.repeat_time * factor)
                 repeats, part = divmod(shown, max(len(indices), 1))
                 self.groups.append(Group(data_set, kind, indices, repeats, part))
@@ -102,7 +102,7 @@ def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict
     if not 0 < image_to_video < float("inf"):
         raise ValueError(f"image_to_video={image_to_video}: expected a number of images for each video")
     images, videos = (
-        sum(x.repeat_time * int((x.lines.kinds == KINDS.index(kind)).sum()) for x in data_sets)
+        sum(x.repeat_time * int((x.kinds == KINDS.index(kind)).sum()) for x in data_sets)
         for kind in (IMAGE, VIDEO)
     )
     if not images or not videos:

@@ -1,0 +1,81 @@
+"""`pvc train`: train a model, or check training data. The work is `training/train.py`'s."""
+
+from typing import Annotated, Any
+
+from typer import Argument, Exit, Option, Typer
+
+from pvc import CHECKPOINT
+from pvc.cli.shared import STARTUP_ERRORS, CommandGroup, find_model, report_errors, show_status
+from pvc.conversion.printable import printable
+
+SETTINGS = Option("--set", metavar="NAME=VALUE", help="Change a value of the recipe; repeatable.")
+TRUST = Option("--trust-remote-code", help="Of a Hub id: do not ask.")
+
+
+class RunByDefault(CommandGroup):
+    """`pvc train RECIPE …` is `pvc train run RECIPE …`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        names_command = not args or args[0] in self.commands or args[0] == "--help"
+        return super().parse_args(ctx, args if names_command else ["run", *args])
+
+
+training = Typer(
+    cls=RunByDefault,
+    no_args_is_help=True,
+    help="Train a model, or check training data.",
+)
+
+
+@training.command(name="run")
+def run_training(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="YAML file, or a name such as tune-lora.")],
+    model: Annotated[str, Option(metavar="MODEL", help="Folder or Hub id to start from.")],
+    data: Annotated[str, Option(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
+    output: Annotated[str, Option(metavar="FOLDER", help="For checkpoints and the trained model.")],
+    settings: Annotated[list[str], SETTINGS] = (),  # type: ignore[assignment]
+    resume: Annotated[bool, Option("--resume", help="Go on after the last checkpoint, if any.")] = False,
+    trust: Annotated[bool, TRUST] = False,
+) -> None:
+    """Train MODEL by RECIPE. Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …"""
+    with report_errors(STARTUP_ERRORS):
+        from pvc.training.train import Recipe, parse_changes, read_recipe, train
+
+        changes = parse_changes(settings)
+        planned = Recipe.from_values(read_recipe(recipe, changes), asked=changes)
+        with show_status("Loading") as status:
+            folder = find_model(model, trust, status)
+        trainer = train(planned, model=folder, data=data, output=output, resume=resume)
+    trainer.accelerator.end_training()
+
+
+@training.command(name="check")
+def check_data(
+    data: Annotated[str, Argument(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
+    model: Annotated[str, Option(help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
+    recipe: Annotated[str | None, Option(metavar="RECIPE", help="Its settings are used.")] = None,
+    settings: Annotated[list[str], SETTINGS] = (),  # type: ignore[assignment]
+    decode: Annotated[bool, Option("--decode", help="Decode images and videos too.")] = False,
+    workers: Annotated[int, Option(min=0, help="Processes that read.")] = 0,
+    trust: Annotated[bool, TRUST] = False,
+) -> None:
+    """Read DATA once, as training would, and list broken samples (exit code 1 where there are any)."""
+    with report_errors(STARTUP_ERRORS):
+        from pvc.training.data.check import check
+        from pvc.training.data.loader import with_kinds_there_are
+        from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
+
+        changes = parse_changes(settings)
+        planned = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes, asked=changes)
+        with show_status("Loading") as status:
+            processor = load_processor(find_model(model or str(CHECKPOINT), trust, status))
+
+        report = with_kinds_there_are(
+            lambda options: check(data, processor, options, decode=decode, num_workers=workers),
+            planned.data,
+            planned.asked,
+        )
+
+    print(printable(str(report)))
+    if report.broken:
+        raise Exit(1)
