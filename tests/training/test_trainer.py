@@ -1,5 +1,6 @@
 """What a run trains, at which rates and on which loss; that it goes on after a kill; and what it leaves."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -23,19 +24,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from typer.testing import CliRunner
 
 from pvc.cli import app
-from pvc.training import train as training
+from pvc.training import arguments as trainer_arguments
+from pvc.training.arguments import training_arguments
 from pvc.training.checkpoint import last_checkpoint
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
-from pvc.training.train import (
-    RECIPES,
-    LoraOptions,
-    Recipe,
-    choose_trained,
-    parse_changes,
-    read_recipe,
-    training_arguments,
-    with_lora,
-)
+from pvc.training.recipe import RECIPES, LoraOptions, Recipe, parse_changes, read_recipe
+from pvc.training.run import choose_trained, with_lora
 from pvc.training.trainer import PVCTrainer, is_new, parameter_groups, state_of_rank, with_needed_logits
 
 PROCESSOR = tiny_processor()
@@ -224,8 +218,8 @@ def warned(caplog):
 
 
 def test_what_this_machine_lacks_is_left_out_with_a_line(monkeypatch, warned, tmp_path):
-    monkeypatch.setattr(training, "is_torch_tf32_available", lambda: False)
-    monkeypatch.setattr(training, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(trainer_arguments, "is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr(trainer_arguments, "is_tensorboard_available", lambda: False)
     values = {"tf32": True, "report_to": "tensorboard", "max_steps": 1}
     arguments = training_arguments(Recipe.from_values(values), tmp_path)
     assert arguments.tf32 is None and not arguments.report_to
@@ -242,7 +236,7 @@ def test_one_process_shards_nothing_and_needs_no_deepspeed(parallel, model, data
 
 def test_several_processes_are_told_what_zero_needs(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     recipe = Recipe.from_values({"parallel": "zero1", "rows_per_step": 2, "max_steps": 1})
     with pytest.raises(ImportError, match=r"pip install '\.\[deepspeed\]', or take --set parallel=ddp"):
         training_arguments(recipe, tmp_path)
