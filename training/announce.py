@@ -108,6 +108,6 @@ def describe_interruption(output: Path) -> str:
             f"Stopped before the first checkpoint: {output} has no model. Start again, or lower save_steps."
         )
     return (
-        f"Stopped. The last checkpoint is {checkpoint}. Next: the same command with --resume goes on from it; "
-        f"pvc chat {shlex.quote(str(checkpoint))} asks the model as it is."
+        f"Stopped. The last checkpoint is {checkpoint}. Next: go on from it with the same command and "
+        f"--resume, or pvc chat {shlex.quote(str(checkpoint))}"
     )
