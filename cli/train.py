@@ -1,11 +1,11 @@
-"""`pvc train`: train a model, or check training data. The work is `training/train.py`'s."""
+"""`pvc train`: train a model, or check training data. The work is `training/run.py`'s."""
 
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
 from pvc import CHECKPOINT
-from pvc.cli.shared import STARTUP_ERRORS, CommandGroup, find_model, report_errors, show_status
+from pvc.cli.shared import STARTUP_ERRORS, CommandGroup, find_model, log, report_errors, show_status
 from pvc.conversion.printable import printable
 
 SETTINGS = Option("--set", metavar="NAME=VALUE", help="Change a value of the recipe; repeatable.")
@@ -23,7 +23,7 @@ class RunByDefault(CommandGroup):
 training = Typer(
     cls=RunByDefault,
     no_args_is_help=True,
-    help="Train a model, or check training data.",
+    help="Train a model, check training data, or show recipes.",
 )
 
 
@@ -39,13 +39,14 @@ def run_training(
 ) -> None:
     """Train MODEL by RECIPE. Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …"""
     with report_errors(STARTUP_ERRORS):
-        from pvc.training.train import Recipe, parse_changes, read_recipe, train
+        from pvc.training.recipe import Recipe, parse_changes, read_recipe
+        from pvc.training.run import train
 
         changes = parse_changes(settings)
         planned = Recipe.from_values(read_recipe(recipe, changes), asked=changes)
         with show_status("Loading") as status:
             folder = find_model(model, trust, status)
-        trainer = train(planned, model=folder, data=data, output=output, resume=resume)
+        trainer = train(planned, model=folder, data=data, output=output, resume=resume, say=log)
     trainer.accelerator.end_training()
 
 
@@ -63,7 +64,8 @@ def check_data(
     with report_errors(STARTUP_ERRORS):
         from pvc.training.data.check import check
         from pvc.training.data.loader import with_kinds_there_are
-        from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
+        from pvc.training.recipe import Recipe, parse_changes, read_recipe
+        from pvc.training.run import load_processor
 
         changes = parse_changes(settings)
         planned = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes, asked=changes)
@@ -79,3 +81,27 @@ def check_data(
     print(printable(str(report)))
     if report.broken:
         raise Exit(1)
+
+
+@training.command(name="recipes")
+def list_all_recipes() -> None:
+    """List the packaged recipes: name, purpose, and what each needs."""
+    from pvc.training.recipe import list_recipes
+
+    found = list_recipes()
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        print(f"{recipe.name:<{width}}  {recipe.purpose}\n{'':<{width}}  needs: {recipe.needs}")
+
+
+@training.command(name="show")
+def show_one_recipe(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="YAML file, or a name such as tune-lora.")],
+    settings: Annotated[list[str], SETTINGS] = (),  # type: ignore[assignment]
+) -> None:
+    """Print RECIPE as YAML, with what it extends, the defaults and all changes filled in."""
+    with report_errors(STARTUP_ERRORS):
+        from pvc.training.recipe import parse_changes, show_recipe
+
+        text = show_recipe(recipe, parse_changes(settings))
+    print(printable(text), end="")
