@@ -30,7 +30,7 @@ PICTURE, OTHER, VIDEO = (
 )
 TOKENS = 12
 SETTINGS = {"max_new_tokens": TOKENS, "do_sample": False}
-NOTICE = "PVC-Tiny knows small worlds alone"
+NOTICE = "PVC-Tiny was trained on synthetic images and videos only"
 
 
 @pytest.fixture(scope="module")
