@@ -5,11 +5,21 @@ from typing import Annotated, Any
 from typer import Argument, Exit, Option, Typer
 
 from pvc import CHECKPOINT
-from pvc.cli.shared import STARTUP_ERRORS, CommandGroup, find_model, log, report_errors, show_status
+from pvc.cli.shared import (
+    STARTUP_ERRORS,
+    CommandGroup,
+    examples,
+    find_model,
+    log,
+    report_errors,
+    show_status,
+)
 from pvc.conversion.printable import printable
 
 SETTINGS = Option("--set", metavar="NAME=VALUE", help="Change a value of the recipe; repeatable.")
 TRUST = Option("--trust-remote-code", help="Of a Hub id: do not ask.")
+RUN_EXAMPLE = "pvc train tune-lora --model PVC-2B --data meta.json --output run"
+CHECK_EXAMPLE = "pvc train check meta.json --model PVC-2B --recipe tune-lora --decode"
 
 
 class RunByDefault(CommandGroup):
@@ -24,10 +34,14 @@ training = Typer(
     cls=RunByDefault,
     no_args_is_help=True,
     help="Train a model, check training data, or show recipes.",
+    epilog=examples(RUN_EXAMPLE, CHECK_EXAMPLE),
 )
 
 
-@training.command(name="run")
+@training.command(
+    name="run",
+    epilog=examples(RUN_EXAMPLE, f"{RUN_EXAMPLE} --set max_steps=200 --resume"),
+)
 def run_training(
     recipe: Annotated[str, Argument(metavar="RECIPE", help="YAML file, or a name such as tune-lora.")],
     model: Annotated[str, Option(metavar="MODEL", help="Folder or Hub id to start from.")],
@@ -50,7 +64,7 @@ def run_training(
     trainer.accelerator.end_training()
 
 
-@training.command(name="check")
+@training.command(name="check", epilog=examples(CHECK_EXAMPLE))
 def check_data(
     data: Annotated[str, Argument(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
     model: Annotated[str, Option(help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
