@@ -7,7 +7,7 @@ and call `generate`. What is given (tokenizer, settings, history) is left unchan
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -52,6 +52,12 @@ class Dialogue(NamedTuple):
 
 class ChatMixin:
     """Needs `config`, `model.tokens_per_tile`, `system_message` and `generate`."""
+
+    config: Any
+    model: Any
+    system_message: str
+    device: Any
+    generate: Any
 
     def dialogue_cache(self) -> DialogueCache:
         """A new `cache` for `chat`, `stream_chat` and `generate`: see `dialogue_cache.py`."""
@@ -114,7 +120,8 @@ class ChatMixin:
         An error of `chat` is raised here. Leaving the loop early stops the model after its next token.
         """
         streamer = TextIteratorStreamer(AnswerTokenizer(tokenizer), skip_prompt=True)
-        left, errors = [], []
+        left: list = []
+        errors: list = []
 
         def answer():
             try:
@@ -368,7 +375,7 @@ def _cut_as_chat(pieces: Iterable[str], end: str) -> Iterator[str]:
         yield text.strip()[said:]
 
 
-def generate_settings(generation_config: dict | GenerationConfig | None, stop_token_ids: list[int]) -> dict:
+def generate_settings(generation_config: Any, stop_token_ids: list[int]) -> dict:
     """Keyword arguments of `generate` from what `chat` was given, which is left unchanged.
 
     The template's stop tokens end the answer unless the caller names others.

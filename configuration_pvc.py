@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -100,7 +100,7 @@ def llm_family(llm_config: PretrainedConfig) -> LLMFamily:
 def llm_type_of(architecture: str | None) -> str | None:
     """The `model_type` of an LLM by its class name in `architectures`; None where it is no known one."""
     types = {family.architecture: llm_type for llm_type, family in LLM_FAMILIES.items()}
-    return types.get(architecture)
+    return types.get(architecture) if architecture is not None else None
 
 
 def _require(condition: bool, message: str):
@@ -413,7 +413,9 @@ def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
 
 def check_internlm2_rope(rope: dict):
     """Raises a ValueError where `rope_parameters` are none that InternLM2 computes."""
-    kind, theta, factor = (rope.get(name) for name in ("rope_type", "rope_theta", "factor"))
+    kind: Any = rope.get("rope_type")
+    theta: Any = rope.get("rope_theta")
+    factor: Any = rope.get("factor")
     _require_one_of("rope_type", kind, ROPE_TYPES)
     _require(_is_number(theta) and theta > 0, f"rope_theta is {_shown(theta)}: expected a number above 0")
     _require(

@@ -10,11 +10,11 @@ is said in `clips.py`; pixels and tensors are left to the other files.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
@@ -61,15 +61,15 @@ class Conversation:
         parts = self._system_segments()
         for turn, (role, message) in enumerate(self.messages):
             parts.append(Segment("template", role + colon))
-            if message not in (None, ""):
+            if message is not None and message != "":
                 content = [Segment("text", message)] if isinstance(message, str) else message
-                end = self.sep2 if colon and turn % 2 == 0 else self.sep
+                end = (self.sep2 or "") if colon and turn % 2 == 0 else self.sep
                 parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
         return [part for part in parts if part.text]
 
     def _system_segments(self) -> list[Segment]:
         if self.sep_style == "INTERNVL_ZH":
-            return [Segment("text", self.system_message), Segment("template", self.sep2)]
+            return [Segment("text", self.system_message), Segment("template", self.sep2 or "")]
         before, after = self.system_template.split("{system_message}")
         return [
             Segment("template", before),
@@ -97,7 +97,7 @@ INTERNVL2_5_SYSTEM = (
     "你是书生·万象，英文名是InternVL，"
     "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
-CHATML = {
+CHATML: dict[str, Any] = {
     "system_template": "<|im_start|>system\n{system_message}",
     "roles": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
 }
@@ -133,7 +133,7 @@ def get_conv_template(name: str) -> Conversation:
 
 
 def dialogue_segments(
-    template: Conversation, question: str, history=None, *, frames_of_media: list[int] = ()
+    template: Conversation, question: str, history=None, *, frames_of_media: Sequence[int] = ()
 ) -> tuple[list[Segment], str]:
     """Segments of a dialogue whose user turns hold `<image>` placeholders, and the question as it was asked.
 
@@ -414,13 +414,13 @@ def _check_characters(tokenizer, segments: list[Segment], max_tokens: int):
 class _Special(NamedTuple):
     text: str
     id: int
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides the method of tuples
 
 
 def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
     """Segments as special tokens with stretches of plain text between them, each stretch in one piece."""
     pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
-    runs = []
+    runs: list = []
 
     def add_text(text):
         if text and runs and isinstance(runs[-1], str):
@@ -462,7 +462,7 @@ class PlainTextEncoder:
         in_prompt: ids of the special tokens of this prompt's template and media.
     """
 
-    def __init__(self, tokenizer, in_prompt: set[int] = frozenset()):
+    def __init__(self, tokenizer, in_prompt: Collection[int] = frozenset()):
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         templates = {

@@ -72,6 +72,7 @@ class PrefixCache:
         inputs_embeds, said = model.get_input_embeddings()(input_ids), input_ids
         if tokens is not None:
             inputs_embeds = model.model.merge_visual_tokens(input_ids, inputs_embeds, tokens)
+            assert numbers is not None  # they come with the tokens
             said = said.masked_scatter(said == model.config.image_token_id, numbers.to(said))
         said = said[0].cpu()
         self._cut_to_common(said, _rope_span(model.config.llm_config, len(said)))
@@ -148,7 +149,7 @@ def _state(model) -> tuple:
 
 def _sample(model) -> tuple:
     """A few values of each parameter: what is written through `.data` does not count as a version."""
-    of_device = {}
+    of_device: dict = {}
     for parameter in model.parameters():
         values = getattr(parameter, "to_local", lambda p=parameter: p)().detach()  # a rank's own of a DTensor
         if values.device.type != "meta" and values.is_contiguous() and values.numel():
@@ -204,7 +205,7 @@ class DialogueCache(PrefixCache):
         pixel_values = pixel_values.to(model.model.vision_model.embeddings.patch_embedding.weight.dtype)
         if clip_grid is None:
             clip_grid = model.model.one_image_grid(len(pixel_values))
-        clips: list[EncodedClip | None] = []
+        clips: list = []  # EncodedClip, or None until it is encoded
         new: dict[int, tuple[Clip, torch.Tensor]] = {}  # by the clip's position among all
 
         for first_tile, clip in clips_of_grid(clip_grid, len(pixel_values)):

@@ -9,7 +9,7 @@ import struct
 import zlib
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -83,9 +83,10 @@ def with_canvas_alpha(image: Image.Image) -> Image.Image:
 
     PIL takes them for black.
     """
+    webp: Any = image  # whose fields PIL's types do not have
     has_no_alpha = image.format == "WEBP" and getattr(image, "rawmode", "") == "RGBX"
-    if has_no_alpha and image.is_animated:
-        image.rawmode = image._mode = "RGBA"
+    if has_no_alpha and webp.is_animated:
+        webp.rawmode = webp._mode = "RGBA"
     return image
 
 

@@ -82,8 +82,8 @@ class LiveVideo:
         moments = (horizon or window) * config.video_repeats
         self.last_moment = moments - 1
         self.memories = [TemporalMemory(moments) for _ in range(config.vision_config.num_temporal_layers)]
-        self.tile_shape = None  # of all frames: (tiles a frame, 3, H, W)
-        self.tokens = deque(maxlen=prompt_frames)  # (tokens, H) of each frame that the prompt shows
+        self.tile_shape: tuple | None = None  # of all frames: (tiles a frame, 3, H, W)
+        self.tokens: deque = deque(maxlen=prompt_frames)  # (tokens, H) of each frame that the prompt shows
         self.turns: list[Turn] = []
         self.prefix = PrefixCache()
         self.interrupted = False

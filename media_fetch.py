@@ -202,7 +202,7 @@ def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HT
             sock.settimeout(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
             sock = _tls().wrap_socket(sock, server_hostname=target.host)
 
-        connection = http.client.HTTPConnection(target.host, target.port)
+        connection: Any = http.client.HTTPConnection(target.host, target.port)
         connection.sock = _TimedSocket(sock, budget)
         if proxy and target.scheme == "http" and proxy.user:
             connection.proxy_authorization = _basic(proxy.user)
@@ -218,7 +218,7 @@ def _connect(target: _Target, budget: Budget) -> socket.socket:
     if not allowed:
         raise MediaRefused(f"{target.host}: not a public address, and the media policy allows no others")
 
-    failure = None
+    failure: Any = None
     for family, kind, protocol, _, address in allowed:
         sock = socket.socket(family, kind, protocol)
         try:

@@ -202,7 +202,7 @@ def opened(source: Any, budget: Budget, *, kind: str) -> Iterator:
 def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
     """The file in a dict of "bytes" and "path", of which one may be None, as data sets have it."""
     content = source.get("bytes")
-    path = source.get("path")
+    path: Any = source.get("path")
     if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
         raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
 
@@ -302,7 +302,7 @@ def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
     """Yields the Folder, or the open file. Errors name it as the source does, not by the whole path."""
     try:
         is_folder = may_be_folder and os.path.isdir(path)
-        found = Folder(path, name) if is_folder else open_regular(path, name)
+        found: Any = Folder(path, name) if is_folder else open_regular(path, name)
     except OSError as error:
         if isinstance(error, MediaRefused) or error.errno is None:
             raise

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -98,7 +98,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 
 CHANNELS = (1, 3, 4)  # of an image given as an array: grey, RGB, RGB with alpha
 
-VideoSource = MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.ndarray | torch.Tensor
+VideoSource: TypeAlias = (
+    MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.ndarray | torch.Tensor
+)
 
 
 # ----------------------------------------------------------------------------------------------------- images
@@ -254,7 +256,7 @@ def load_image(
         OSError: FileNotFoundError or PIL's UnidentifiedImageError, where there is no image to read.
         ValueError: as `image_tiles`.
     """
-    read = decoded if isinstance(file, Image.Image) else open_image
+    read: Any = decoded if isinstance(file, Image.Image) else open_image
     image = read(file, upright=exif)
     if white_background:
         image = on_white(image)
@@ -510,7 +512,7 @@ def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterat
         yield index, image
 
 
-def _listed_images(source: VideoSource | Folder) -> Sequence:
+def _listed_images(source: VideoSource | Folder) -> Any:
     """The images of a folder, list, array or tensor, not read yet."""
     if isinstance(source, Folder):
         names = [name for name in os.listdir(source.path) if name.lower().endswith(IMAGE_SUFFIXES)]

@@ -284,7 +284,7 @@ def _index_video(file: MediaFile, budget: Budget) -> _VideoIndex:
 
 
 def _stamped_times(
-    shown: list[tuple[int, int]], stamps: list[int], stamp_s: Any, fps: float, lost: int
+    shown: list[tuple[Any, int]], stamps: list[int], stamp_s: Any, fps: float, lost: int
 ) -> tuple[list[float], float]:
     """When each frame is shown, in seconds, and when the last one ends; lost frames follow evenly spaced."""
     times_s = [float((stamp - stamps[0]) * stamp_s) for stamp in stamps]
@@ -414,7 +414,7 @@ def _is_webp(file: MediaFile, budget: Budget) -> bool:
 def _webp_durations_s(file: BinaryIO) -> list[float]:
     """How long each frame is shown, by the file's ANMF chunks; a still image is one frame of 0 s."""
     file.seek(12)  # behind "RIFF", the size and "WEBP"
-    durations_s = []
+    durations_s: list[float] = []
     while len(header := file.read(8)) == 8 and len(durations_s) < MAX_INDEXED_FRAMES:
         kind, size = struct.unpack("<4sI", header)
         start = file.tell()

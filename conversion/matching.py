@@ -263,7 +263,9 @@ def _modules(shapes: Shapes) -> dict[str, dict[str, _Module]]:
     for key, shape in shapes.items():
         scope, inside = _scope(key)
         # "_" too: torch's MultiheadAttention has in_proj_weight
-        name, leaf = re.fullmatch(r"(.+?)(?:[._](weight|bias))?", inside).groups("")
+        parts = re.fullmatch(r"(.+?)(?:[._](weight|bias))?", inside)
+        assert parts is not None
+        name, leaf = parts.groups("")
         module = scopes.setdefault(scope, {}).setdefault(name, _Module(name))
         module.keys[leaf], module.shapes[leaf] = key, shape
     return scopes
@@ -427,7 +429,7 @@ class _Matching:
         problems = []
         for entry in sorted(key_map, key=len, reverse=True):
             pattern = re.escape(entry).replace(r"\*", r"(\d+)") + ("" if entry.endswith(".") else r"\Z")
-            hits = [match for name in self.source if (match := re.match(pattern, name))]
+            hits = [hit for name in self.source if (hit := re.match(pattern, name))]
             if not hits:
                 problems.append(f"no parameter of the checkpoint fits {entry!r}")
             for hit in hits:
@@ -466,7 +468,7 @@ class _Matching:
     def add_by_structure(self):
         sources = _modules({name: shape for name, shape in self.source.items() if name not in self.found})
         targets = _modules(self.target)
-        matches = []
+        matches: list[Match] = []
         for scope, modules in sources.items():
             roles = PROJECTOR_ROLES if scope == "projector" else LAYER_ROLES if scope else {}
             ours = targets.get(scope, {})
@@ -497,7 +499,8 @@ class _Matching:
 
     def _match_module(self, module: _Module, place: _Module, reason: str) -> Iterator[Match]:
         if not module.is_linear:
-            yield Match(*module.keys.values(), *place.keys.values(), reason)
+            (source,), (target,) = module.keys.values(), place.keys.values()
+            yield Match(source, target, reason)
             return
         for leaf, key in place.keys.items():
             if leaf in module.keys:
@@ -551,6 +554,6 @@ def _listing(notes: Mapping[str, str], shapes: Shapes) -> str:
     for note, lines in blocks.items():
         text += f"  {note}\n"
         for (_, shape), (first, *others) in lines.items():
-            layers = [re.search(LAYER, name)[2] for name in others]
+            layers = [found[2] for name in others if (found := re.search(LAYER, name))]
             text += f"    {first} {shape}{', and in layers ' if layers else ''}{', '.join(layers)}\n"
     return text
