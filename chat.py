@@ -162,8 +162,9 @@ class ChatMixin:
         split_sizes: Sequence[Sequence[int] | None] | None = None,
         return_history: bool = False,
     ) -> list[str] | tuple[list[str], list[list[tuple[str, str]]]]:
-        """Answers several questions at once, each about media of its own: none, an image, several, or a
-        video.
+        """Answers several questions at once, each about its own media.
+
+        The media of a question: none, an image, several images, or a video.
 
         Args:
             pixel_values: tiles of all samples, sample after sample; None: text alone.

@@ -425,8 +425,9 @@ def check_internlm2_rope(rope: dict):
 
 
 class PVCConfig(PretrainedConfig):
-    """PVC (default: PVC-InternVL2-8B): a ViT with temporal layers, adaptive compression, an LLM, and how
-    they are used.
+    """PVC: a ViT with temporal layers, adaptive compression, an LLM, and how they are used.
+
+    The defaults are those of PVC-InternVL2-8B.
 
     Args:
         vision_config: an `InternVisionConfig` or its dict.
@@ -593,8 +594,9 @@ def _vision_config(config) -> InternVisionConfig:
 
 
 def _llm_config(config) -> PretrainedConfig:
-    """The LLM's configuration from an object, a dict (also one of a released InternVL), or nothing
-    (InternLM2.5-7B).
+    """The LLM's configuration from an object, a dict or None.
+
+    A dict may be one of a released InternVL. None is InternLM2.5-7B.
     """
     if isinstance(config, PretrainedConfig):
         return config

@@ -21,8 +21,10 @@ IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
 class Segment(NamedTuple):
-    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (what somebody typed:
-    plain) or "media" (the place of one picture or video frame).
+    """A stretch of a prompt.
+
+    `kind`: "template" (its special tokens count), "text" (typed text, plain) or "media" (the position of an
+    image or video frame).
     """
 
     kind: str
@@ -82,8 +84,9 @@ class Conversation:
         return "".join(segment.text for segment in self.segments())
 
     def stop_token_ids(self, tokenizer) -> list[int]:
-        """Ids that end an answer: of the separator and of the template's own stop string, where they are
-        single tokens.
+        """Ids that end an answer.
+
+        They are the separator and the template's own stop string, where these are single tokens.
         """
         known = tokenizer.get_added_vocab()
         return [known[text] for text in (self.sep.strip(), self.stop_str) if text in known]

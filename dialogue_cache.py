@@ -94,8 +94,9 @@ class PrefixCache:
         return output
 
     def start(self, model, options: dict):
-        """Checks the options, and forgets what another model computed, or this one with other weights or
-        another configuration.
+        """Checks the options, and forgets what another model computed.
+
+        The same model with other weights or another configuration counts as another.
         """
         check_settings(model, options, "a cache of the dialogue", one=("num_beams", "num_return_sequences"))
         state = _state(model)

@@ -24,8 +24,10 @@ def generate_setting(model, options: dict, name: str):
 
 
 def check_settings(model, options: dict, purpose: str, one: tuple[str, ...]):
-    """Raises a ValueError where `purpose` does not go with options of `generate`: numbers of which there must
-    be `one`, other caches, and assisted generation (with a filled cache, transformers' goes wrong).
+    """Raises a ValueError where `purpose` does not go with options of `generate`.
+
+    These are numbers that must be `one`, other caches, and assisted generation (with a filled cache,
+    transformers' goes wrong).
     """
     for name in (*one, *NOT_WITH_A_CACHE):
         value = generate_setting(model, options, name)

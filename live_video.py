@@ -127,8 +127,9 @@ class LiveVideo:
             return tokens
 
     def watch(self, pieces: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> torch.Tensor:
-        """Adds pieces of a video, `(pixel_values, num_patches_list)`, as `preprocess.load_video_ahead` gives
-        them while it reads on; returns and raises what `add` does.
+        """Adds pieces of a video, `(pixel_values, num_patches_list)`; returns and raises what `add` does.
+
+        `preprocess.load_video_ahead` gives them while it reads on.
         """
         return torch.cat([self.add(*piece) for piece in pieces])
 

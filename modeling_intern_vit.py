@@ -262,7 +262,8 @@ class TemporalAttention(InternAttention):
         past: TemporalMemory | None = None,
         recorder: list | None = None,
     ) -> torch.Tensor:  # (R, N, C)
-        """
+        """Attends along each tile sequence.
+
         Args:
             tile_sequences: see `ClipLayout`.
             past: memory of the time steps before `x`, where a clip comes in pieces.
@@ -344,7 +345,7 @@ class AttentionWeights:
 
 @dataclass
 class InternVisionOutput(BaseModelOutputWithPooling):
-    """Adds to transformers' output:
+    """Adds the attention of the temporal layers to transformers' output.
 
     temporal_attentions: with `output_attentions`, each temporal layer's weights: for each number of
         time steps `T` (in the order of `ClipLayout.tile_sequences`) `(sequences * N, heads, T, T)`, one row
@@ -568,7 +569,8 @@ class InternVisionModel(PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool = True,
     ) -> InternVisionOutput | tuple:
-        """
+        """Encodes tiles into hidden states.
+
         Args:
             pixel_values: `(num_tiles, 3, H, W)`, unrepeated; `H` and `W` multiples of the patch size.
             clip_grid: `(num_tiles, 3)` frames, tiles a frame and repeats of each tile's clip; None: every

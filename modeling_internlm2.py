@@ -75,8 +75,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class InternLM2Attention(nn.Module):
-    """Grouped-query attention; `wqkv` packs, for each key/value head, its queries, then its key, then its
-    value.
+    """Grouped-query attention.
+
+    `wqkv` packs, for each key/value head, its queries, then its key, then its value.
     """
 
     is_causal = True
@@ -176,7 +177,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """
+        """Hidden states of a sequence.
+
         Args:
             input_ids: `(B, S)`, or `inputs_embeds (B, S, H)`: one of the two.
             attention_mask: `(B, past + S)`, 1 for real tokens; padding on either side.
@@ -251,8 +253,9 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As `InternLM2Model`, with `logits (B, S, vocabulary)` and, given `labels (B, S)` (-100: none),
-        the loss.
+        """As `InternLM2Model`, with `logits (B, S, vocabulary)` and the loss.
+
+        The loss is that of `labels (B, S)` (-100: none), where they are given.
 
         `logits_to_keep`: compute the logits of the last so many places alone (0: of all).
         """

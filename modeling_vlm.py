@@ -196,8 +196,9 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         output_loading_info: bool = False,
         **kwargs,
     ):
-        """transformers' own; `use_flash_attn`, `load_in_8bit` and `load_in_4bit` of older releases still
-        work.
+        """transformers' own.
+
+        `use_flash_attn`, `load_in_8bit` and `load_in_4bit` of older releases still work.
 
         Args:
             allow_missing_parts: also load a checkpoint that has no weights at all of the ViT, the projector,

@@ -211,8 +211,10 @@ def is_countable(contestant: BenchmarkModel) -> bool:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes: of all weights; of those that a step of decoding reads; of the cache, a token; of the hidden
-    states of one tile.
+    """Bytes of weights, cache and hidden states.
+
+    Of all weights; of those that a decoding step reads; of the cache per token; of the hidden states of a
+    tile.
     """
 
     weights: int

@@ -74,8 +74,9 @@ class Meter:
         return time.perf_counter() - start
 
     def interleaved(self, count: int, *functions: Callable[[], object]) -> list[list[float]]:
-        """Seconds of `count` calls of each function, in turns, every other round in reverse; after one call
-        of each that does not count.
+        """Seconds of `count` calls of each function, in turns, every other round in reverse.
+
+        One call of each comes first and does not count.
         """
         times = [[] for _ in functions]
         for round_ in range(-1, count):

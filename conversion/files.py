@@ -1,5 +1,7 @@
-"""Checkpoints as files: JSON objects, safetensors read by name from mapped shards and written tensor by
-tensor, the files that a folder leads to, and a folder that is replaced as a whole.
+"""Checkpoints as files.
+
+JSON objects, safetensors read by name from mapped shards and written tensor by tensor, the files that a
+folder leads to, and a folder that is replaced as a whole.
 
 A checkpoint may be a stranger's: what is read here is checked, and an error names the file.
 

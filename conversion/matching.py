@@ -191,8 +191,9 @@ def _words(name: str) -> list[str]:
 
 
 def _order(one: str, other: str) -> int:
-    """Below 0 where the first word in which the names differ, numbers or in/out, puts `one` first, above 0
-    where it puts `other` first, 0 where it does not say.
+    """Compares two names by the first word in which they differ, a number or in/out.
+
+    Below 0 where it puts `one` first, above 0 where it puts `other` first, 0 where it does not say.
     """
     for a, b in zip(_words(one), _words(other)):
         if a.isdigit() and b.isdigit() and a != b:
@@ -334,8 +335,9 @@ def _gate(module: _Module, places: Places) -> _Reading:
 def _siblings(
     readings: Mapping[str, _Reading], unread: Iterable[_Module], places: Places
 ) -> Iterator[_Reading]:
-    """The other Linear of each MLP of which one was read: what shares the longest beginning of its name and
-    is set apart by a number or in/out.
+    """The other Linear of each MLP of which one was read.
+
+    It shares the longest beginning of its name and differs by a number or in/out.
     """
     for role in places:
         known = [reading.module for reading in readings.values() if reading.role == role]

@@ -15,9 +15,7 @@ from pvc.modeling_pvc import PVCForConditionalGeneration
 
 @dataclass
 class Difference:
-    """Largest absolute difference of what two models give, and the size of what they give (root mean
-    square).
-    """
+    """Largest absolute difference between two outputs, and their size (root mean square)."""
 
     what: str
     largest: float
@@ -29,8 +27,9 @@ class Difference:
 
 @torch.no_grad()
 def verify(folder: Path, target: Path, seed: int = 0) -> list[Difference]:
-    """The ViT's features (the result's gates zero) and the LLM's logits of source and result, on random
-    pixels and ids, one model in memory at a time.
+    """The ViT's features and the LLM's logits of source and result, on random pixels and ids.
+
+    The result's gates are zero. One model is in memory at a time.
 
     A source in transformers' own layout is run by transformers' own class. The remote code's layout, whose
     code does not run on today's transformers, is run as InternVL2, a configuration of this code that tests

@@ -1,5 +1,6 @@
-"""What the runs of `ablations.py` say: Markdown tables in the shape of the paper's, and plots in that of its
-Figure 3.
+"""Reports the runs of `ablations.py`.
+
+Markdown tables in the shape of the paper's, and plots in that of its Figure 3.
 
 A figure is the mean over seeds in percent, behind it the standard deviation (of the sample) where there are
 several. Beside ours stand the paper's, of benchmarks of the same kind: InfoVQA for detail in pictures,

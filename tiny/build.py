@@ -93,8 +93,9 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
 
 
 def start(folder: Path, seed: int = 0):
-    """Writes InternVL-Tiny with random weights, and the code, into `folder`, where the tokenizer's files
-    already lie.
+    """Writes InternVL-Tiny with random weights, and the code, into `folder`.
+
+    The tokenizer's files are there already.
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
@@ -117,8 +118,10 @@ def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
 
 @torch.no_grad()
 def spread(model: PVCForConditionalGeneration):
-    """Draws all weights anew, by width: 0.02, the usual spread, is for widths of thousands, and so narrow a
-    model learns nothing for long from there. The layers that end a branch start smaller, by their number.
+    """Draws all weights anew, by width.
+
+    0.02, the usual standard deviation, is for widths of thousands; so narrow a model learns slowly from it.
+    The layers that end a branch start smaller, by their number.
     """
     depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
     for name, parameter in model.named_parameters():

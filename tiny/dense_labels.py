@@ -37,8 +37,9 @@ UNKNOWN = -100  # as in `F.cross_entropy`
 
 
 class Labels(NamedTuple):
-    """What is to be seen in a tile of `P` patches; `UNKNOWN` where there is nothing to say. Of several tiles,
-    all have one dimension more.
+    """Labels of a tile of `P` patches; `UNKNOWN` where there is none.
+
+    Of several tiles, all have one dimension more.
     """
 
     cells: torch.Tensor  # (P, cells of a patch): places in CLASSES
@@ -57,8 +58,9 @@ class Thing(NamedTuple):
 
 
 def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Thing]]:
-    """What each pixel belongs to, as two pictures: places in `CLASSES`, and numbers of things, from 1. A
-    letter fills its box.
+    """What each pixel belongs to, as two images: indices into `CLASSES`, and numbers of things, from 1.
+
+    A letter fills its box.
     """
     classes, numbers = (Image.new("L", scene.size, NOTHING) for _ in range(2))
     on_classes, on_numbers = ImageDraw.Draw(classes), ImageDraw.Draw(numbers)
@@ -138,8 +140,9 @@ def _cells(classes: np.ndarray) -> np.ndarray:
 
 
 def _letters(pixels: np.ndarray, things: list[Thing], box: Box, side: int) -> np.ndarray:
-    """The letters, in the box, of the text that has most of each half of a block; `pixels (P, 1 + things)`
-    are how many a thing has of each patch.
+    """The letters, in the box, of the text that has most of each half of a block.
+
+    `pixels (P, 1 + things)`: how many pixels a thing has of each patch.
     """
     of_halves = reduce(
         pixels * [False, *(bool(thing.letters) for thing in things)],
@@ -187,8 +190,9 @@ def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
 
 
 def _ways(scene: Scene, before: Scene | None) -> list[int]:
-    """Of the scene's things, as `maps_of` orders them, which way each has moved. Shapes that come or go do it
-    while there are no others that could be taken for them.
+    """The direction in which each of the scene's things has moved, as `maps_of` orders them.
+
+    Shapes that come or go do it while there are no others that could be taken for them.
     """
     of_shapes = [UNKNOWN] * len(scene.shapes)
     if before is not None and len(before.shapes) == len(scene.shapes):

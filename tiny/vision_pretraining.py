@@ -1,5 +1,6 @@
-"""Teaches the ViT of InternVL-Tiny to see, before there is an LLM; then that of PVC-Tiny to look back in
-time, and its projector to hand on what is seen.
+"""Pre-trains the ViT of InternVL-Tiny, before there is an LLM.
+
+Then the temporal layers of PVC-Tiny, and its projector.
 
     torchrun --nproc-per-node 2 -m pvc.tiny.vision_pretraining FOLDER     on two cores, with OMP_NUM_THREADS=1
     python -m pvc.tiny.vision_pretraining FOLDER --workers 14             on a GPU
@@ -98,8 +99,9 @@ class Teller(nn.Module):
 
 
 class Seer(nn.Module):
-    """A ViT, the projector where it makes a visual token of each block, and the heads that tell what is to be
-    seen in patches, in blocks and in visual tokens.
+    """A ViT, the projector where it makes a visual token of each block, and the label heads.
+
+    The heads predict labels from patches, blocks and visual tokens.
     """
 
     def __init__(self, model: PVCModel):
@@ -125,8 +127,9 @@ class Seer(nn.Module):
                 self.of_tokens[name] = Teller(token_width, choices, side=1 if name in OF_BLOCKS else BLOCK)
 
     def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits `(moments, …, choices)` by name of the labels, of tiles and their grid as in a `Clip`; those
-        that visual tokens tell as well are there a second time, `BY_TOKENS` behind the name.
+        """Logits `(moments, …, choices)` by name of the labels, of tiles and their grid.
+
+        Those that visual tokens predict too are there a second time, `BY_TOKENS` behind the name.
         """
         clips = ClipLayout.from_grid(grid, len(tiles)).to(tiles.device)
         hidden_states = self.vit(tiles, clips=clips).last_hidden_state
@@ -191,9 +194,10 @@ def teach(
     tasks: tuple[str, ...] | None = None,
     workers: int = 0,
 ) -> Seer:
-    """Trains what `Seer` has of `model` in place, where it lies, on clips of `tasks`, in bfloat16 where
-    matrices are multiplied; logs loss and what is told rightly. Of several processes each takes `batch` clips
-    of its own; `workers` draw them beside it.
+    """Trains what `Seer` has of `model` in place, on clips of `tasks`; logs loss and accuracy.
+
+    Matrices are multiplied in bfloat16. Each of several processes takes `batch` clips of its own; `workers`
+    draw them beside it.
 
     AdaLN in the projector is left to the answers. Matrices of layers are trained with Muon, which needs a
     third fewer steps than AdamW here; the rest with AdamW.

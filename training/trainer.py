@@ -102,8 +102,10 @@ def parameter_groups(
     muon_lr_multiplier: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict]:
-    """The optimizer's groups of what `requires_grad`: up to four, those from a checkpoint first; behind them
-    up to two of matrices for Muon, where it has a multiplier.
+    """The optimizer's groups of what `requires_grad`.
+
+    Up to four, those from a checkpoint first; behind them up to two of matrices for Muon, where it has a
+    multiplier.
 
     Weights of two or more dimensions decay. Vectors do not: biases, norms, LayerScale and the gates, which
     decay would hold at their start. The paper tells the number (0.01, or 0.05 for the 8B), not what decays.

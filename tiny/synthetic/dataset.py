@@ -161,7 +161,7 @@ class SmallWorlds(Dataset):
 
 
 def mean_by_group(scores: dict[str, float]) -> dict[str, float]:
-    """The mean of scores by task over the tasks of each group: reading, shapes, charts, …"""
+    """The mean of scores by task over the tasks of each group (reading, shapes, charts and others)."""
     groups = defaultdict(list)
     for task, score in scores.items():
         groups[TASKS[task].group].append(score)
