@@ -1,8 +1,8 @@
-"""The tasks of the small worlds: how each is asked, in training and held out, and how it is answered.
+"""The tasks of the synthetic data: how each is asked, in training and held out, and how it is answered.
 
 The only place where the forms of questions stand. `{it}` and `{other}` are shapes ("red circle"), `{an_it}`
 one with its article, `{things}` several ("red shapes"), `{word}` and `{other_word}` labels of bars. A
-phrasing that is held out is made of words that occur in training: a model that knows nothing but these worlds
+phrasing that is held out is made of words that occur in training: a model that knows nothing but these scenes
 can understand it, if it has learnt what words mean and not whole sentences. What is asked about is left to
 `image_tasks.py` and `video_tasks.py`.
 """
@@ -14,7 +14,7 @@ from pvc.tiny.synthetic.scenes import COLOURS, KINDS
 WORD = "[a-z]{3,8}"
 COLOUR = "|".join(COLOURS)
 KIND = "|".join(KINDS)
-LOOK = f"({COLOUR}) ({KIND})"
+SPEC = f"({COLOUR}) ({KIND})"
 YES_NO = "yes|no"
 NTH = "first|second|third"
 
@@ -85,7 +85,7 @@ TASKS = {
     "name_all": Task(
         group="telling all",
         media="image",
-        answers=f"{LOOK}(, {LOOK})*",
+        answers=f"{SPEC}(, {SPEC})*",
         training=(
             "Name all shapes from left to right.",
             "Which shapes are in the picture, from left to right?",
@@ -110,7 +110,7 @@ TASKS = {
     "tell_order": Task(
         group="telling all",
         media="video",
-        answers=f"{LOOK}(, {LOOK})*",
+        answers=f"{SPEC}(, {SPEC})*",
         training=(
             "Name all shapes in the order in which they appear.",
             "What appears, from first to last?",
@@ -278,7 +278,7 @@ TASKS = {
     "moving_shape": Task(
         group="motion",
         media="video",
-        answers=LOOK,
+        answers=SPEC,
         training=(
             "Which shape moves?",
             "What moves in the video?",
@@ -292,7 +292,7 @@ TASKS = {
     "order_nth": Task(
         group="order",
         media="video",
-        answers=LOOK,
+        answers=SPEC,
         training=(
             "Which shape appears {nth}?",
             "What appears {nth} in the video?",
