@@ -5,7 +5,8 @@
 
 A sample is a function of seed, index and split, and correct by construction. Held out from training are whole
 random streams, phrasings of the questions, and one of eight words and numbers to be read. The questions are
-in `tasks.py`, the scenes in `image_tasks.py` and `video_tasks.py`. Tiles and tokens are left to the processor.
+in `tasks.yaml`, the scenes in `image_tasks.py` and `video_tasks.py`. Tiles and tokens are left to the
+processor.
 """
 
 import argparse
@@ -18,15 +19,13 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from pvc.tiny.synthetic import image_tasks as images
-from pvc.tiny.synthetic import video_tasks as videos
+from pvc.tiny.synthetic import image_tasks, video_tasks  # noqa: F401 - they register the samplers
 from pvc.tiny.synthetic.follow_ups import ask_follow_ups
 from pvc.tiny.synthetic.sampler import SceneSampler
 from pvc.tiny.synthetic.scenes import Scene, draw
-from pvc.tiny.synthetic.tasks import TASKS, phrasings
+from pvc.tiny.synthetic.tasks import SAMPLERS, TASKS, phrasings
 from pvc.tiny.synthetic.video_files import write_video
 
-SAMPLERS = {task: getattr(videos if TASKS[task].media == "video" else images, task) for task in TASKS}
 SPLITS = ("training", "held-out")
 
 

@@ -9,6 +9,7 @@ scenes that fit it, are left to `image_tasks.py` and `video_tasks.py`.
 from collections import Counter
 from collections.abc import Callable
 from itertools import groupby
+from typing import Any
 
 from pvc.tiny.synthetic.image_tasks import (
     COLUMNS,
@@ -29,6 +30,17 @@ from pvc.tiny.synthetic.video_tasks import choose_nth, direction_of
 Asked = tuple[dict[str, str], str]  # slots, answer
 Question = tuple[str, dict[str, str], str]  # the task before them
 TRIES = 10
+FOLLOW_UPS: dict[str, Callable[..., Any]] = {}  # task -> function from rng and scenes to a question
+
+
+def follow_up(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Registers a function that asks the task `name` of given scenes."""
+
+    def register(function: Callable[..., Any]) -> Callable[..., Any]:
+        FOLLOW_UPS[name] = function
+        return function
+
+    return register
 
 
 def ask_follow_ups(rng: SceneSampler, task: str, sampled: SceneSample, number: int) -> list[Question]:
@@ -41,7 +53,7 @@ def ask_follow_ups(rng: SceneSampler, task: str, sampled: SceneSample, number: i
     if task != "moving_shape":  # which shape moves says nothing of its way
         named = _named(sampled.scenes, sampled.slots, sampled.answer)
     for name in rng.choices(TASKS_OF[task], k=number) if TASKS_OF[task] else []:
-        question = ASK[name](rng, sampled.scenes)
+        question = FOLLOW_UPS[name](rng, sampled.scenes)
         about = _named(sampled.scenes, *question) if question else set()
         if question and not about & named and (name, *question) not in asked:
             asked.append((name, *question))
@@ -71,6 +83,7 @@ def _alone(
 # ------------------------------------------------------------------------------------------------- an image
 
 
+@follow_up("word_at")
 def word_at(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     texts = scenes[0].texts
     is_row = (
@@ -81,18 +94,21 @@ def word_at(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     return {"at": places[asked]}, texts[asked].text
 
 
+@follow_up("colour")
 def colour(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     alone = _alone(scenes[0].shapes, lambda shape: shape.spec.kind)
     spec = rng.choice(alone).spec if alone else None
     return spec and ({"kind": spec.kind}, spec.colour)
 
 
+@follow_up("shape")
 def shape(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     alone = _alone(scenes[0].shapes, lambda shape: shape.spec.colour)
     spec = rng.choice(alone).spec if alone else None
     return spec and ({"colour": spec.colour}, spec.kind)
 
 
+@follow_up("count")
 def count(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     things, number = _counted(rng, [shape.spec for shape in scenes[0].shapes])
     return {"things": things}, str(number)
@@ -108,6 +124,7 @@ def _counted(rng: SceneSampler, there: list[ShapeSpec]) -> tuple[str, int]:
     return things, number
 
 
+@follow_up("exists")
 def exists(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     there = {shape.spec for shape in scenes[0].shapes}
     is_there = bool(there) and rng.random() < 0.5
@@ -115,6 +132,7 @@ def exists(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     return {"an_it": an(spec)}, "yes" if is_there else "no"
 
 
+@follow_up("relation")
 def relation(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     alone = _alone(scenes[0].shapes)
     if len(alone) < 2:
@@ -124,6 +142,7 @@ def relation(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     return side and ({"it": str(it.spec), "other": str(other.spec)}, side)
 
 
+@follow_up("place")
 def place(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     (width, height), alone = scenes[0].size, _alone(scenes[0].shapes)
     it = rng.choice(alone) if alone else None
@@ -133,15 +152,18 @@ def place(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     return None
 
 
+@follow_up("chart_highest")
 def chart_highest(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     return {}, max(scenes[0].bars, key=lambda bar: bar.value).label
 
 
+@follow_up("chart_value")
 def chart_value(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     bar = rng.choice(scenes[0].bars)
     return {"word": bar.label}, str(bar.value)
 
 
+@follow_up("chart_compare")
 def chart_compare(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     one, other = rng.sample(scenes[0].bars, 2)
     return {"word": one.label, "other_word": other.label}, "yes" if one.value > other.value else "no"
@@ -150,6 +172,7 @@ def chart_compare(rng: SceneSampler, scenes: list[Scene]) -> Asked:
 # ------------------------------------------------------------------------------------------ several images
 
 
+@follow_up("more")
 def more(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     for _ in range(TRIES):
         things, specs = random_category(rng)
@@ -159,6 +182,7 @@ def more(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     return None
 
 
+@follow_up("which_picture")
 def which_picture(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     seen = [{shape.spec for shape in scene.shapes} for scene in scenes]
     counts = Counter(spec for specs in seen for spec in specs)
@@ -173,6 +197,7 @@ def which_picture(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
 # ---------------------------------------------------------------------------------------------------- videos
 
 
+@follow_up("motion")
 def motion(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     """One that moves, by its first step: speeds are equal from frame to frame."""
     directions = {
@@ -188,6 +213,7 @@ def _events(scenes: list[Scene]) -> list[ShapeSpec]:
     return [shapes[0].spec for shapes, _ in groupby(scene.shapes for scene in scenes) if shapes]
 
 
+@follow_up("order_nth")
 def order_nth(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     events = _events(scenes)
     if not events:
@@ -196,6 +222,7 @@ def order_nth(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     return {"nth": nth}, str(spec)
 
 
+@follow_up("order_before")
 def order_before(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     events = _events(scenes)
     once = [spec for spec in events if events.count(spec) == 1]
@@ -206,19 +233,12 @@ def order_before(rng: SceneSampler, scenes: list[Scene]) -> Asked | None:
     return {"it": str(it), "other": str(other)}, answer
 
 
+@follow_up("count_appear")
 def count_appear(rng: SceneSampler, scenes: list[Scene]) -> Asked:
     things, number = _counted(rng, _events(scenes))
     return {"things": things}, str(number)
 
 
-ASK = {
-    function.__name__: function
-    for function in (
-        *(word_at, colour, shape, count, exists, relation, place),
-        *(chart_highest, chart_value, chart_compare, more, which_picture),
-        *(motion, order_nth, order_before, count_appear),
-    )
-}
 SHAPES = ("colour", "shape", "count", "exists", "relation", "place")
 CHART = ("chart_highest", "chart_value", "chart_compare")
 ORDER = ("order_nth", "order_before", "count_appear")

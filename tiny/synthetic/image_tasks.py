@@ -21,6 +21,7 @@ from pvc.tiny.synthetic.scenes import (
     Text,
     text_extent,
 )
+from pvc.tiny.synthetic.tasks import task
 
 TILE = 96
 ONE_TILE = (TILE, TILE)
@@ -68,10 +69,12 @@ def _size(rng: SceneSampler) -> tuple[int, int]:
 # -------------------------------------------------------------------------------------------------- reading
 
 
+@task("word")
 def word(rng: SceneSampler) -> SceneSample:
     return _one_text(rng, rng.word())
 
 
+@task("number")
 def number(rng: SceneSampler) -> SceneSample:
     return _one_text(rng, rng.number())
 
@@ -88,6 +91,7 @@ ROWS = {2: ("at the top", "at the bottom"), 3: ("at the top", "in the middle", "
 COLUMNS = ("on the left", "on the right")
 
 
+@task("word_at")
 def word_at(rng: SceneSampler) -> SceneSample:
     """Two or three words below each other, or two beside each other."""
     places = rng.choice((*ROWS.values(), COLUMNS))
@@ -107,6 +111,7 @@ def word_at(rng: SceneSampler) -> SceneSample:
 ROW_HEIGHT = 24  # pixels: enough for the smallest letters
 
 
+@task("read_all")
 def read_all(rng: SceneSampler) -> SceneSample:
     """Rows of one or two words or numbers each, which stand on one line."""
     size = _size(rng)
@@ -154,6 +159,7 @@ def _scene(rng: SceneSampler, specs: list[ShapeSpec]) -> Scene:
     return Scene(size, rng.background(), tuple(shapes), tuple(texts))
 
 
+@task("colour")
 def colour(rng: SceneSampler) -> SceneSample:
     asked = rng.choice(SHAPE_SPECS)
     others = [spec for spec in SHAPE_SPECS if spec.kind != asked.kind]
@@ -162,6 +168,7 @@ def colour(rng: SceneSampler) -> SceneSample:
     )
 
 
+@task("shape")
 def shape(rng: SceneSampler) -> SceneSample:
     asked = rng.choice(SHAPE_SPECS)
     others = [spec for spec in SHAPE_SPECS if spec.colour != asked.colour]
@@ -170,6 +177,7 @@ def shape(rng: SceneSampler) -> SceneSample:
     )
 
 
+@task("count")
 def count(rng: SceneSampler) -> SceneSample:
     things, specs = random_category(rng)
     number = rng.randint(0, MAX_SHAPES)
@@ -178,6 +186,7 @@ def count(rng: SceneSampler) -> SceneSample:
     return SceneSample([scene], {"things": things}, str(number))
 
 
+@task("exists")
 def exists(rng: SceneSampler) -> SceneSample:
     """Where the answer is no, there is often a shape of the colour, and another of the kind."""
     asked, answer = rng.choice(SHAPE_SPECS), rng.choice(("yes", "no"))
@@ -197,6 +206,7 @@ def side_of(one: Shape, other: Shape) -> str | None:
     return None
 
 
+@task("relation")
 def relation(rng: SceneSampler) -> SceneSample:
     """Two shapes of one colour are harder to tell apart, and come more often in training."""
     it, other = rng.specs(2, distinct=True)
@@ -222,6 +232,7 @@ PLACES = {
 }  # where the shape's centre is: left, top, right, bottom in parts of the image's sides
 
 
+@task("place")
 def place(rng: SceneSampler) -> SceneSample:
     it, answer = rng.choice(SHAPE_SPECS), rng.choice(list(PLACES))
     others = rng.specs(rng.randrange(4), [spec for spec in SHAPE_SPECS if spec != it])
@@ -237,6 +248,7 @@ def place(rng: SceneSampler) -> SceneSample:
 MIN_STEP = 6  # pixels from each shape to the next, where they are named from left to right
 
 
+@task("name_all")
 def name_all(rng: SceneSampler) -> SceneSample:
     specs = rng.specs(rng.randint(1, MAX_SHAPES))
     while True:
@@ -258,23 +270,27 @@ def names_from_left(shapes: Sequence[Shape]) -> str | None:
 MIN_DIFFERENCE = 4  # between the values of two bars, of 100: 3 pixels in the smallest chart
 
 
+@task("chart_highest")
 def chart_highest(rng: SceneSampler) -> SceneSample:
     scene = _chart(rng)
     return SceneSample([scene], {}, max(scene.bars, key=lambda bar: bar.value).label)
 
 
+@task("chart_value")
 def chart_value(rng: SceneSampler) -> SceneSample:
     scene = _chart(rng)
     bar = rng.choice(scene.bars)
     return SceneSample([scene], {"word": bar.label}, str(bar.value))
 
 
+@task("chart_compare")
 def chart_compare(rng: SceneSampler) -> SceneSample:
     scene, answer = _chart(rng), rng.choice(("yes", "no"))
     one, other = sorted(rng.sample(scene.bars, 2), key=lambda bar: bar.value, reverse=answer == "yes")
     return SceneSample([scene], {"word": one.label, "other_word": other.label}, answer)
 
 
+@task("read_chart")
 def read_chart(rng: SceneSampler) -> SceneSample:
     scene = _chart(rng)
     return SceneSample([scene], {}, ", ".join(f"{bar.label} {bar.value}" for bar in scene.bars))
@@ -344,6 +360,7 @@ def _small_scene(rng: SceneSampler, specs: list[ShapeSpec], size: tuple[int, int
     return Scene(size, rng.background(), tuple(rng.shapes(specs, size)))
 
 
+@task("same")
 def same(rng: SceneSampler) -> SceneSample:
     """Two images that are equal, or differ in the colour, kind or place of a shape, or lack one."""
     size, specs = rng.choice(SIZES_OF_SEVERAL), rng.specs(rng.randint(1, 4))
@@ -374,6 +391,7 @@ def _changed(rng: SceneSampler, shapes: tuple[Shape, ...], size: tuple[int, int]
     return (*rest, shape._replace(spec=shape.spec._replace(**{what: name})))
 
 
+@task("more")
 def more(rng: SceneSampler) -> SceneSample:
     """Two or three images, one of which has the most of something."""
     things, specs = random_category(rng)
@@ -386,6 +404,7 @@ def more(rng: SceneSampler) -> SceneSample:
     return SceneSample([_small_scene(rng, crowd, size) for crowd in crowds], {"things": things}, NTH[answer])
 
 
+@task("which_picture")
 def which_picture(rng: SceneSampler) -> SceneSample:
     """Two or three images, one of which has a shape that is asked for."""
     asked, images = rng.choice(SHAPE_SPECS), rng.choice((2, 3))

@@ -14,6 +14,7 @@ from pvc.preprocess import get_index
 from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE, SceneSample, random_category, with_distractors
 from pvc.tiny.synthetic.sampler import SHAPE_SPECS, SceneSampler
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, Scene, Shape, ShapeSpec
+from pvc.tiny.synthetic.tasks import task
 
 FRAMES = (8, 32)  # fewest and most
 SUFFICIENT_FRAMES = 8  # frames that show all there is to see
@@ -57,6 +58,7 @@ def _one_by_one(rng: SceneSampler, shapes: list[Shape], always: list[Shape] = ()
 # --------------------------------------------------------------------------------------------------- motion
 
 
+@task("motion")
 def motion(rng: SceneSampler) -> SceneSample:
     """A shape moves, in front of up to two others that stand still or move. Alone, it may be "the shape"."""
     it, *others = rng.specs(rng.randint(1, 3), distinct=True)
@@ -71,6 +73,7 @@ def motion(rng: SceneSampler) -> SceneSample:
     return SceneSample(_film(rng, list(zip(*paths))), {"it": name}, answer)
 
 
+@task("moving_shape")
 def moving_shape(rng: SceneSampler) -> SceneSample:
     """One of two or three shapes moves. Any may be in front."""
     it, *others = rng.specs(rng.randint(2, 3), distinct=True)
@@ -108,6 +111,7 @@ def direction_of(shape: Shape, later: Shape) -> str | None:
 # ---------------------------------------------------------------------------------------- order and counting
 
 
+@task("order_nth")
 def order_nth(rng: SceneSampler) -> SceneSample:
     """Three or four shapes appear, one after another."""
     specs = rng.specs(rng.randint(3, MAX_EVENTS), distinct=True)
@@ -122,12 +126,14 @@ def choose_nth(rng: SceneSampler, events: list[ShapeSpec]) -> tuple[str, ShapeSp
     return nth, events[order[nth]]
 
 
+@task("tell_order")
 def tell_order(rng: SceneSampler) -> SceneSample:
     """One to four shapes appear, one after another."""
     specs = rng.specs(rng.randint(1, MAX_EVENTS))
     return SceneSample(_one_by_one(rng, rng.shapes(specs, ONE_TILE)), {}, ", ".join(map(str, specs)))
 
 
+@task("order_before")
 def order_before(rng: SceneSampler) -> SceneSample:
     specs = rng.specs(rng.randint(2, MAX_EVENTS), distinct=True)
     answer = rng.choice(("yes", "no"))
@@ -137,6 +143,7 @@ def order_before(rng: SceneSampler) -> SceneSample:
     )
 
 
+@task("colour_change")
 def colour_change(rng: SceneSampler) -> SceneSample:
     """A shape changes its colour twice or three times."""
     kind = rng.choice(KINDS)
@@ -148,6 +155,7 @@ def colour_change(rng: SceneSampler) -> SceneSample:
     return SceneSample(_play(rng, states), {"kind": kind, "when": when, "colour": asked}, answer)
 
 
+@task("count_blinks")
 def count_blinks(rng: SceneSampler) -> SceneSample:
     """A shape comes and goes, maybe beside one that stays."""
     specs, times = rng.specs(rng.randint(1, 2), distinct=True), rng.randint(1, MAX_EVENTS)
@@ -155,6 +163,7 @@ def count_blinks(rng: SceneSampler) -> SceneSample:
     return SceneSample(_one_by_one(rng, [it] * times, others), {"it": str(it.spec)}, str(times))
 
 
+@task("count_appear")
 def count_appear(rng: SceneSampler) -> SceneSample:
     """Up to four shapes appear, one after another, some of which are to be counted."""
     things, specs = random_category(rng)
