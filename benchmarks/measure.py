@@ -29,7 +29,7 @@ TRIALS = 5  # of which the best says what the device can do
 
 
 @dataclass(frozen=True)
-class Meter:
+class DeviceTimer:
     """Measures on `device`, "cpu" or "cuda"; `dtype` is that of the arithmetic whose rate is asked for.
 
     Raises:
@@ -48,7 +48,7 @@ class Meter:
             raise ValueError(f"device is '{self.device}', but torch finds no GPU: use cpu")
 
     @classmethod
-    def named(cls, device: str | None, dtype: str) -> "Meter":
+    def named(cls, device: str | None, dtype: str) -> "DeviceTimer":
         """`device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32."""
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name = {"cuda": "bfloat16"}.get(device.type, "float32") if dtype == "auto" else dtype
@@ -158,9 +158,9 @@ class Rates:
     flops_per_s: float = 0.0
     bytes_per_s: float = 0.0
 
-    def look(self, meter: Meter):
-        self.flops_per_s = max(self.flops_per_s, meter.matmul_flops_per_s())
-        self.bytes_per_s = max(self.bytes_per_s, meter.copied_bytes_per_s())
+    def update(self, timer: DeviceTimer):
+        self.flops_per_s = max(self.flops_per_s, timer.matmul_flops_per_s())
+        self.bytes_per_s = max(self.bytes_per_s, timer.copied_bytes_per_s())
 
     def row(self) -> dict[str, float]:
         return {"matmul TFLOP/s": self.flops_per_s / 1e12, "copy GB/s": self.bytes_per_s / 1e9}
