@@ -1,8 +1,8 @@
 """What `pvc bench` does: `count` and `run` make tables, which `report.py` writes as files.
 
 `count` needs no weights and no device. `run` measures random weights on one device, one model after the
-other, so that only one is in memory. A table is a list of rows, a row a dict of column to value; columns name their
-units (10^9 bytes a GB, 10^12 FLOPs a TFLOP).
+other, so that only one is in memory. A table is a list of rows, a row a dict of column to value; columns name
+their units (10^9 bytes a GB, 10^12 FLOPs a TFLOP).
 """
 
 from collections.abc import Iterator
