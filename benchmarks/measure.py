@@ -74,10 +74,11 @@ class DeviceTimer:
         return time.perf_counter() - start
 
     def interleaved(self, count: int, *functions: Callable[[], object]) -> list[list[float]]:
-        """Seconds of `count` calls of each function, in turns, every other round in reverse; after one call
-        of each that does not count.
+        """Seconds of `count` calls of each function, in turns, after one warm-up call of each.
+
+        Every other round runs in reverse order.
         """
-        times = [[] for _ in functions]
+        times: list[list[float]] = [[] for _ in functions]
         for round_ in range(-1, count):
             order = range(len(functions))
             for i in order if round_ % 2 else reversed(order):
@@ -96,6 +97,7 @@ class DeviceTimer:
             mark(REST)
             total = self.seconds(function)
         self.synchronize()
+
         spent: dict[str, float] = {}
         for (part, start), (_, end) in pairwise(marks):
             spent[part] = spent.get(part, 0.0) + self._between(start, end)
@@ -153,7 +155,7 @@ class DeviceTimer:
 
 @dataclass
 class Rates:
-    """The best rates that a device has shown: a busy machine shows less at times."""
+    """The best rates measured on a device; a busy machine gives lower ones at times."""
 
     flops_per_s: float = 0.0
     bytes_per_s: float = 0.0

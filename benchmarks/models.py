@@ -127,7 +127,7 @@ class NativeInternVL:
 class NativeQwen25VL:
     """transformers' Qwen2.5-VL: frames merged by two, 256 tokens for each two of 448 pixels.
 
-    An image's tiles are one picture of as many pixels.
+    An image's tiles are one image of as many pixels.
     """
 
     name: str

@@ -3,7 +3,7 @@
 The steps are those of `pvc train pretrain-2b` on one device: `PVCTrainer` with the recipe's optimizer,
 parameter groups, gradient checkpointing and, in bfloat16, autocast over float32 weights. Weights are drawn at
 random on the device. Rows hold random tokens and tiles of samples whose sizes are drawn from a seed (text,
-pictures, videos: the constants below), packed and joined by `packing.py`. Reading media is left out: rows are
+images, videos: the constants below), packed and joined by `packing.py`. Reading media is left out: rows are
 made before the clock starts.
 
 MFU is the FLOPs that a step needs, over its time and the peak of the device. A step needs three times its
@@ -62,7 +62,7 @@ PEAK_FLOPS_PER_S = {  # dense bfloat16, by the name that CUDA tells; NVIDIA's da
 # samples: the recipe says images to videos and frames of a video; tokens are those at 64 visual tokens a tile
 FULL_TILE_TOKENS = 64
 TEXT_SHARE = 1 / 8  # of all samples
-MOST_TILES = 12  # of a picture, the thumbnail not counted; each number as often
+MOST_TILES = 12  # of an image, the thumbnail not counted; each number as often
 FRAME_WORDS = 8  # "Frame12: <img>…</img>\n" around the visual tokens
 QUESTION, ANSWER, TEXT_ANSWER = (16, 64), (16, 256), (64, 1024)  # fewest and most tokens
 FIRST_WORD, LAST_IDS = 10, 10  # ids at both ends of the vocabulary that no word is drawn from
@@ -159,7 +159,7 @@ def forward_flops(spec: PVC, rows: Sequence[Sequence[Encoded]]) -> list[int]:
     grids = [torch.tensor(grid_of(row)) for row in rows]  # their values are read: they stay real
     with FakeTensorMode(allow_non_fake_inputs=True):
         model = spec.build("cpu", torch.bfloat16)
-        model.config.max_encoder_tiles = None  # training has no passes
+        model.config.max_encoder_tiles = None  # training has no chunks
         return [_count_row(spec, model, grid, row) for grid, row in zip(grids, rows)]
 
 
@@ -385,7 +385,7 @@ def _step_row(samples: Sequence[Encoded], flops: int, seconds: float) -> Row:
     return {
         "samples": len(samples),
         "tokens": sum(map(len, samples)),
-        "frames": sum(clip.frames for clip in clips),  # a picture is one
+        "frames": sum(clip.frames for clip in clips),  # an image is one
         "tiles": len(clip_rows(clips)),
         "TFLOP": flops / 1e12,
         "s": seconds,

@@ -191,8 +191,9 @@ def _words(name: str) -> list[str]:
 
 
 def _order(one: str, other: str) -> int:
-    """Below 0 where the first word in which the names differ, numbers or in/out, puts `one` first, above 0
-    where it puts `other` first, 0 where it does not say.
+    """Order of two names by the first word in which they differ: numbers, or words such as in and out.
+
+    Below 0 where `one` comes first, above 0 where `other` does, 0 where the word does not tell.
     """
     for a, b in zip(_words(one), _words(other)):
         if a.isdigit() and b.isdigit() and a != b:
@@ -332,8 +333,9 @@ def _gate(module: _Module, places: Places) -> _Reading:
 def _siblings(
     readings: Mapping[str, _Reading], unread: Iterable[_Module], places: Places
 ) -> Iterator[_Reading]:
-    """The other Linear of each MLP of which one was read: what shares the longest beginning of its name and
-    is set apart by a number or in/out.
+    """The other Linear of each MLP of which one was read.
+
+    It shares the longest beginning of the name, and differs by a number or a word such as in and out.
     """
     for role in places:
         known = [reading.module for reading in readings.values() if reading.role == role]
