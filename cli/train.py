@@ -53,7 +53,7 @@ def run_training(
 ) -> None:
     """Train MODEL by RECIPE.
 
-    Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …
+    On several GPUs: torchrun --nproc-per-node N -m pvc.cli train …
     """
     with report_errors(STARTUP_ERRORS):
         from pvc.training.recipe import Recipe, parse_changes, read_recipe

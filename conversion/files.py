@@ -1,12 +1,9 @@
-"""Checkpoints as files.
+"""Checkpoints as files: JSON, safetensors, the files that a folder refers to, and atomic replacement.
 
-JSON objects, safetensors read by name from mapped shards and written tensor by tensor, the files that a
-folder leads to, and a folder that is replaced as a whole.
-
-A checkpoint may be a stranger's: what is read here is checked, and an error names the file.
-
-safetensors' own writer takes all tensors of a file at once, two gigabytes here; `write_shards` holds one at
-a time. What the tensors are called and how they are made is left to `plan.py`.
+safetensors are read by name from mapped shards and written tensor by tensor: safetensors' own writer takes
+all tensors of a file at once, two gigabytes here, while `write_shards` holds one. A checkpoint may come from
+anybody, so that everything read here is checked, and an error names the file. Names and values of tensors are
+left to `plan.py`.
 """
 
 import json

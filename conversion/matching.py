@@ -191,9 +191,9 @@ def _words(name: str) -> list[str]:
 
 
 def _order(one: str, other: str) -> int:
-    """Compares two names by the first word in which they differ, a number or in/out.
+    """Order of two names by the first word in which they differ: numbers, or words such as in and out.
 
-    Below 0 where it puts `one` first, above 0 where it puts `other` first, 0 where it does not say.
+    Below 0 where `one` comes first, above 0 where `other` does, 0 where the word does not tell.
     """
     for a, b in zip(_words(one), _words(other)):
         if a.isdigit() and b.isdigit() and a != b:
@@ -337,7 +337,7 @@ def _siblings(
 ) -> Iterator[_Reading]:
     """The other Linear of each MLP of which one was read.
 
-    It shares the longest beginning of its name and differs by a number or in/out.
+    It shares the longest beginning of the name, and differs by a number or a word such as in and out.
     """
     for role in places:
         known = [reading.module for reading in readings.values() if reading.role == role]
