@@ -35,6 +35,7 @@ from .conversation import (
 )
 from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
+from .loading import input_device
 
 OF_THE_ANSWER = {  # options of generate, and the value that turns each off
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
@@ -214,7 +215,7 @@ class ChatMixin:
     def _count_tiles(self, pixel_values: torch.Tensor | None) -> int:
         if pixel_values is None:
             return 0
-        self.model.vision_model.check_pixels(pixel_values)
+        self.model.check_pixels(pixel_values)
         return len(pixel_values)
 
     def _lay_out(self, question, history, num_tiles, num_patches_list, split_sizes, data_flag) -> Dialogue:
@@ -261,8 +262,7 @@ class ChatMixin:
             encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile)) for d in dialogues
         ]
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
-        device = "cpu" if self.device.type == "meta" else self.device
+        device = input_device(self)
         input_ids, attention_mask = (torch.tensor(x, device=device) for x in pad(rows, pad_id))
         template = self.prompt_template()
         settings = generate_settings(generation_config, template.stop_token_ids(tokenizer))
