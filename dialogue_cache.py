@@ -138,7 +138,7 @@ class PrefixCache:
 def _rope_span(llm_config: PretrainedConfig, length: int) -> range:
     """The lengths of calls that rotate keys by the same angles as one that reaches `length` positions.
 
-    Empty where no other call is known to: beyond its limit, dynamic NTK has a base of its own for each length,
+    Empty where no other call is known to: beyond its limit, dynamic NTK has a base for each length,
     and transformers' own (all but InternLM2's) one that depends on the calls before.
     """
     rope = llm_config.rope_parameters or {}
