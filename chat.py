@@ -35,6 +35,7 @@ from .conversation import (
 )
 from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
+from .loading import input_device
 
 OF_THE_ANSWER = {  # options of generate, and the value that turns each off
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
@@ -97,7 +98,7 @@ class ChatMixin:
             generate_options: more for `generate`, such as `stopping_criteria` or `fast_decode`.
 
         Raises:
-            ValueError: where placeholders, pictures and these lists contradict each other.
+            ValueError: where placeholders, images and these lists contradict each other.
         """
         num_tiles = self._count_tiles(pixel_values)
         dialogue = self._lay_out(question, history, num_tiles, num_patches_list, split_sizes, data_flag)
@@ -120,8 +121,8 @@ class ChatMixin:
         An error of `chat` is raised here. Leaving the loop early stops the model after its next token.
         """
         streamer = TextIteratorStreamer(AnswerTokenizer(tokenizer), skip_prompt=True)
-        left: list = []
-        errors: list = []
+        left: list[bool] = []  # filled once the caller has left the loop
+        errors: list[BaseException] = []
 
         def answer():
             try:
@@ -188,6 +189,7 @@ class ChatMixin:
         }.items():
             if values is not None and len(values) != total:
                 raise ValueError(f"{name} has {len(values)} entries for {total} questions: expected one each")
+
         num_tiles = self._count_tiles(pixel_values)
         patches = _lists("num_patches_list", num_patches_list, total)
         if sum(map(sum, patches)) != num_tiles:
@@ -196,6 +198,7 @@ class ChatMixin:
                 f"num_patches_list {patches} sums to {listed}, but pixel_values has {num_tiles} tiles"
             )
         flags = [None] * total if data_flag is None else _lists("data_flag", data_flag, total)
+
         dialogues = []
         for i, question in enumerate(questions):
             try:
@@ -210,9 +213,11 @@ class ChatMixin:
             except ValueError as error:
                 raise ValueError(f"sample {i}: {error}") from error
             dialogues.append(dialogue)
+
         answers = self._answer(tokenizer, dialogues, pixel_values, generation_config)
         if not return_history:
             return answers
+
         before = histories or [None] * total
         return answers, [
             [*(history or []), (dialogue.question, answer)]
@@ -222,7 +227,7 @@ class ChatMixin:
     def _count_tiles(self, pixel_values: torch.Tensor | None) -> int:
         if pixel_values is None:
             return 0
-        self.model.vision_model.check_pixels(pixel_values)
+        self.model.check_pixels(pixel_values)
         return len(pixel_values)
 
     def _lay_out(self, question, history, num_tiles, num_patches_list, split_sizes, data_flag) -> Dialogue:
@@ -241,8 +246,10 @@ class ChatMixin:
             )
         else:
             clips = []
+
         if num_tiles and num_patches_list is None:
             _check_one_image(num_tiles, question, history)
+
         segments, question = dialogue_segments(
             self.prompt_template(), question, history, frames_of_media=[clip.frames for clip in clips]
         )
@@ -263,15 +270,18 @@ class ChatMixin:
             raise ValueError(
                 f"tokenizer is a {kind}: expected a tokenizer, as AutoTokenizer gives, or a processor's one"
             )
+
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
         tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if clips else 0
         rows = [
             encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile)) for d in dialogues
         ]
+
+        # one batch, padded on the left
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
-        device = "cpu" if self.device.type == "meta" else self.device
+        device = input_device(self)
         input_ids, attention_mask = (torch.tensor(x, device=device) for x in pad(rows, pad_id))
+
         template = self.prompt_template()
         settings = generate_settings(generation_config, template.stop_token_ids(tokenizer))
         output = self.generate(
@@ -281,6 +291,8 @@ class ChatMixin:
             clip_grid=clip_grid_of(clips),
             **answer_settings(self, tokenizer, settings | generate_options, input_ids.shape[1]),
         )
+
+        # of several answers to a question, the first
         sequences = sequences_of(output)
         first_of_each = sequences[:: len(sequences) // len(rows), input_ids.shape[1] :]
         return answers_of(tokenizer, first_of_each, template)
@@ -313,11 +325,13 @@ def answer_settings(model, tokenizer, options: dict, prompt_length: int) -> dict
     """
     options = dict(options)
     processors = LogitsProcessorList()
+
     for name, (neutral, processor) in OF_THE_ANSWER.items():
         value = generate_setting(model, options, name)
         if value not in (None, neutral):
             processors.append(OfTheAnswer(processor(value), prompt_length))
             options[name] = neutral
+
     if processors:
         options["logits_processor"] = processors + (options.get("logits_processor") or [])
     if generate_setting(model, options, "stop_strings") is not None:
@@ -331,7 +345,7 @@ def sequences_of(output) -> torch.Tensor:
 
 
 def _check_one_image(num_tiles: int, question, history):
-    """Raises a ValueError for a dialogue of several images where nobody said which tiles are whose."""
+    """Raises a ValueError for a dialogue of several images without a list of which tiles are whose."""
     texts = [question, *(turn[0] for turn in history or [] if isinstance(turn, list | tuple) and turn)]
     placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in texts if isinstance(text, str))
     if placeholders > 1:
@@ -362,18 +376,22 @@ def _cut_as_chat(pieces: Iterable[str], end: str) -> Iterator[str]:
 
     What may yet turn out to be part of `end`, or white space at the end, is held back.
     """
-    text, said = "", 0
+    text = ""
+    num_yielded = 0  # characters
     for piece in pieces:
         text += piece
+
+        # how much of `end` the text may have begun with
         begun = max((n for n in range(len(end)) if text.endswith(end[:n])), default=0)
         ready = text[: len(text) - begun].split(end)[0].strip()
-        if len(ready) > said:
-            yield ready[said:]
-            said = len(ready)
+        if len(ready) > num_yielded:
+            yield ready[num_yielded:]
+            num_yielded = len(ready)
         if end in text:
             return
-    if len(text.strip()) > said:
-        yield text.strip()[said:]
+
+    if len(text.strip()) > num_yielded:
+        yield text.strip()[num_yielded:]
 
 
 def generate_settings(generation_config: Any, stop_token_ids: list[int]) -> dict:
@@ -386,6 +404,7 @@ def generate_settings(generation_config: Any, stop_token_ids: list[int]) -> dict
         if generation_config.eos_token_id is None:
             generation_config.eos_token_id = stop_token_ids or None
         return {"generation_config": generation_config}
+
     if not isinstance(generation_config, Mapping | None):
         kind = type(generation_config).__name__
         raise ValueError(f"generation_config is a {kind}: expected a dict or a GenerationConfig")

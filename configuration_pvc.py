@@ -212,7 +212,7 @@ class InternVisionConfig(PretrainedConfig):
 
     Beyond InternViT's own fields:
         num_temporal_layers: how many of the last layers have temporal attention; 0 is InternViT itself.
-        time_embed_dim: width of the sinusoidal embedding of a moment's time.
+        time_embed_dim: width of the sinusoidal embedding of a time step's time.
         temporal_condition: what AdaLN is conditioned on, here and in the projector: "x+te" (tokens plus
             time embedding, the paper's), "te" (time embedding alone) or "none" (a LayerNorm without
             parameters).
@@ -269,6 +269,7 @@ class InternVisionConfig(PretrainedConfig):
         self.num_temporal_layers = num_temporal_layers
         self.time_embed_dim = time_embed_dim
         self.temporal_condition = temporal_condition
+
         self._check()
         _require_common_fields(kwargs)
         with _as_value_errors("vision_config"):
@@ -370,6 +371,7 @@ class InternLM2Config(PretrainedConfig):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
+
         self._check()
         _require_common_fields(kwargs)
         with _as_value_errors("llm_config"):
@@ -440,9 +442,9 @@ class PVCConfig(PretrainedConfig):
         tile_repeat_order: order of an image's visual tokens: "tile" (each tile with its repeats in a row)
             or "frame" (all tiles, then all again).
         adaptive_compression: AdaLN in the projector; False is InternVL's LayerNorm with weight and bias.
-        max_encoder_tiles: tiles of one pass through the ViT where no gradients are needed (bounds memory,
-            exact); None: all.
-        image_token_id: id of `<IMG_CONTEXT>`, the place of one visual token (also called
+        max_encoder_tiles: chunk size of the ViT in tiles, where no gradients are needed: bounds memory and
+            changes no result; None: all tiles at once.
+        image_token_id: id of `<IMG_CONTEXT>`, which stands for one visual token (also called
             `img_context_token_id`).
         template: name of the prompt template (`conversation.py`).
         force_image_size, min_dynamic_patch, max_dynamic_patch, dynamic_image_size, use_thumbnail: size and
@@ -508,6 +510,7 @@ class PVCConfig(PretrainedConfig):
         self.ps_version = ps_version
         self.select_layer = select_layer
         self.new_parameters = new_parameters
+
         self._check()
         self.new_parameters = list(new_parameters)
         _require_common_fields(kwargs)
@@ -541,11 +544,13 @@ class PVCConfig(PretrainedConfig):
             self.force_image_size % vit.patch_size == 0,
             f"force_image_size {self.force_image_size} is not a multiple of patch_size {vit.patch_size}",
         )
+
         block = round(1 / ratio)
         _require(
             abs(block * ratio - 1) < 1e-6 and side % block == 0,
             f"downsample_ratio {ratio} does not divide the grid of {side}x{side} patches into whole blocks",
         )
+
         layers = vit.num_hidden_layers
         _require(
             -layers - 1 <= self.select_layer <= layers,
@@ -594,9 +599,9 @@ def _vision_config(config) -> InternVisionConfig:
 
 
 def _llm_config(config) -> PretrainedConfig:
-    """The LLM's configuration from an object, a dict or None.
+    """The LLM's configuration from an object or a dict, also one of a released InternVL.
 
-    A dict may be one of a released InternVL. None is InternLM2.5-7B.
+    None is InternLM2.5-7B.
     """
     if isinstance(config, PretrainedConfig):
         return config

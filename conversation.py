@@ -21,10 +21,8 @@ IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
 class Segment(NamedTuple):
-    """A stretch of a prompt.
-
-    `kind`: "template" (its special tokens count), "text" (typed text, plain) or "media" (the position of an
-    image or video frame).
+    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (what somebody typed:
+    plain) or "media" (the placeholder of one image or video frame).
     """
 
     kind: str
@@ -61,12 +59,16 @@ class Conversation:
         """
         colon = ":" if self.sep_style == "INTERNVL_ZH" else ""
         parts = self._system_segments()
+
         for turn, (role, message) in enumerate(self.messages):
             parts.append(Segment("template", role + colon))
-            if message is not None and message != "":
-                content = [Segment("text", message)] if isinstance(message, str) else message
-                end = (self.sep2 or "") if colon and turn % 2 == 0 else self.sep
-                parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
+            if message in (None, ""):
+                continue
+
+            content = [Segment("text", message)] if isinstance(message, str) else message
+            end = self.sep2 if colon and turn % 2 == 0 else self.sep
+            parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
+
         return [part for part in parts if part.text]
 
     def _system_segments(self) -> list[Segment]:
@@ -84,9 +86,9 @@ class Conversation:
         return "".join(segment.text for segment in self.segments())
 
     def stop_token_ids(self, tokenizer) -> list[int]:
-        """Ids that end an answer.
+        """Ids that end an answer: those of the separator and of the template's own stop string.
 
-        They are the separator and the template's own stop string, where these are single tokens.
+        Either counts only where it is a single token.
         """
         known = tokenizer.get_added_vocab()
         return [known[text] for text in (self.sep.strip(), self.stop_str) if text in known]
@@ -148,17 +150,20 @@ def dialogue_segments(
         frames_of_media: the frames of each clip of the whole dialogue; an image has 1.
 
     Raises:
-        ValueError: where the user turns have more or fewer placeholders than there are pictures and frames,
+        ValueError: where the user turns have more or fewer placeholders than there are images and frames,
             or the question or a turn of the history is not made of texts.
     """
     history = list(history or [])
+
     if not isinstance(question, str):
         raise ValueError(f"the question is a {type(question).__name__}: expected a text")
     for i, turn in enumerate(history):
         if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
             raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
+
     if not history and IMAGE_PLACEHOLDER not in question:
         question = "".join(map(_placeholder_lines, frames_of_media)) + question
+
     conversation = deepcopy(template)
     for asked, answer in history:
         conversation.append_message(template.roles[0], with_placeholders(asked))
@@ -167,7 +172,8 @@ def dialogue_segments(
     conversation.append_message(template.roles[1], None)
 
     segments = conversation.segments()
-    placeholders, media = sum(segment.kind == "media" for segment in segments), sum(frames_of_media)
+    placeholders = sum(segment.kind == "media" for segment in segments)
+    media = sum(frames_of_media)
     if placeholders != media:
         raise ValueError(
             f"{placeholders} {IMAGE_PLACEHOLDER} placeholders in the dialogue, but {media} images and video "
@@ -183,7 +189,7 @@ def _placeholder_lines(frames: int) -> str:
 
 
 def with_placeholders(text: str) -> list[Segment]:
-    """Segments of a text in which each `<image>` is the place of a picture."""
+    """Segments of a text in which each `<image>` is the placeholder of an image."""
     texts = text.split(IMAGE_PLACEHOLDER)
     segments = [Segment("text", texts[0])]
     for rest in texts[1:]:
@@ -192,7 +198,7 @@ def with_placeholders(text: str) -> list[Segment]:
 
 
 def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
-    """The released lines of a video, `FrameN: <image>`; `times_s`: each frame's time, said too."""
+    """The released lines of a video, `FrameN: <image>`; `times_s`: each frame's time, written too."""
     segments = []
     for i in range(frames):
         time = "" if times_s is None else f" at {times_s[i]:.1f}s"
@@ -289,16 +295,17 @@ def pad(
     """
     if side not in ("left", "right"):
         raise ValueError(f"padding_side is {side!r}: expected 'left' or 'right'")
+
     length = max(max(map(len, rows)), length or 0)
-    length = -(-length // multiple_of) * multiple_of
-    gaps = [length - len(row) for row in rows]
-    if side == "left":
-        return [[pad_id] * gap + row for gap, row in zip(gaps, rows)], [
-            [0] * gap + [1] * (length - gap) for gap in gaps
-        ]
-    return [row + [pad_id] * gap for gap, row in zip(gaps, rows)], [
-        [1] * (length - gap) + [0] * gap for gap in gaps
-    ]
+    length = -(-length // multiple_of) * multiple_of  # rounded up
+
+    ids, masks = [], []
+    for row in rows:
+        gap = length - len(row)
+        padding, masked, real = [pad_id] * gap, [0] * gap, [1] * len(row)
+        ids.append(padding + row if side == "left" else row + padding)
+        masks.append(masked + real if side == "left" else real + masked)
+    return ids, masks
 
 
 GROUNDING_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")  # InternVL's
@@ -386,6 +393,7 @@ def encode_segments(
     """
     if max_tokens is not None:
         _check_characters(tokenizer, segments, max_tokens)
+
     specials = tokenizer.get_added_vocab()
     runs = _text_runs(segments, specials, iter(media_tokens))
     starts = tokenizer("").input_ids[:1] if add_special_tokens else []
@@ -406,7 +414,8 @@ def _check_characters(tokenizer, segments: list[Segment], max_tokens: int):
     characters = sum(len(segment.text) for segment in segments if segment.kind != "media")
     if characters <= CHARACTERS_PER_TOKEN * max_tokens:
         return
-    longest = max(map(len, tokenizer.get_vocab()))
+
+    longest = max(map(len, tokenizer.get_vocab()))  # slow for a large vocabulary: only asked where needed
     if characters > longest * max_tokens:
         raise ValueError(
             f"a text of {characters} characters is longer than {max_tokens} tokens can be: the tokenizer's "
@@ -438,6 +447,7 @@ def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
                 raise ValueError(
                     f"the tokenizer has no {', '.join(missing)}: use one of an InternVL or PVC model"
                 )
+
             context = _Special(IMAGE_CONTEXT, specials[IMAGE_CONTEXT], next(media_tokens))
             runs += [
                 _Special(IMAGE_START, specials[IMAGE_START]),
@@ -492,6 +502,7 @@ class PlainTextEncoder:
 
         if len(parts) == 1:
             return self._plain(text, self._between(text, before, after), before, after, is_first=True)
+
         first, *middle, last = parts
         continued = self._continued(dict.fromkeys(middle))
         ids = self._plain(first, self._between(first, before, ""), before, "", is_first=True)
@@ -503,6 +514,7 @@ class PlainTextEncoder:
         """`ids` where none of them is reserved; else the text is cut where it must be."""
         if self._is_plain(text, ids):
             return ids
+
         ids = []
         while text:
             end = self._clean_prefix(text, before, after)
@@ -517,15 +529,19 @@ class PlainTextEncoder:
         def is_clean(length):
             return self._is_plain(text[:length], self._between(text[:length], before, after))
 
+        # double the length until a reserved id comes out
         clean, length = 0, 32
         while length < len(text) and is_clean(length):
             clean, length = length, 2 * length
         dirty = min(length, len(text))
         if is_clean(dirty):
             return dirty
+
+        # bisect between the longest clean and the shortest unclean prefix
         while dirty - clean > 1:
             middle = (clean + dirty) // 2
             clean, dirty = (middle, dirty) if is_clean(middle) else (clean, middle)
+
         if clean == 0:
             raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
         return clean
@@ -550,6 +566,8 @@ class PlainTextEncoder:
         for character in ("\n", ".", "a", ""):
             if not left:
                 break
+
+            # ids of the text are what follows the ids of a character before it
             lead = self._between(character, "", "") if character else []
             rows = self.tokenizer([character + text + after for text in left], add_special_tokens=False)
             for text, ids in zip(left, rows.input_ids):
