@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_processing import (
+from processors import (
     FRAMES,
+    IMAGE,
     MAX_TILES,
     OTHER,
-    PICTURE,
     SIDE,
     VIDEO,
     image,
-    make_processor,
     text,
     tiles_of,
     user,
@@ -27,13 +26,6 @@ from test_processing import (
 
 from pvc import processing_options, processing_pvc
 from pvc.preprocess import load_image, read_frames
-from pvc.processing_pvc import PVCProcessor
-
-
-@pytest.fixture(scope="module")
-def processor() -> PVCProcessor:
-    return make_processor("InternLM2")
-
 
 # ---- where media come from
 
@@ -306,9 +298,9 @@ def test_tiles_of_pictures_and_frames_can_be_limited(processor):
 
 
 def test_images_alone_and_text_alone_are_processed(processor):
-    inputs = processor(images=[PICTURE, OTHER])
+    inputs = processor(images=[IMAGE, OTHER])
     assert set(inputs) == {"pixel_values", "clip_grid"}
-    assert torch.equal(inputs["pixel_values"], torch.cat([tiles_of(PICTURE)[0], tiles_of(OTHER)[0]]))
+    assert torch.equal(inputs["pixel_values"], torch.cat([tiles_of(IMAGE)[0], tiles_of(OTHER)[0]]))
     assert set(processor(text="What?")) == {"input_ids", "attention_mask"}
     assert processor(text="What?")["input_ids"].tolist() == [processor.tokenizer("What?").input_ids]
     without = processor(text="What?", add_special_tokens=False)["input_ids"].tolist()
