@@ -58,8 +58,8 @@ def isolated_frames(
     request = {"kind": "video", "choice": choice._asdict(), "backend": backend}
     with _child(file, request, budget) as child:
         header = child.header()
-        indices = header.get("indices")
-        times_s = header.get("times_s")
+        indices: Any = header.get("indices")
+        times_s: Any = header.get("times_s")
         if not _are(int, indices) or not _are(float, times_s) or len(indices) != len(times_s):
             raise child.broken()
 
@@ -75,13 +75,15 @@ class _Child:
     """Reads and checks what the process sends."""
 
     def __init__(self, process: subprocess.Popen, name: str, budget: Budget) -> None:
+        assert process.stdout is not None  # it is a pipe
         self.process = process
+        self.output = process.stdout
         self.name = name  # of the file, for errors
         self.budget = budget
 
     def header(self) -> dict:
         """The next line; raises the error that it tells."""
-        line = self.process.stdout.readline(MAX_HEADER)
+        line = self.output.readline(MAX_HEADER)
         self.budget.remaining_s()
         try:
             header = json.loads(line)
@@ -99,14 +101,14 @@ class _Child:
         """The images of these indices, in this order, and no others."""
         for index in indices:
             header = self.header()
-            width = header.get("width")
-            height = header.get("height")
+            width: Any = header.get("width")
+            height: Any = header.get("height")
             are_sizes = all(type(side) is int and side > 0 for side in (width, height))
             if header.get("index") != index or not are_sizes:
                 raise self.broken()
             check_pixels(self.name, width, height, self.budget.policy.max_pixels)
 
-            pixels = self.process.stdout.read(width * height * 3)
+            pixels = self.output.read(width * height * 3)
             if len(pixels) < width * height * 3:
                 self.budget.remaining_s()  # raises its own error where the budget has run out
                 raise self.broken()
@@ -142,16 +144,17 @@ def _child(file: BinaryIO, request: dict, budget: Budget) -> Iterator[_Child]:
             env=_environment(),
         )
 
-        # in the order of need: the last one that is added is called first
+        # called in reverse order: close the pipe, end the process, wait for its end
         stack.callback(process.wait)
         stack.callback(process.kill)
-        stack.callback(process.stdout.close)
+        child = _Child(process, name, budget)
+        stack.callback(child.output.close)
         if has_deadline:
             timer = Timer(seconds, process.kill)
             timer.daemon = True
             timer.start()
             stack.callback(timer.cancel)
-        yield _Child(process, name, budget)
+        yield child
 
 
 def _environment() -> dict[str, str]:

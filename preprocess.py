@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -98,7 +98,9 @@ IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tif
 
 CHANNELS = (1, 3, 4)  # of an image given as an array: grey, RGB, RGB with alpha
 
-VideoSource = MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.ndarray | torch.Tensor
+VideoSource: TypeAlias = (
+    MediaFile | Sequence[Image.Image | np.ndarray | MediaFile] | np.ndarray | torch.Tensor
+)
 
 
 # ----------------------------------------------------------------------------------------------------- images
