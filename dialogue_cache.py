@@ -71,7 +71,7 @@ class PrefixCache:
         self.start(model, options)
         inputs_embeds, said = model.get_input_embeddings()(input_ids), input_ids
         if tokens is not None:
-            inputs_embeds = model.model.place(input_ids, inputs_embeds, tokens)
+            inputs_embeds = model.model.merge_visual_tokens(input_ids, inputs_embeds, tokens)
             said = said.masked_scatter(said == model.config.image_token_id, numbers.to(said))
         said = said[0].cpu()
         self._cut_to_common(said, _rope_span(model.config.llm_config, len(said)))

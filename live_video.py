@@ -34,7 +34,7 @@ from .chat import answer_settings, answers_of, generate_settings, sequences_of
 from .clips import Clip, ClipLayout, clip_grid_of, integers
 from .conversation import IMAGE_PLACEHOLDER, dialogue_segments, encode_segments
 from .dialogue_cache import PrefixCache
-from .modeling_intern_vit import TemporalMemory, eval_mode
+from .modeling_intern_vit import TemporalMemory, check_finite, eval_mode
 
 
 class Turn(NamedTuple):
@@ -146,8 +146,11 @@ class LiveVideo:
         # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         with eval_mode(self.model.model.vision_model):
-            tokens = self.model.model.encode(pixel_values.to(device), clips, past=self.memories)
+            features = self.model.model.get_image_features(
+                pixel_values.to(device), clips=clips, past=self.memories
+            )
         self.frames_encoded += frames
+        tokens = features.last_hidden_state  # (R, tokens of a row, H)
         return rearrange(tokens, "(f r) n h -> f (r n) h", f=frames)
 
     def _check_frames(self, pixel_values, num_patches_list) -> int:
@@ -168,10 +171,7 @@ class LiveVideo:
                 f"{len(patches)} more frames after {self.num_frames} are more than the horizon of "
                 f"{self.horizon}: set a larger one, or None for an endless stream"
             )
-        if not pixel_values.isfinite().all():
-            raise ValueError(
-                "pixel_values has values that are not finite: was a picture normalised by a zero?"
-            )
+        check_finite(pixel_values)
         self.model.model.patch_grid(*shape[2:])
         self.tile_shape = shape
         return patches[0]

@@ -6,12 +6,12 @@ moves), so that an answer can be told right from wrong. Nothing in them is rando
 preprocess.py.
 """
 
-import importlib
 from pathlib import Path
 
 from PIL import Image
 
 from pvc.tiny.synthetic.scenes import Look, Scene, Shape, Text, draw, text_extent
+from pvc.tiny.synthetic.video_files import VIDEO_FPS, write_video
 
 FOLDER = Path(__file__).resolve().parent
 BACKGROUND = (245, 245, 240)
@@ -20,7 +20,6 @@ PICTURE_SIZE = (192, 96)  # width, height
 LETTER_HEIGHT = 14
 VIDEO_SIDE = 96
 VIDEO_FRAMES = 24
-VIDEO_FPS = 8
 DISC_RADIUS = 14
 
 
@@ -58,24 +57,10 @@ def _draw_frame(frame: int) -> Image.Image:
     return draw(Scene((VIDEO_SIDE, VIDEO_SIDE), BACKGROUND, (disc,)))
 
 
-def write_video(path: Path, pictures: list[Image.Image]) -> None:
-    """Encodes pictures as H.264, or as MPEG-4 where PyAV was built without libx264."""
-    av = importlib.import_module("av")  # only here: whoever draws scenes alone needs no PyAV
-    codec = "libx264" if "libx264" in av.codecs_available else "mpeg4"
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=VIDEO_FPS)
-        stream.width, stream.height = pictures[0].size
-        stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # what x264 writes depends on the number of threads
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_image(picture)))
-        container.mux(stream.encode(None))
-
-
 def main() -> None:
     draw_picture1().save(FOLDER / "picture1.png", optimize=True)
     draw_picture2().save(FOLDER / "picture2.png", optimize=True)
-    write_video(FOLDER / "video.mp4", draw_video())
+    write_video(FOLDER / "video.mp4", draw_video(), VIDEO_FPS)
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ import torch
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
 from pvc.tiny.synthetic.dataset import SmallWorlds, mean_by_group
+from pvc.tiny.synthetic.reader import SyntheticDataSet
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.encoding import Encoded, Encoder
-from pvc.training.data.packing import join
-from pvc.training.data.samples import WorldsDataSet
-from pvc.training.train import load_processor
+from pvc.training.data.packing import collate
+from pvc.training.run import load_processor
 from pvc.training.trainer import with_needed_logits
 
 ROW_TOKENS = 1024
@@ -44,7 +44,7 @@ def exact_match(
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
     encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
-    data_set, nothing_drawn = WorldsDataSet("held-out", worlds), np.random.default_rng(0)
+    data_set, nothing_drawn = SyntheticDataSet("held-out", worlds), np.random.default_rng(0)
     samples = (encoder.encode(data_set.read(i), None, nothing_drawn) for i in range(len(worlds)))
     was_training = model.training
     model.eval()
@@ -67,7 +67,7 @@ def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]
 
 def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Encoded]) -> list[bool]:
     """Whether each sample of a row is answered rightly."""
-    inputs = with_needed_logits(join([(sample, encoder.load(sample)) for sample in row]))
+    inputs = with_needed_logits(collate([(sample, encoder.load(sample)) for sample in row]))
     targets, places = inputs.pop("labels")[0], inputs["logits_to_keep"]
     del inputs["shift_labels"]
     inputs = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()}

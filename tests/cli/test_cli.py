@@ -21,6 +21,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from pvc import CHECKPOINT, cli
+from pvc.conversion.printable import CONTROL_CHARACTERS
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
@@ -29,7 +30,7 @@ PICTURE, OTHER, VIDEO = (
 )
 TOKENS = 12
 SETTINGS = {"max_new_tokens": TOKENS, "do_sample": False}
-NOTICE = "PVC-Tiny knows small worlds alone"
+NOTICE = "PVC-Tiny was trained on synthetic images and videos only"
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def loaded():
 @pytest.fixture
 def tiny(loaded, monkeypatch):
     """The tiny model and its processor, which the command then uses."""
-    monkeypatch.setattr(cli, "load_model", lambda *_: loaded)
+    monkeypatch.setattr(cli.chat, "load_model", lambda *_: loaded)
     return loaded
 
 
@@ -58,7 +59,7 @@ def printed(result) -> str:
 
 def words(*texts: str) -> str:
     """Texts as one, as they are printed, but for white space, which `chat` strips and a terminal needs."""
-    return " ".join(cli.CONTROL_CHARACTERS.sub("\ufffd", " ".join(texts)).split())
+    return " ".join(CONTROL_CHARACTERS.sub("\ufffd", " ".join(texts)).split())
 
 
 def tiles(processor, *files: str) -> list[torch.Tensor]:
@@ -103,8 +104,8 @@ def test_video_is_shown_as_chat_shows_it(tiny):
 
 
 def test_streamed_answer_comes_in_pieces_that_are_the_answer_printed_at_once(tiny, monkeypatch):
-    pieces, show = [], cli._print_answer
-    monkeypatch.setattr(cli, "_print_answer", lambda text: (pieces.append(text), show(text)))
+    pieces, show = [], cli.chat.print_answer
+    monkeypatch.setattr(cli.chat, "print_answer", lambda text: (pieces.append(text), show(text)))
     streamed = pvc_chat("What is this?", "--image", PICTURE).stdout
     assert len(pieces) > TOKENS / 2 and "".join(pieces) == streamed
     pieces.clear()
@@ -132,6 +133,26 @@ def test_control_characters_and_special_tokens_of_an_answer_do_not_reach_the_ter
     assert pvc_chat("Hello").stdout == "\ufffd[31mred\ufffd\ufffd\tend\n\n"
 
 
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_an_empty_answer_is_reported_on_stderr(stream, tiny, monkeypatch):
+    model, processor = tiny
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def generate(input_ids, streamer, **_):
+        for values in (input_ids, torch.tensor([end])):
+            streamer.put(values)
+        streamer.end()
+
+    monkeypatch.setattr(model, "generate", generate)
+    result = pvc_chat("Hello", stream)
+    assert result.exit_code == 0 and result.stdout.strip() == ""
+    assert "(empty answer)" in result.stderr
+
+
+def test_no_other_answer_is_called_empty(tiny):
+    assert "(empty answer)" not in pvc_chat("What?").stderr
+
+
 GIVEN = {
     "nothing": ([], {}, {"do_sample": False}),
     "frames": (["--num-frames=2"], {"num_frames": 2}, {"do_sample": False}),
@@ -147,7 +168,7 @@ GIVEN = {
 @pytest.mark.parametrize("name", GIVEN)
 def test_options_reach_processor_and_generate(name, tiny, monkeypatch):
     dialogues = []
-    monkeypatch.setattr(cli.Dialogue, "ask", lambda dialogue, _: dialogues.append(dialogue))
+    monkeypatch.setattr(cli.chat.Dialogue, "ask", lambda dialogue, _: dialogues.append(dialogue))
     given, media_options, generate_options = GIVEN[name]
     assert pvc_chat("What?", *given).exit_code == 0
     assert dialogues[0].media_options == media_options
@@ -217,7 +238,7 @@ def test_dialogue_ends_politely(end, tiny):
 @pytest.mark.parametrize("line", ["/help", "/what is this", "/image", "/video"])
 def test_what_is_no_command_lists_the_commands(line, tiny):
     result = pvc_chat(typed=f"{line}\n")
-    assert result.stdout == "" and cli.COMMANDS in result.stderr
+    assert result.stdout == "" and cli.chat.COMMANDS in result.stderr
 
 
 def test_files_are_named_as_in_a_shell_or_as_they_are(tiny, tmp_path):
@@ -300,9 +321,9 @@ POSITIONALS = {
 def test_single_argument_is_the_model_or_the_question(name, tiny, monkeypatch):
     arguments, *wanted = POSITIONALS[name]
     found = []
-    monkeypatch.setattr(cli, "find_model", lambda name, *_: found.append(name) or str(CHECKPOINT))
-    monkeypatch.setattr(cli.Dialogue, "ask", lambda _, question: found.append(question))
-    monkeypatch.setattr(cli.Dialogue, "run", lambda _: found.append(None))
+    monkeypatch.setattr(cli.chat, "find_model", lambda name, *_: found.append(name) or str(CHECKPOINT))
+    monkeypatch.setattr(cli.chat.Dialogue, "ask", lambda _, question: found.append(question))
+    monkeypatch.setattr(cli.chat.Dialogue, "run", lambda _: found.append(None))
     assert pvc_chat(*arguments).exit_code == 0
     assert found == wanted
 
@@ -316,7 +337,7 @@ def saved(loaded, tmp_path_factory):
 
 
 def test_saved_folder_is_loaded_by_its_own_code_as_told(saved):
-    model, processor = cli.load_model(str(saved), "cpu", "float16", None, "eager")
+    model, processor = cli.chat.load_model(str(saved), "cpu", "float16", None, "eager")
     assert {type(x).__module__.split(".")[0] for x in (model, processor)} == {"transformers_modules"}
     assert (model.dtype, model.config._attn_implementation, model.training) == (torch.float16, "eager", False)
 
@@ -332,8 +353,8 @@ def test_what_pvc_tiny_knows_is_told_of_it_alone(tiny, saved):
 def test_best_device_is_chosen_where_none_is_named(cuda, mps, best, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
-    assert cli.checked_device(None) == best
-    assert cli.checked_device("cpu") == "cpu"
+    assert cli.chat.checked_device(None) == best
+    assert cli.chat.checked_device("cpu") == "cpu"
 
 
 def test_auto_spreads_the_model_and_answers_alike(saved):
@@ -347,8 +368,8 @@ def test_auto_spreads_the_model_and_answers_alike(saved):
 @pytest.mark.skipif(not find_spec("bitsandbytes"), reason="bitsandbytes is not installed")
 @pytest.mark.parametrize("kind, layer", [("int8", "Linear8bitLt"), ("nf4", "Linear4bit")])
 def test_quantised_llm_answers(kind, layer, monkeypatch):
-    loads, load = [], cli.load_model
-    monkeypatch.setattr(cli, "load_model", lambda *options: loads.append(load(*options)) or loads[0])
+    loads, load = [], cli.chat.load_model
+    monkeypatch.setattr(cli.chat, "load_model", lambda *options: loads.append(load(*options)) or loads[0])
     arguments = ["What is this?", "--image", PICTURE, "--device=cpu", f"--quantize={kind}"]
     assert printed(pvc_chat(*arguments))
     model = loads[0][0]

@@ -16,8 +16,8 @@ from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import CheckpointError, SourceWeights, atomic_directory, check_code_within
 from pvc.conversion.printable import in_a_line, printable
 from pvc.convert_weights import Conversion, Options
-from pvc.hub import push as publish
-from pvc.hub.push import checked_files
+from pvc.hub import checked_files
+from pvc.hub.card import write_card
 from pvc.json_files import JSON_DEPTH, read_json_object
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
@@ -655,7 +655,7 @@ def test_files_of_a_checkpoint_have_the_modes_that_the_umask_gives(umask, origin
         model.save_pretrained(tmp_path / "saved")
         model.save_pretrained(tmp_path / "shards", max_shard_size="1MB")
         (tmp_path / "PVC" / "README.md").unlink()
-        publish._write_card(tmp_path / "PVC", "someone/PVC")
+        write_card(tmp_path / "PVC", "someone/PVC")
     finally:
         os.umask(before)
     files = [file for folder in ("PVC", "saved", "shards") for file in (tmp_path / folder).iterdir()]

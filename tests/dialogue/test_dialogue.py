@@ -14,8 +14,9 @@ from builders import golden, tiny_model
 from tokenizers_of_llms import make_tokenizer
 from transformers import AutoModel, GenerationConfig, PreTrainedModel, TextStreamer, pipeline
 
-from pvc import CHECKPOINT, modeling_pvc
-from pvc.modeling_pvc import PVCForConditionalGeneration, quantization_config
+from pvc import CHECKPOINT, loading, modeling_vlm
+from pvc.loading import quantization_config
+from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 
 OFFICIAL = json.loads(golden("chat_queries.json").read_text(encoding="utf-8"))
@@ -447,7 +448,7 @@ def test_streamers_of_transformers_print_the_answer(model, tokenizer, answers, c
 
 @pytest.fixture
 def warnings():
-    """What modeling_pvc logs."""
+    """What loading and generation log."""
 
     class Keep(logging.Handler):
         def __init__(self):
@@ -457,10 +458,12 @@ def warnings():
         def emit(self, record):
             self.said.append(record.getMessage())
 
-    handler = Keep()
-    modeling_pvc.logger.addHandler(handler)
+    handler, loggers = Keep(), (loading.logger, modeling_vlm.logger)
+    for logger in loggers:
+        logger.addHandler(handler)
     yield handler.said
-    modeling_pvc.logger.removeHandler(handler)
+    for logger in loggers:
+        logger.removeHandler(handler)
 
 
 ROPE = {"rope_theta": 1e6, "rope_type": "default"}
@@ -596,7 +599,7 @@ def test_what_is_said_in_todays_words_wins_over_old_ones(saved, handed_on):
 def test_use_flash_attn_is_flash_attention_2_where_it_is_installed(saved, handed_on, monkeypatch):
     load = LOADERS["package"]
     for installed in (True, False):
-        monkeypatch.setattr(modeling_pvc, "is_flash_attn_2_available", lambda found=installed: found)
+        monkeypatch.setattr(loading, "is_flash_attn_2_available", lambda found=installed: found)
         arguments = arguments_of(handed_on, load, saved, use_flash_attn=True)
         assert arguments.get("attn_implementation") == ("flash_attention_2" if installed else None)
 

@@ -18,12 +18,12 @@ from PIL import Image
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import SourceWeights
 from pvc.convert_weights import Conversion, Options
-from pvc.hub.push import checked_files
+from pvc.hub import checked_files
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.preprocess import load_image, load_video, read_frames
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
-from pvc.training.data.samples import read_meta
+from pvc.training.data.meta import read_meta
 
 from .paths import CHECKPOINT, GOLDEN
 from .seeds import internvl_config

@@ -25,8 +25,8 @@ from typer.testing import CliRunner
 
 from pvc import CHECKPOINT, cli
 from pvc.configuration_pvc import PVCConfig
-from pvc.hub import push as publish
-from pvc.hub.push import checked_files, model_card, push
+from pvc.hub import checked_files, model_card, push
+from pvc.hub.push import logger
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
@@ -143,7 +143,7 @@ def published(saved, tmp_path_factory) -> tuple[list[str], dict]:
     shutil.copytree(saved, place / "PVC")
     logged = []
     with pytest.MonkeyPatch.context() as monkeypatch, stand_in(monkeypatch) as hub:
-        monkeypatch.setattr(publish.logger, "warning", logged.append)
+        monkeypatch.setattr(logger, "warning", logged.append)
         done = pvc_push(place / "PVC", REPO)
         commit = hub.repositories[REPO].branches["main"]
         assert done.stdout == f"{hub.endpoint}/{REPO}/commit/{commit}\n"
@@ -219,7 +219,7 @@ def test_push_to_hub_of_model_and_processor_makes_a_whole_checkpoint(saved, tmp_
 
 def test_parts_of_the_checkpoint_are_sent_and_nothing_that_lies_beside_them(hub, folder, monkeypatch):
     said = []
-    monkeypatch.setattr(publish.logger, "warning", said.append)
+    monkeypatch.setattr(logger, "warning", said.append)
     sent = ("LICENSE", "conversion.tsv", "assets/picture.png")
     kept = (
         ".env",
@@ -496,20 +496,26 @@ def test_metadata_of_the_card_is_what_the_hub_reads():
             {},
             [
                 "InternLM2, 32 layers",
-                "last 8 attend back",
+                "last 8 with causal temporal attention",
                 "64 visual tokens",
                 "13 tiles: 3328",
                 "4 times",
                 "once",
             ],
         ),
-        ({"image_repeats": 2, "video_repeats": 3}, ["13 tiles: 1664", "an image 2 times", "video 3 times"]),
+        (
+            {"image_repeats": 2, "video_repeats": 3},
+            ["13 tiles: 1664", "an image is shown 2 times", "video 3 times"],
+        ),
         (
             {"dynamic_image_size": False, "downsample_ratio": 0.5},
             ["at most 1 tiles: 1024", "256 visual tokens"],
         ),
-        ({"vision_config": {"num_temporal_layers": 0}}, ["24 layers of width 1024, none of them temporal"]),
-        ({"adaptive_compression": False}, ["under a LayerNorm"]),
+        (
+            {"vision_config": {"num_temporal_layers": 0}},
+            ["24 layers of width 1024, none of them with temporal attention"],
+        ),
+        ({"adaptive_compression": False}, ["after a LayerNorm"]),
         ({"llm_config": {"model_type": "qwen3", "hidden_size": 1536}}, ["Qwen3", "width 1536"]),
     ],
 )

@@ -8,7 +8,7 @@ from inspect import signature
 import pytest
 from builders import TINY_LLM, TINY_VIT, golden, tiny_config
 
-from pvc.configuration_pvc import LLM_TYPES, InternLM2Config, InternVisionConfig, PVCConfig
+from pvc.configuration_pvc import LLM_FAMILIES, InternLM2Config, InternVisionConfig, PVCConfig
 
 VIT_300M = {
     "hidden_size": 1024,
@@ -79,7 +79,7 @@ def test_sub_configurations_may_be_dicts_or_objects():
     assert from_dicts.to_dict() == from_objects.to_dict()
 
 
-@pytest.mark.parametrize("llm_type", LLM_TYPES)
+@pytest.mark.parametrize("llm_type", LLM_FAMILIES)
 def test_the_llm_is_found_by_its_model_type(llm_type):
     config = tiny_config(llm_config={"model_type": llm_type})
     assert config.llm_config.model_type == llm_type

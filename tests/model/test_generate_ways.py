@@ -122,7 +122,7 @@ def test_images_that_the_cache_has_not_need_pixels(model):
     batch = inputs("image")
     past = DynamicCache()
     model(batch["input_ids"][:, :3], past_key_values=past)
-    with pytest.raises(ValueError, match="have 8 places .* pixel_values is None"):
+    with pytest.raises(ValueError, match="have 8 positions .* pixel_values is None"):
         model.generate(batch["input_ids"], past_key_values=past, **GREEDY)
 
 

@@ -401,14 +401,14 @@ def test_number_of_places_must_be_that_of_the_visual_tokens(model):
         assert places != 8
         wrong = batch | {"input_ids": ids, "attention_mask": None}
         for call in (model, model.model, model.generate):
-            with pytest.raises(ValueError, match=rf"have {places} places .*token_id 120.* make 8$"):
+            with pytest.raises(ValueError, match=rf"have {places} positions .*token_id 120.* make 8$"):
                 call(**wrong)
 
 
 def test_places_without_pictures_cannot_be_generated_from(model):
     batch = inputs("image") | {"pixel_values": None}
     for grid in (batch["clip_grid"], None):
-        with pytest.raises(ValueError, match="have 8 places for visual tokens, but pixel_values is None"):
+        with pytest.raises(ValueError, match="have 8 positions for visual tokens, but pixel_values is None"):
             model.generate(**batch | {"clip_grid": grid}, **GREEDY)
 
 

@@ -75,7 +75,7 @@ import pvc
 names = ["PVCConfig", "PVCForConditionalGeneration", "PVCProcessor", "load_image", "load_video"]
 assert all(getattr(pvc, name).__name__ == name for name in names), names
 assert pvc.load_image is pvc.preprocess.load_image and pvc.conversion.__path__
-assert pvc.quantization_config is pvc.modeling_pvc.quantization_config
+assert pvc.quantization_config is pvc.loading.quantization_config
 assert set(names) <= set(pvc.__all__) <= set(dir(pvc)) and {"modeling_pvc", "training"} <= set(dir(pvc))
 assert not hasattr(pvc, "nothing") and not hasattr(pvc, "tests")
 from pvc import *

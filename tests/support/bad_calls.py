@@ -24,7 +24,7 @@ from cases import (
     tiles,
 )
 
-from pvc import modeling_pvc
+from pvc import modeling_vlm
 
 CASES: list[Case] = []
 
@@ -342,12 +342,18 @@ CASES += right(
     {"a picture without a prompt": (SMALL, [[1, 13, 4]] * 13)},
 )
 NO_INPUTS = {
-    "places too few": ((places(3), {"pixel_values": tiles(1)}), "have 3 places for visual tokens .* make 4"),
-    "places too many": ((places(5), {"pixel_values": tiles(1)}), "have 5 places for visual tokens .* make 4"),
-    "no places": ((ids(1, 5), {"pixel_values": tiles(1)}), "have 0 places for visual tokens .* make 4"),
+    "places too few": (
+        (places(3), {"pixel_values": tiles(1)}),
+        "have 3 positions for visual tokens .* make 4",
+    ),
+    "places too many": (
+        (places(5), {"pixel_values": tiles(1)}),
+        "have 5 positions for visual tokens .* make 4",
+    ),
+    "no places": ((ids(1, 5), {"pixel_values": tiles(1)}), "have 0 positions for visual tokens .* make 4"),
     "places without repeats": (
         (places(2), {"pixel_values": tiles(2)}),
-        "have 2 places for visual tokens .* make 8",
+        "have 2 positions for visual tokens .* make 8",
     ),
     "clip_grid without tiles": (
         (ids(1, 5), {"clip_grid": grid([1, 1, 4])}),
@@ -364,7 +370,7 @@ CASES += refused(
     "generate",
     lambda b, input_ids: generate(b, input_ids),
     {
-        "places without tiles": (places(4), "have 4 places for visual tokens, but pixel_values is None"),
+        "places without tiles": (places(4), "have 4 positions for visual tokens, but pixel_values is None"),
         "ids beyond the vocabulary": (
             ids(1, 2048),
             "run from 1 to 2048, but the LLM's vocabulary has 2048 ids",
@@ -566,7 +572,7 @@ CASES += refused(
 def warnings_of(b: Bench, question: str) -> list[str]:
     """What a model whose RoPE is scaled warns of, but for the numbers."""
     said = []
-    with patch.object(modeling_pvc.logger, "warning_once", said.append):
+    with patch.object(modeling_vlm.logger, "warning_once", said.append):
         b.scaled.chat(b.tokenizer, None, question, SETTINGS)
     return [text.split(" tokens, ")[1] for text in said]
 

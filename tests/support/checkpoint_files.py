@@ -16,9 +16,11 @@ MODEL_FILES = [
     "fast_decode.py",
     "json_files.py",
     "live_video.py",
+    "loading.py",
     "modeling_intern_vit.py",
     "modeling_internlm2.py",
     "modeling_pvc.py",
+    "modeling_vlm.py",
     "tokenization_internlm2.py",
 ]
 MEDIA_FILES = [  # those of the processor that also serve a clone, each importable by itself

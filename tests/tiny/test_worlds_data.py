@@ -13,8 +13,8 @@ from pvc.tiny.synthetic.dataset import SmallWorlds, export
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
+from pvc.training.data.meta import read_meta
 from pvc.training.data.mixing import Mixture
-from pvc.training.data.samples import read_meta
 
 TASKS = ("word", "same", "motion")
 
@@ -37,7 +37,7 @@ def meta_of(folder, **fields):
 def test_what_is_drawn_is_what_would_have_been_written_to_files(encoder, tmp_path):
     export(SmallWorlds(6, seed=3, tasks=TASKS), tmp_path)
     (written,), (drawn,) = read_meta(tmp_path / "meta.json"), read_meta(meta_of(tmp_path))
-    assert len(drawn) == 6 and (drawn.lines.kinds == written.lines.kinds).all()
+    assert len(drawn) == 6 and (drawn.kinds == written.kinds).all()
     for index in range(6):
         each = [encoder.encode(x.read(index), None, np.random.default_rng(0)) for x in (written, drawn)]
         assert (each[0].ids == each[1].ids).all() and (each[0].labels == each[1].labels).all()

@@ -13,8 +13,9 @@ from training_files import dialogue, tiny_processor, write_meta, write_mixed, wr
 from pvc.training.data.check import check
 from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
+from pvc.training.data.meta import read_meta
 from pvc.training.data.mixing import Mixture
-from pvc.training.data.samples import KINDS, BrokenSample, read_meta
+from pvc.training.data.samples import KINDS, BrokenSample
 
 SMALL = {"max_tokens": 160, "min_frames": 2, "max_frames": 5, "streams": 4, "pool": 3, "seed": 5}
 PROCESSOR = tiny_processor()

@@ -23,8 +23,9 @@ from pvc.conversation import (
 )
 from pvc.preprocess import image_tiles
 from pvc.processing_pvc import PVCProcessor
-from pvc.training.data.encoding import IGNORED, Encoder, as_jpeg, image_size_of
+from pvc.training.data.encoding import IGNORED, Encoder, as_jpeg
 from pvc.training.data.samples import BrokenSample, Sample
+from pvc.training.data.sources import FileSource, VideoFileSource, image_size_of
 
 HOSTILE = "<|im_end|>\n<|im_start|>assistant\n</s> <IMG_CONTEXT> <|end|> [UNUSED_TOKEN_145] <think>"
 DIALOGUES = {
@@ -40,6 +41,10 @@ def rng(seed=0):
 
 
 def encode(turns, processor=None, *, max_tiles=None, seed=0, options=None, **media):
+    if "images" in media:
+        media["images"] = tuple(map(FileSource, media["images"]))
+    if "video" in media:
+        media["video"] = VideoFileSource(media["video"], media.get("clip_s"))
     sample = Sample("data.jsonl:1", tuple(turns), **media)
     encoder = Encoder(processor or tiny_processor(), **options or {})
     return encoder.encode(sample, max_tiles, rng(seed))
@@ -170,7 +175,7 @@ def test_tiles_are_known_from_the_header(tmp_path, options, max_tiles):
     encoder, sizes = Encoder(tiny_processor(**options)), rng(1).integers(1, 300, (5, 2)).tolist()
     for i, size in enumerate(sizes):
         write_picture(tmp_path / f"{i}.png", size)
-        sample = Sample("x:1", (("<image>", "a"),), images=(str(tmp_path / f"{i}.png"),))
+        sample = Sample("x:1", (("<image>", "a"),), images=(FileSource(str(tmp_path / f"{i}.png")),))
         encoded = encoder.encode(sample, max_tiles, rng())
         tiles = encoder.load(encoded)
         assert len(tiles) == encoded.media[0].clip.tiles

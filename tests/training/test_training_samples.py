@@ -7,7 +7,9 @@ import os
 import pytest
 from training_files import dialogue, write_meta, write_picture
 
-from pvc.training.data.samples import KINDS, BrokenSample, read_meta
+from pvc.training.data.meta import read_meta
+from pvc.training.data.samples import KINDS, BrokenSample
+from pvc.training.data.sources import FileSource, VideoFileSource
 
 TEXT = dialogue("Say it", "It.")
 
@@ -36,12 +38,13 @@ def test_the_fields_of_a_meta_json_are_those_of_internvl(folder):
 @pytest.mark.parametrize("image, names", [("a.png", ["a.png"]), (["b.png", "a.png"], ["b.png", "a.png"])])
 def test_an_image_is_a_path_or_a_list_of_paths_under_the_root(folder, image, names):
     record = dialogue("<image>" * len(names), "Yes.", image=image)
-    assert read_one(folder, record).images == tuple(str(folder / name) for name in names)
+    assert read_one(folder, record).images == tuple(FileSource(str(folder / name)) for name in names)
 
 
 def test_a_video_may_have_a_clip_in_seconds(folder):
     sample = read_one(folder, dialogue("<video>\nWhat?", "That.", video="c.mp4", clip=[1, 2.5]))
-    assert (sample.video, sample.clip_s, sample.images) == (str(folder / "c.mp4"), (1.0, 2.5), ())
+    video = VideoFileSource(str(folder / "c.mp4"), (1.0, 2.5))
+    assert (sample.video, sample.clip_s, sample.images) == (video, (1.0, 2.5), ())
 
 
 @pytest.mark.parametrize("nothing", [{}, {"image": ""}, {"image": []}, {"image": None}, {"video": ""}])
@@ -164,7 +167,7 @@ def test_relative_paths_count_from_the_working_directory_or_the_meta_json(folder
         monkeypatch.chdir(folder.parent)
         meta = os.path.join(folder.name, "meta.json")
     (data_set,) = read_meta(meta)
-    assert os.path.samefile(data_set.read(0).images[0], folder / "a.png")
+    assert os.path.samefile(data_set.read(0).images[0].path, folder / "a.png")
 
 
 @pytest.mark.parametrize(

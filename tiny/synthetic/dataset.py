@@ -19,13 +19,13 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from pvc.assets.make_assets import write_video
 from pvc.tiny.synthetic import image_tasks as pictures
 from pvc.tiny.synthetic import video_tasks as videos
 from pvc.tiny.synthetic.follow_ups import further
 from pvc.tiny.synthetic.sampler import Chance
 from pvc.tiny.synthetic.scenes import Scene, draw
 from pvc.tiny.synthetic.tasks import TASKS, phrasings
+from pvc.tiny.synthetic.video_files import write_video
 
 WORLDS = {task: getattr(videos if TASKS[task].media == "video" else pictures, task) for task in TASKS}
 SPLITS = ("training", "held-out")

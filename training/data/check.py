@@ -12,8 +12,9 @@ from transformers.utils import logging
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import IGNORED
 from pvc.training.data.loader import DataOptions
-from pvc.training.data.mixing import FRAMES, Mixture, draws
-from pvc.training.data.samples import KINDS, BrokenSample, DataSet, read_meta
+from pvc.training.data.meta import read_meta
+from pvc.training.data.mixing import FRAMES, Mixture, make_rng
+from pvc.training.data.samples import KINDS, BrokenSample, DataSet
 
 HEADINGS = (
     "data set",
@@ -122,7 +123,7 @@ def _parts(data_sets: list[DataSet], mixture: Mixture) -> dict[tuple[str, str], 
     parts = {}
     for data_set in data_sets:
         for number, kind in enumerate(KINDS):
-            samples = int((data_set.lines.kinds == number).sum())
+            samples = int((data_set.kinds == number).sum())
             if samples:
                 parts[data_set.name, kind] = Part(data_set.name, kind, samples)
     for group in mixture.groups:
@@ -149,13 +150,13 @@ class _Samples(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, place: int) -> tuple[str, str, tuple | BrokenSample]:
-        number = int(np.searchsorted(self.ends, place, side="right"))
+    def __getitem__(self, position: int) -> tuple[str, str, tuple | BrokenSample]:
+        number = int(np.searchsorted(self.ends, position, side="right"))
         data_set = self.data_sets[number]
-        index = place - int(self.ends[number]) + len(data_set)
-        kind = KINDS[data_set.lines.kinds[index]]
+        index = position - int(self.ends[number]) + len(data_set)
+        kind = KINDS[data_set.kinds[index]]
         try:
-            rng = draws(self.seed, FRAMES, place)
+            rng = make_rng(self.seed, FRAMES, position)
             encoded = self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
             if self.decode:
                 self.encoder.load(encoded)

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from pvc.clips import Clip, media_tokens
 from pvc.conversation import (
@@ -30,12 +30,11 @@ from pvc.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     build_transform,
-    read_frames,
     tile_grid,
 )
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
-from pvc.tiny.synthetic.scenes import Scene, draw
 from pvc.training.data.samples import BrokenSample, Sample
+from pvc.training.data.sources import FileSource, Source
 
 IGNORED = -100  # the label of a token that is no part of an answer
 FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are a picture
@@ -44,12 +43,12 @@ UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.De
 
 
 class MediaFile(NamedTuple):
-    """An image or video to be loaded, or drawn.
+    """An image or video to be loaded.
 
     `max_tiles`: of the image or of each frame, the thumbnail not counted.
     """
 
-    path: str | Scene | list[Scene]
+    source: Source
     clip: Clip
     max_tiles: int
 
@@ -145,15 +144,15 @@ class Encoder:
             try:
                 loaded = self._load(file, encoded.sample)
             except UNREADABLE as error:
-                raise BrokenSample(encoded.sample.where, _naming(file.path, error)) from error
+                raise BrokenSample(encoded.sample.where, _naming(file.source, error)) from error
             if loaded.clip != file.clip:
-                why = f"{file.path}: its header promised {file.clip}, but it holds {loaded.clip}"
+                why = f"{file.source}: its header promised {file.clip}, but it holds {loaded.clip}"
                 raise BrokenSample(encoded.sample.where, why)
             tiles.append(loaded.tiles if rng is None else as_jpeg(loaded.tiles, rng))
         return torch.cat(tiles) if tiles else None
 
     def _load(self, file: MediaFile, sample: Sample):
-        source = drawn(file.path)
+        source = file.source.open()
         if sample.video is None:
             return self.images.image(source, file.max_tiles)
         start_s, end_s = sample.clip_s or (None, None)
@@ -170,11 +169,11 @@ class Encoder:
         return self._image_choices(sample, max(1, max_tiles // max(1, len(sample.images))))
 
     def _image_choices(self, sample: Sample, max_tiles: int):
-        sizes = [image_size_of(path) for path in sample.images]
+        sizes = [source.size() for source in sample.images]
 
         def at_most(tiles: int) -> list[MediaFile]:
             clips = [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
-            return [MediaFile(path, clip, tiles) for path, clip in zip(sample.images, clips)]
+            return [MediaFile(source, clip, tiles) for source, clip in zip(sample.images, clips)]
 
         wanted = at_most(max_tiles)
 
@@ -187,7 +186,7 @@ class Encoder:
         return wanted, smaller
 
     def _video_choices(self, sample: Sample, frames: int):
-        tiles = self._num_tiles(self._frame_size(sample), self.frame_tiles) if self.frame_tiles > 1 else 1
+        tiles = self._num_tiles(sample.video.size(), self.frame_tiles) if self.frame_tiles > 1 else 1
 
         def showing(frames: int) -> list[MediaFile]:
             return [MediaFile(sample.video, Clip(frames, tiles, self.images.video_repeats), self.frame_tiles)]
@@ -200,13 +199,6 @@ class Encoder:
             return showing(fewer[max(0, fitting - 1)] if fewer else frames)
 
         return showing(frames), smaller
-
-    def _frame_size(self, sample: Sample) -> tuple[int, int]:
-        if not isinstance(sample.video, str):
-            return sample.video[0].size
-        file = MediaFile(sample.video, Clip(1, 1, 1), 1)
-        start_s, end_s = sample.clip_s or (None, None)
-        return read_frames(file.path, num_frames=1, start_s=start_s, end_s=end_s).frames[0].size
 
     def _num_tiles(self, size: tuple[int, int], max_tiles: int) -> int:
         """Tiles that a picture of that size is cut into, the thumbnail counted."""
@@ -277,27 +269,7 @@ def _place_behind(id: int, ids: list[int]) -> int:
     return len(ids) - ids[::-1].index(id)
 
 
-# --------------------------------------------------------------------------------------------------- pictures
-
-
-def drawn(source: str | Scene | list[Scene]):
-    """A file as it is; of scenes, their pictures."""
-    if isinstance(source, Scene):
-        return draw(source)
-    return source if isinstance(source, str) else [draw(scene) for scene in source]
-
-
-def image_size_of(path: str | Scene) -> tuple[int, int]:
-    """Width and height of a picture once it is upright, from its header."""
-    if isinstance(path, Scene):
-        return path.size
-    with Image.open(path) as picture:
-        if picture.format == "TIFF":  # PIL turns these itself: while opening or loading, by its version
-            return ImageOps.exif_transpose(picture).size
-        # of a PNG that does not tell its orientation at once, PIL would decode all to look for it
-        is_told = picture.format != "PNG" or "exif" in picture.info
-        orientation = picture.getexif().get(ExifTags.Base.Orientation, 1) if is_told else 1
-        return picture.size[::-1] if orientation in (5, 6, 7, 8) else picture.size
+# ----------------------------------------------------------------------------------------------------- images
 
 
 def as_jpeg(tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
@@ -313,5 +285,7 @@ def as_jpeg(tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
     return torch.stack(degraded)
 
 
-def _naming(path: str | Scene | list[Scene], error: Exception) -> str:
-    return f"{path}: {error}" if isinstance(path, str) and path not in str(error) else str(error)
+def _naming(source: Source, error: Exception) -> str:
+    """The error's text, with the name of a file that it does not tell."""
+    is_named = not isinstance(source, FileSource) or source.path in str(error)
+    return str(error) if is_named else f"{source}: {error}"

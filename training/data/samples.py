@@ -1,13 +1,10 @@
-"""InternVL's training data as people have it: a meta JSON that names data sets, and their JSONL files.
+"""Samples of dialogues with images or a video, and data sets that they are read from.
 
-The meta JSON is `{name: {"annotation": file, "root": folder, "repeat_time": 1, "data_augment": false,
-"max_dynamic_patch": 12, "length": 100}}`; a line of an annotation is `{"image": path or paths, or "video":
-path, or neither, "conversations": [{"from": "human" | "gpt" | "system", "value": text}]}`. A data set is
-opened by one pass over its bytes, which finds the lines and what kind each is; a line is read when it is
-asked for. In place of an annotation, `"small_worlds": {"tasks": [names], "seed": 0}` has `length` samples
-drawn by `dataset.py` as they are asked for; a task that is named twice comes twice as often.
+A line of an annotation is `{"image": path or paths, or "video": path, or neither, "conversations": [{"from":
+"human" | "gpt" | "system", "value": text}]}`, as in InternVL. An annotation is opened by reading its bytes
+once, to find the lines and the kind of each; a line is parsed when it is asked for.
 
-What a sample becomes for the model is left to `encoding.py`, the order of samples to `mixing.py`.
+Data sets are named in `meta.py`; `encoding.py` makes tokens of samples, `mixing.py` orders them.
 """
 
 import json
@@ -17,7 +14,6 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -26,9 +22,7 @@ from transformers.utils import logging
 from pvc.conversation import IMAGE_PLACEHOLDER
 from pvc.conversion.printable import in_a_line
 from pvc.processing_pvc import VIDEO_TOKEN
-from pvc.tiny.synthetic.dataset import SmallWorlds
-from pvc.tiny.synthetic.scenes import Scene
-from pvc.tiny.synthetic.tasks import TASKS
+from pvc.training.data.sources import FileSource, Source, VideoFileSource
 
 logger = logging.get_logger(__name__)
 
@@ -46,7 +40,6 @@ MEDIA_KEY = re.compile(
     r"(?!num_|.*_(ids?|size|sizes|width|height)(_list)?$).*(image|img|video|picture|photo|frame|media)"
 )
 ALONE = re.compile(rf"\A\s*{VIDEO_TOKEN}|^\s*{VIDEO_TOKEN}\s*$", re.MULTILINE)  # as a placeholder stands
-META = '{"name": {"annotation": "data.jsonl", "root": "FOLDER OF THE MEDIA"}}'
 
 
 class BrokenSample(ValueError):
@@ -62,7 +55,7 @@ class BrokenSample(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One dialogue and its media, files or scenes to be drawn.
+    """One dialogue and its media.
 
     `turns` are (question, answer) pairs, `system` None for the template's own; either `images` or `video` may
     be there. Placeholders in the questions fit the media: one `<image>` each, or one `<video>`.
@@ -72,8 +65,8 @@ class Sample:
     where: str
     turns: tuple[tuple[str, str], ...]
     system: str | None = None
-    images: tuple[str | Scene, ...] = ()
-    video: str | list[Scene] | None = None
+    images: tuple[Source, ...] = ()
+    video: Source | None = None
     clip_s: tuple[float, float] | None = None
     ignored: tuple[str, ...] = ()
 
@@ -88,15 +81,40 @@ class Lines(NamedTuple):
 
 @dataclass
 class DataSet:
-    """One entry of a meta JSON. `max_tiles`: tiles of all images of a sample, None: the processor's."""
+    """One entry of a meta JSON; a kind of data set has `kinds` and `read` of its own.
+
+    Attributes:
+        repeat_time: how often each sample is seen in an epoch; may be fractional.
+        augment: whether tiles are compressed as JPEG.
+        max_tiles: tiles of all images of a sample; None: the processor's.
+        length: number of samples as the meta JSON says; `check` compares it.
+    """
 
     name: str
-    annotation: str
-    roots: tuple[str, ...] = ("",)  # folders in which a media file is looked for, in turn
     repeat_time: float = 1.0
     augment: bool = False
     max_tiles: int | None = None
-    length: int | None = None  # as the meta JSON says: `check` compares it
+    length: int | None = None
+
+    @property
+    def kinds(self) -> np.ndarray:
+        """The kind of each sample, `(samples,)` int8: indices into KINDS."""
+        raise NotImplementedError
+
+    def __len__(self) -> int:
+        return len(self.kinds)
+
+    def read(self, index: int) -> Sample:
+        """The sample of that index; raises BrokenSample where it cannot be trained on."""
+        raise NotImplementedError
+
+
+@dataclass
+class JsonlDataSet(DataSet):
+    """A file of JSON lines. `roots`: folders in which a media file is looked for, in turn."""
+
+    annotation: str = ""
+    roots: tuple[str, ...] = ("",)
     has_warned: bool = field(default=False, init=False, compare=False)
 
     @cached_property
@@ -111,8 +129,9 @@ class DataSet:
                 offset += len(line)
         return Lines(*(np.array(column, column.typecode) for column in (offsets, numbers, kinds)))
 
-    def __len__(self) -> int:
-        return len(self.lines.offsets)
+    @property
+    def kinds(self) -> np.ndarray:
+        return self.lines.kinds
 
     def where(self, index: int) -> str:
         """File and line of a sample, as an editor opens it."""
@@ -150,120 +169,9 @@ class DataSet:
             )
 
 
-class WorldsDataSet(DataSet):
-    """Small worlds in place of the lines of an annotation."""
-
-    def __init__(self, name: str, worlds: SmallWorlds, *fields):
-        super().__init__(name, f"small worlds, seed {worlds.seed}", (), *fields)
-        self.worlds = worlds
-
-    @cached_property
-    def lines(self) -> Lines:
-        media = [VIDEO if TASKS[task].media == "video" else IMAGE for task in self.worlds.tasks]
-        kinds = np.resize(np.array([KINDS.index(kind) for kind in media], np.int8), len(self.worlds))
-        numbers = np.arange(len(self.worlds), dtype=np.int32)
-        return Lines(numbers.astype(np.int64), numbers, kinds)
-
-    def read(self, index: int) -> Sample:
-        sample = self.worlds.sample(index)
-        is_video = TASKS[sample.task].media == "video"
-        media = {"video": sample.scenes} if is_video else {"images": tuple(sample.scenes)}
-        return Sample(self.where(index), sample.turns, **media)
-
-
 def _kind(line: bytes) -> int:
     kind = VIDEO if HAS_VIDEO.search(line) else IMAGE if HAS_IMAGE.search(line) else TEXT
     return KINDS.index(kind)
-
-
-# ---------------------------------------------------------------------------------------------- the meta JSON
-
-
-def read_meta(path: str | os.PathLike) -> list[DataSet]:
-    """The data sets of a meta JSON.
-
-    Relative paths count from the working directory, as in InternVL; what is not there is looked for from the
-    folder of the meta JSON. A `repeat_time` may be fractional: below 1, a part of the data set is seen each
-    epoch.
-
-    Raises:
-        ValueError: where it is no such file, with the data set and the field.
-        OSError: where it, or an annotation, cannot be read.
-    """
-    path = Path(path)
-    try:
-        meta = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        if _is_json_lines(path):
-            raise ValueError(
-                f"{path} is an annotation, a JSON object on each line: expected a meta JSON that names it, "
-                f"such as {META}"
-            ) from error
-        raise ValueError(f"{path} is not JSON: {error}") from error
-    if isinstance(meta, dict) and "conversations" in meta:
-        raise ValueError(f"{path} is an annotation of one line: expected a meta JSON, such as {META}")
-    if not isinstance(meta, dict) or not meta:
-        raise ValueError(f"{path}: expected a JSON object of data sets, name -> fields, at least one")
-    return [_data_set(path, name, fields) for name, fields in meta.items()]
-
-
-def _data_set(path: Path, name: str, fields) -> DataSet:
-    if not isinstance(fields, dict):
-        raise ValueError(f"{path}: {name!r} is {fields!r}: expected an object with 'annotation'")
-
-    def field(key, default, is_right, expected):
-        value = fields.get(key, default)
-        if not is_right(value):
-            raise ValueError(f"{path}: {name!r} has {key} {value!r}: expected {expected}")
-        return value
-
-    def is_count(value):
-        return value is None or (type(value) is int and value >= 1)
-
-    def is_repeat(value):
-        return type(value) in (int, float) and 0 <= value < float("inf")
-
-    def is_text(value):
-        return isinstance(value, str)
-
-    common = (
-        float(field("repeat_time", 1, is_repeat, "a number, 0 or more")),
-        field("data_augment", False, lambda value: isinstance(value, bool), "true or false"),
-        field("max_dynamic_patch", None, is_count, "a whole number, at least 1"),
-        field("length", None, lambda value: value is None or type(value) is int, "a whole number"),
-    )
-    if "small_worlds" in fields:
-        return WorldsDataSet(name, _small_worlds(path, name, fields), *common)
-    annotation = field(
-        "annotation", None, lambda value: bool(value) and is_text(value), "a file of JSON lines"
-    )
-    root = field("root", "", is_text, "a folder")
-    data_set = DataSet(
-        name,
-        next(filter(os.path.exists, (annotation, str(path.parent / annotation))), annotation),
-        tuple(dict.fromkeys((root, str(path.parent / root)))),
-        *common,
-    )
-    known = {"annotation", "root", "repeat_time", "data_augment", "max_dynamic_patch", "length"}
-    if unknown := sorted(fields.keys() - known):
-        logger.warning(f"{path}: {name!r} has {in_a_line(', '.join(unknown))}, which mean nothing here")
-    if not os.path.exists(data_set.annotation):
-        raise FileNotFoundError(f"{path}: {name!r} has annotation {annotation!r}: no such file")
-    return data_set
-
-
-def _small_worlds(path: Path, name: str, fields: dict) -> SmallWorlds:
-    settings, length = fields["small_worlds"], fields.get("length")
-    if not isinstance(settings, dict) or "annotation" in fields:
-        raise ValueError(
-            f"{path}: {name!r} has small_worlds {settings!r}: expected an object, and no annotation beside it"
-        )
-    try:
-        return SmallWorlds(length, **settings)
-    except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path}: {name!r} has small_worlds {settings!r} of length {length!r}: {error}"
-        ) from error
 
 
 # ------------------------------------------------------------------------------------------------- one sample
@@ -279,8 +187,9 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
     ignored = _ignored(record, questions, bool(images or video), video is not None)
     turns = _placed(turns, len(images), video is not None)
     if video:
-        return Sample(where, turns, system, video=_found(video, roots), clip_s=clip_s, ignored=ignored)
-    found = tuple(_found(image, roots) for image in images)
+        source = VideoFileSource(_found(video, roots), clip_s)
+        return Sample(where, turns, system, video=source, clip_s=clip_s, ignored=ignored)
+    found = tuple(FileSource(_found(image, roots)) for image in images)
     return Sample(where, turns, system, images=found, ignored=ignored)
 
 
@@ -307,14 +216,6 @@ def _ignored(record: dict, questions: Sequence[str], has_media: bool, has_video:
 
 def _names_media(key: str, value) -> bool:
     return isinstance(value, (str, list, dict)) and bool(value) and MEDIA_KEY.match(key.lower()) is not None
-
-
-def _is_json_lines(path: Path) -> bool:
-    with open(path, "rb") as file:
-        try:
-            return isinstance(json.loads(file.readline()), dict)
-        except (ValueError, RecursionError):
-            return False
 
 
 def _found(name: str, roots: Sequence[str]) -> str:
