@@ -230,7 +230,7 @@ def _scaled(values: np.ndarray, high: float) -> np.ndarray:
 
 
 def in_rgb(image: Image.Image) -> Image.Image:
-    """As the released convert("RGB"), but greys beyond 8 bits are scaled. No copy of what is RGB."""
+    """As the released convert("RGB"), but greys beyond 8 bits are scaled; an RGB image is not copied."""
     if image.mode == "La":  # PIL converts it to LA alone
         image = image.convert("LA")
     image = in_8_bits(image)

@@ -138,6 +138,12 @@ def _target(address: str) -> _Target:
     return _Target(scheme, host, port, path + query, user)
 
 
+class _Connection(http.client.HTTPConnection):
+    """A connection that may go through a proxy which asks for a password."""
+
+    proxy_authorization: str | None = None
+
+
 class _TimedReader(io.RawIOBase):
     """Reads from a socket as long as the budget lasts, and the other side is not too slow."""
 
@@ -187,7 +193,7 @@ class _TimedSocket:
 
 
 @contextmanager
-def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HTTPConnection, str]]:
+def _connected(target: _Target, budget: Budget) -> Iterator[tuple[_Connection, str]]:
     """Yields a connection, and what to request: the path, or from a proxy the whole address."""
     proxy = None if budget.policy.public_only else _proxy(target)
     sock = _connect(proxy or target, budget)
@@ -202,7 +208,7 @@ def _connected(target: _Target, budget: Budget) -> Iterator[tuple[http.client.HT
             sock.settimeout(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
             sock = _tls().wrap_socket(sock, server_hostname=target.host)
 
-        connection: Any = http.client.HTTPConnection(target.host, target.port)
+        connection = _Connection(target.host, target.port)
         connection.sock = _TimedSocket(sock, budget)
         if proxy and target.scheme == "http" and proxy.user:
             connection.proxy_authorization = _basic(proxy.user)
@@ -218,7 +224,7 @@ def _connect(target: _Target, budget: Budget) -> socket.socket:
     if not allowed:
         raise MediaRefused(f"{target.host}: not a public address, and the media policy allows no others")
 
-    failure: Any = None
+    failure: OSError | None = None
     for family, kind, protocol, _, address in allowed:
         sock = socket.socket(family, kind, protocol)
         try:
@@ -230,6 +236,8 @@ def _connect(target: _Target, budget: Budget) -> socket.socket:
             if isinstance(error, MediaRefused):
                 raise
             failure = error
+
+    assert failure is not None  # at least one address was tried
     raise failure
 
 
@@ -289,7 +297,8 @@ def _basic(user: str) -> str:
     return "Basic " + base64.b64encode(user.encode()).decode()
 
 
-def _ask(connection: http.client.HTTPConnection, target: _Target, path: str) -> http.client.HTTPResponse:
+def _ask(connection: _Connection, target: _Target, path: str) -> http.client.HTTPResponse:
+    """Sends the request; returns the answer, whose body is not read yet."""
     headers = {
         "Host": target.host_and_port,
         "User-Agent": "pvc",
@@ -299,9 +308,8 @@ def _ask(connection: http.client.HTTPConnection, target: _Target, path: str) -> 
     }
     if target.user:
         headers["Authorization"] = _basic(target.user)
-    proxy_authorization = getattr(connection, "proxy_authorization", None)
-    if proxy_authorization:
-        headers["Proxy-Authorization"] = proxy_authorization
+    if connection.proxy_authorization:
+        headers["Proxy-Authorization"] = connection.proxy_authorization
 
     connection.request("GET", path, headers=headers)
     return connection.getresponse()

@@ -75,15 +75,15 @@ class _Child:
     """Reads and checks what the process sends."""
 
     def __init__(self, process: subprocess.Popen, name: str, budget: Budget) -> None:
-        assert process.stdout is not None
+        assert process.stdout is not None  # it is a pipe
         self.process = process
-        self.stdout = process.stdout
+        self.output = process.stdout
         self.name = name  # of the file, for errors
         self.budget = budget
 
     def header(self) -> dict:
         """The next line; raises the error that it tells."""
-        line = self.stdout.readline(MAX_HEADER)
+        line = self.output.readline(MAX_HEADER)
         self.budget.remaining_s()
         try:
             header = json.loads(line)
@@ -108,7 +108,7 @@ class _Child:
                 raise self.broken()
             check_pixels(self.name, width, height, self.budget.policy.max_pixels)
 
-            pixels = self.stdout.read(width * height * 3)
+            pixels = self.output.read(width * height * 3)
             if len(pixels) < width * height * 3:
                 self.budget.remaining_s()  # raises its own error where the budget has run out
                 raise self.broken()
@@ -144,17 +144,17 @@ def _child(file: BinaryIO, request: dict, budget: Budget) -> Iterator[_Child]:
             env=_environment(),
         )
 
-        # in the order of need: the last one that is added is called first
+        # called in reverse order: close the pipe, end the process, wait for its end
         stack.callback(process.wait)
         stack.callback(process.kill)
-        assert process.stdout is not None
-        stack.callback(process.stdout.close)
+        child = _Child(process, name, budget)
+        stack.callback(child.output.close)
         if has_deadline:
             timer = Timer(seconds, process.kill)
             timer.daemon = True
             timer.start()
             stack.callback(timer.cancel)
-        yield _Child(process, name, budget)
+        yield child
 
 
 def _environment() -> dict[str, str]:

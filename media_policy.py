@@ -116,7 +116,7 @@ class MediaPolicy:
         """Whether a host may be asked; `host`: as `ascii_host` writes it."""
         if callable(self.hosts):
             return bool(self.hosts(host))
-        if self.hosts is None or self.hosts is False:
+        if self.hosts is None or isinstance(self.hosts, bool):
             return self.hosts is None
         return host in map(ascii_host, self.hosts)
 

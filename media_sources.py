@@ -311,5 +311,5 @@ def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
     try:
         yield found
     finally:
-        if not is_folder:
+        if not isinstance(found, Folder):
             found.close()

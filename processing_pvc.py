@@ -207,7 +207,7 @@ class PVCImageProcessor(BaseImageProcessor):
         sources = [images] if images is None else flat(images)  # None is refused by its name
         media = [self.image(source, max_tiles, budget=budget) for source in sources]
         num_patches = torch.tensor([len(item.tiles) for item in media], dtype=torch.long)  # (num_images,)
-        return BatchFeature(media_inputs(media) | {"num_patches": num_patches})
+        return BatchFeature({**media_inputs(media), "num_patches": num_patches})
 
     def image(self, source: Any, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
         """One image as a clip of one frame.
@@ -259,13 +259,15 @@ class PVCImageProcessor(BaseImageProcessor):
         for row, index in enumerate(chosen.indices):
             rows.setdefault(index, []).append(row)
 
-        tiles = None
+        tiles: torch.Tensor | None = None
         for index, frame in chosen.frames:
             frame_tiles = self._tiles(frame, max_tiles)  # (tiles, 3, S, S)
             if tiles is None:  # all frames have the size of the first, and so its number of tiles
                 budget.use_tiles(len(chosen.indices) * len(frame_tiles))
                 tiles = frame_tiles.new_empty(len(chosen.indices), *frame_tiles.shape)
             tiles[rows[index]] = frame_tiles
+
+        assert tiles is not None  # at least one frame is chosen
         return tiles
 
     def _tiles(self, image: Image.Image, max_tiles: int) -> torch.Tensor:
@@ -589,7 +591,7 @@ class PVCProcessor(ProcessorMixin):
             answer_masks, _ = pad(masks, 0, *padding)
             inputs["assistant_masks"] = torch.tensor(answer_masks)  # (B, L)
         media = [item for prompt in prompts for item in prompt.media]
-        return BatchFeature(inputs | media_inputs(media))
+        return BatchFeature({**inputs, **media_inputs(media)})
 
     def _encoder(self, prompt: Prompt, options: Options) -> Callable[[Sequence[Segment]], list[int]]:
         """The function from segments of the prompt to ids."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from itertools import chain
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, TypeAlias
 
 import numpy as np
 from PIL import Image
@@ -51,7 +51,7 @@ PRINTABLE = string.printable.encode()
 UNTIMED_MS = 100  # how long browsers show a frame of duration 0, and FFmpeg one of a GIF
 MAX_PIXEL_ASPECT = 8  # beyond, a sample aspect ratio is taken for a mistake
 
-MediaFile = str | os.PathLike | BinaryIO
+MediaFile: TypeAlias = str | os.PathLike | BinaryIO
 # (number of frames, average frames a second) -> indices of the frames to read, in any order, repeats allowed.
 ChooseIndices = Callable[[int, float], Sequence[int]]
 Frames = Iterator[tuple[int, np.ndarray]]  # (index, frame), indices rising
@@ -284,11 +284,11 @@ def _index_video(file: MediaFile, budget: Budget) -> _VideoIndex:
 
 
 def _stamped_times(
-    shown: list[tuple[Any, int]], stamps: list[int], stamp_s: Any, fps: float, lost: int
+    shown: list[tuple[int | None, int]], stamps: list[int], stamp_s: Any, fps: float, lost: int
 ) -> tuple[list[float], float]:
     """When each frame is shown, in seconds, and when the last one ends; lost frames follow evenly spaced."""
     times_s = [float((stamp - stamps[0]) * stamp_s) for stamp in stamps]
-    _, last_duration = max(shown)
+    _, last_duration = max(shown)  # that of the largest stamp
     last_s = float(last_duration * stamp_s) or 1 / fps
     end_s = max(times_s[-1] + last_s, (len(stamps) + lost) / fps if lost else 0)
 

@@ -5,14 +5,28 @@ import json
 import os
 import subprocess
 import sys
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 import torch
-from builders import tiny_model
 from PIL import Image
+from processors import (
+    IMAGE,
+    KINDS,
+    OTHER,
+    SIDE,
+    VIDEO,
+    assistant,
+    image,
+    make_model,
+    make_processor,
+    text,
+    tiles_of,
+    user,
+    video,
+)
 from tokenizers_of_llms import byte_level_tokenizer, make_tokenizer
 from torch.testing import assert_close
 from transformers import AutoProcessor, pipeline
@@ -20,59 +34,10 @@ from transformers import AutoProcessor, pipeline
 from pvc import CHECKPOINT
 from pvc.conversation import TEMPLATES, get_conv_template
 from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.preprocess import load_image, load_video
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
-ASSETS = CHECKPOINT / "assets"
-PICTURE, OTHER, VIDEO = (str(ASSETS / name) for name in ("picture1.png", "picture2.png", "video.mp4"))
-SIDE, FRAMES, MAX_TILES = 56, 4, 4
 GREEDY = {"max_new_tokens": 4, "do_sample": False}
-# the tokenizers of InternLM2, Qwen2 and Phi3 with the templates they are used with
-KINDS = {"InternLM2": "internlm2-chat", "byte level": "internvl2_5", "prefix space everywhere": "phi3-chat"}
-
-
-@cache
-def make_processor(kind: str, template: str | None = None) -> PVCProcessor:
-    pictures = PVCImageProcessor(image_size=SIDE, max_tiles=MAX_TILES)
-    return PVCProcessor(pictures, make_tokenizer(kind), template=template or KINDS[kind], num_frames=FRAMES)
-
-
-@cache
-def make_model(kind: str) -> PVCForConditionalGeneration:
-    tokenizer = make_tokenizer(kind)
-    return tiny_model(
-        llm_config={"vocab_size": len(tokenizer)},
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        template=KINDS[kind],
-    )
-
-
-@pytest.fixture(scope="module")
-def processor() -> PVCProcessor:
-    return make_processor("InternLM2")
-
-
-def image(source=PICTURE) -> dict:
-    return {"type": "image", "image": source}
-
-
-def video(source=VIDEO, **options) -> dict:
-    return {"type": "video", "video": source, **options}
-
-
-def text(words: str) -> dict:
-    return {"type": "text", "text": words}
-
-
-def user(*content) -> dict:
-    return {"role": "user", "content": content[0] if isinstance(content[0], str) else list(content)}
-
-
-def assistant(words: str) -> dict:
-    return {"role": "assistant", "content": words}
-
-
 # ---- processor = chat
 
 
@@ -94,10 +59,10 @@ class Same(NamedTuple):
 VIDEO_LINES = "Frame1: <image>\nFrame2: <image>\nFrame3: <image>\nFrame4: <image>\n"
 DIALOGUES = {
     "text alone": Same([user("What?")], [], "What?"),
-    "an image": Same([user(image(), text("What?"))], [PICTURE], "What?"),
+    "an image": Same([user(image(), text("What?"))], [IMAGE], "What?"),
     "several images with text between": Same(
         [user(text("One: "), image(), text("two: "), image(OTHER), text("Compare."))],
-        [PICTURE, OTHER],
+        [IMAGE, OTHER],
         "One: <image>\ntwo: <image>\nCompare.",
     ),
     "a video": Same([user(video(), text("What happens?"))], [VIDEO], "What happens?", data_flag=[3]),
@@ -112,20 +77,20 @@ DIALOGUES = {
     ),
     "history": Same(
         [user(image(), text("What?")), assistant("A disc."), user("Sure?")],
-        [PICTURE],
+        [IMAGE],
         "Sure?",
         [("<image>\nWhat?", "A disc.")],
     ),
     "a later turn brings new media": Same(
         [user(image(), text("What?")), assistant("A disc."), user(video(), text("And?"))],
-        [PICTURE, VIDEO],
+        [IMAGE, VIDEO],
         VIDEO_LINES + "And?",
         [("<image>\nWhat?", "A disc.")],
         data_flag=[1, 3],
     ),
     "a system message": Same(
         [{"role": "system", "content": "Be brief."}, user(image(), text("What?"))],
-        [PICTURE],
+        [IMAGE],
         "What?",
         system="Be brief.",
     ),
@@ -136,15 +101,6 @@ DIALOGUES = {
         system="Be brief.",
     ),
 }
-
-
-@cache
-def tiles_of(file: str) -> tuple[torch.Tensor, list[int]]:
-    """Tiles as the released helpers cut them, and how many each picture or frame has."""
-    if file == VIDEO:
-        return load_video(file, input_size=SIDE, num_segments=FRAMES)
-    tiles = load_image(file, input_size=SIDE, max_num=MAX_TILES)
-    return tiles, [len(tiles)]
 
 
 def chat_arguments(same: Same) -> dict:
@@ -277,7 +233,7 @@ def test_final_message_can_be_continued(template, kind):
     started = processor.apply_chat_template(messages[:1], add_generation_prompt=True)
     assert prompt.startswith(started) and prompt[len(started) :].strip() == "It is a"
     ids = processor.apply_chat_template(messages, continue_final_message=True, tokenize=True)
-    assert torch.equal(ids, processor(text=prompt, images=PICTURE)["input_ids"])
+    assert torch.equal(ids, processor(text=prompt, images=IMAGE)["input_ids"])
 
 
 def test_a_message_is_continued_or_followed_by_an_answer_but_not_both(processor):
@@ -296,7 +252,7 @@ def test_another_jinja_template_may_be_given(processor):
     messages = [user(text("What is "), image(), text("?"))]
     assert processor.apply_chat_template(messages, template) == "user: What is <image>?"
     inputs = processor.apply_chat_template(messages, template, tokenize=True, return_dict=True)
-    expected = processor(text="user: What is <image>?", images=[PICTURE])
+    expected = processor(text="user: What is <image>?", images=[IMAGE])
     assert set(inputs) == set(expected)
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
 
@@ -351,16 +307,16 @@ def test_batch_is_padded_on_the_left_and_answered_as_its_dialogues_alone():
 
 def test_several_finished_prompts_take_their_media_in_order(processor):
     prompts = ["a <image> b <video>", "c", "<image><image>"]
-    inputs = processor(text=prompts, images=[[PICTURE], [], [OTHER, PICTURE]], videos=[[VIDEO], [], []])
-    flat = processor(text=prompts, images=[PICTURE, OTHER, PICTURE], videos=VIDEO)
-    parts = [tiles_of(file)[0] for file in (PICTURE, VIDEO, OTHER, PICTURE)]
+    inputs = processor(text=prompts, images=[[IMAGE], [], [OTHER, IMAGE]], videos=[[VIDEO], [], []])
+    flat = processor(text=prompts, images=[IMAGE, OTHER, IMAGE], videos=VIDEO)
+    parts = [tiles_of(file)[0] for file in (IMAGE, VIDEO, OTHER, IMAGE)]
     for each in (inputs, flat):
         assert torch.equal(each["pixel_values"], torch.cat(parts))
         assert torch.equal(each["input_ids"], inputs["input_ids"])
     singles = [
-        processor(text=prompts[0], images=PICTURE, videos=VIDEO),
+        processor(text=prompts[0], images=IMAGE, videos=VIDEO),
         processor(text=prompts[1]),
-        processor(text=prompts[2], images=[OTHER, PICTURE]),
+        processor(text=prompts[2], images=[OTHER, IMAGE]),
     ]
     for ids, mask, single in zip(inputs["input_ids"], inputs["attention_mask"].bool(), singles):
         assert torch.equal(ids[mask], single["input_ids"][0])
@@ -382,7 +338,7 @@ def test_tokenizer_messages_and_options_are_left_unchanged(make):
         )
         return repr(tokenizer), tokenizer.get_vocab(), [getattr(tokenizer, name) for name in names]
 
-    picture = Image.open(PICTURE).convert("RGB")
+    picture = Image.open(IMAGE).convert("RGB")
     messages = [
         [user(image(picture), video([picture, picture], num_frames=2), text("<|im_end|> <image>"))],
         [
@@ -408,13 +364,13 @@ def test_tokenizer_messages_and_options_are_left_unchanged(make):
     ("prompt", "media", "message"),
     [
         ("<image>", {}, "^1 <image> placeholders in the text, but 0 given"),
-        ("<image><image>", {"images": [PICTURE]}, "^2 <image> .* 1 given"),
-        ("What?", {"images": PICTURE}, "^0 <image> .* 1 given"),
-        (["<image>", "<image>"], {"images": [[PICTURE], []]}, "^2 <image> .* 1 given"),
-        (["<image>", "<image>"], {"images": [[PICTURE], [OTHER, OTHER]]}, "^2 <image> .* 3 given"),
-        ("<video>", {"images": PICTURE}, "placeholders in the text"),
+        ("<image><image>", {"images": [IMAGE]}, "^2 <image> .* 1 given"),
+        ("What?", {"images": IMAGE}, "^0 <image> .* 1 given"),
+        (["<image>", "<image>"], {"images": [[IMAGE], []]}, "^2 <image> .* 1 given"),
+        (["<image>", "<image>"], {"images": [[IMAGE], [OTHER, OTHER]]}, "^2 <image> .* 3 given"),
+        ("<video>", {"images": IMAGE}, "placeholders in the text"),
         ("<video>", {}, "^1 <video> placeholders in the text, but 0 given"),
-        ("<image>", {"images": PICTURE, "videos": [VIDEO]}, "^0 <video> .* 1 given"),
+        ("<image>", {"images": IMAGE, "videos": [VIDEO]}, "^0 <video> .* 1 given"),
     ],
 )
 def test_placeholders_must_be_as_many_as_media(prompt, media, message, processor):
@@ -461,7 +417,7 @@ def test_options_that_cannot_be_met_are_errors(options, message, processor):
         processor.apply_chat_template([user("What?")], tokenize=True, **options)
 
 
-@pytest.mark.parametrize("arguments", [{}, {"videos": [VIDEO]}, {"images": PICTURE, "videos": [VIDEO]}])
+@pytest.mark.parametrize("arguments", [{}, {"videos": [VIDEO]}, {"images": IMAGE, "videos": [VIDEO]}])
 def test_videos_and_nothing_need_a_prompt(arguments, processor):
     with pytest.raises(ValueError, match="text is None: a prompt is needed"):
         processor(**arguments)
@@ -491,7 +447,7 @@ def test_the_checkpoint_of_the_repository_describes_its_model_and_template():
     assert processor.chat_template == PVCProcessor(expected, processor.tokenizer).chat_template
     pictures = PVCImageProcessor.from_pretrained(CHECKPOINT)
     assert torch.equal(
-        pictures(PICTURE)["pixel_values"], processor(images=PICTURE, text="<image>")["pixel_values"]
+        pictures(IMAGE)["pixel_values"], processor(images=IMAGE, text="<image>")["pixel_values"]
     )
 
 
@@ -599,7 +555,7 @@ def test_pipeline_answers_batches_finished_prompts_and_continues_a_message(ask):
     assert [answer[0]["generated_text"] for answer in answers] == [generated_by(ask, x) for x in batch]
 
     prompt = ask.processor.apply_chat_template(QUESTIONS["image"], add_generation_prompt=True)
-    (answer,) = ask(images=PICTURE, text=prompt, return_full_text=False, **GREEDY)
+    (answer,) = ask(images=IMAGE, text=prompt, return_full_text=False, **GREEDY)
     assert answer["generated_text"] == generated_by(ask, QUESTIONS["image"])
 
     started = [*QUESTIONS["image"], {"role": "assistant", "content": [text("It is")]}]

@@ -1,4 +1,4 @@
-"""The processor: where pictures and videos come from, and the options of a call."""
+"""The processor: where images and videos come from, and the options of a call."""
 
 import base64
 from functools import partial
@@ -10,15 +10,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_processing import (
+from processors import (
     FRAMES,
+    IMAGE,
     MAX_TILES,
     OTHER,
-    PICTURE,
     SIDE,
     VIDEO,
     image,
-    make_processor,
     text,
     tiles_of,
     user,
@@ -27,20 +26,13 @@ from test_processing import (
 
 from pvc import processing_options, processing_pvc
 from pvc.preprocess import load_image, read_frames
-from pvc.processing_pvc import PVCProcessor
-
-
-@pytest.fixture(scope="module")
-def processor() -> PVCProcessor:
-    return make_processor("InternLM2")
-
 
 # ---- where media come from
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Holds upright.png, and turned.jpg: the same kind of picture lying on its side, as its EXIF says."""
+    """Holds upright.png, and turned.jpg: the same kind of image lying on its side, as its EXIF says."""
     folder = tmp_path_factory.mktemp("media")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels)
@@ -95,7 +87,7 @@ SOURCES = {
 
 
 @pytest.mark.parametrize("source", SOURCES)
-def test_pictures_may_come_as(source, folder, processor):
+def test_images_may_come_as(source, folder, processor):
     path = folder / "upright.png"
     expected = load_image(path, input_size=SIDE, max_num=MAX_TILES)
     given = SOURCES[source](path)
@@ -135,13 +127,13 @@ def test_an_array_of_other_numbers_is_an_error_that_says_what_is_expected(proces
 
 
 @pytest.mark.parametrize("wrong", ["no/such/file.png", "file:///etc/hostname", "ftp://127.0.0.1/a.png"])
-def test_a_text_that_is_no_picture_is_an_error_that_quotes_it(wrong, processor):
+def test_a_text_that_is_no_image_is_an_error_that_quotes_it(wrong, processor):
     with pytest.raises(OSError, match=wrong):
         processor.apply_chat_template([user(image(wrong))], tokenize=True)
 
 
 @pytest.mark.parametrize("name", ["upright.png", "turned.jpg"])
-def test_pictures_are_fetched_from_an_address_in_all_spellings_of_a_block(name, folder, address, processor):
+def test_images_are_fetched_from_an_address_in_all_spellings_of_a_block(name, folder, address, processor):
     expected = load_image(folder / name, input_size=SIDE, max_num=MAX_TILES, exif=True)
     url = f"{address}/{name}"
     for block in (
@@ -176,7 +168,7 @@ def test_videos_are_fetched_from_an_address(address, processor):
         processor.apply_chat_template([user(video(f"{address}/none.mp4"))], tokenize=True)
 
 
-def test_pictures_are_upright_as_their_exif_says(folder, processor):
+def test_images_are_upright_as_their_exif_says(folder, processor):
     path = folder / "turned.jpg"
     upright = load_image(Image.open(path).transpose(Image.Transpose.ROTATE_270), SIDE, MAX_TILES)
     lying = load_image(path, SIDE, MAX_TILES)
@@ -189,12 +181,12 @@ def moving_pixels() -> np.ndarray:
     return np.random.default_rng(1).integers(0, 256, (3, 40, 64, 3), dtype=np.uint8)
 
 
-def moving_pictures() -> list[Image.Image]:
+def moving_frames() -> list[Image.Image]:
     return [Image.fromarray(frame) for frame in moving_pixels()]
 
 
 FRAME_LISTS = {
-    "pictures": lambda folder: moving_pictures(),
+    "pictures": lambda folder: moving_frames(),
     "arrays": lambda folder: list(moving_pixels()),
     "one array": lambda folder: moving_pixels(),
     "paths": lambda folder: sorted(folder.glob("*.png")),
@@ -205,10 +197,10 @@ FRAME_LISTS = {
 
 @pytest.mark.parametrize("source", FRAME_LISTS)
 def test_videos_may_come_as_frames(source, tmp_path, processor):
-    for i, frame in enumerate(moving_pictures()):
+    for i, frame in enumerate(moving_frames()):
         frame.save(tmp_path / f"{i}.png")
     given = FRAME_LISTS[source](tmp_path)
-    expected = torch.cat([load_image(frame, SIDE, 1) for frame in moving_pictures()])
+    expected = torch.cat([load_image(frame, SIDE, 1) for frame in moving_frames()])
     messages = [user(video(given, num_frames=None), text("What?"))]
     inputs = processor.apply_chat_template(messages, tokenize=True, return_dict=True)
     assert torch.equal(inputs["pixel_values"], expected)
@@ -221,7 +213,7 @@ def test_videos_may_come_as_frames(source, tmp_path, processor):
 
 
 def test_listed_frames_are_all_taken_where_no_number_is_asked_for(processor):
-    pictures = moving_pictures()
+    pictures = moving_frames()
     for given in (pictures, moving_pixels(), pictures[:1]):
         inputs = processor.apply_chat_template([user(video(given))], tokenize=True, return_dict=True)
         assert inputs["clip_grid"].tolist() == [[len(given), 1, 1]] * len(given)
@@ -289,10 +281,10 @@ def test_times_of_frames_are_said_on_request(processor):
     lines = "".join(f"Frame{i + 1} at {time:.1f}s: <img></img>\n" for i, time in enumerate(times))
     assert lines + "When?" in said
     with pytest.raises(ValueError, match="frame_times: .* have no times"):
-        processor.image_processor.video(moving_pictures(), frame_times=True)
+        processor.image_processor.video(moving_frames(), frame_times=True)
 
 
-def test_tiles_of_pictures_and_frames_can_be_limited(processor):
+def test_tiles_of_images_and_frames_can_be_limited(processor):
     picture, frame = image(OTHER), tiles_of(OTHER)[0]
     assert len(frame) > 1
     for limit in (1, 2, MAX_TILES):
@@ -306,9 +298,9 @@ def test_tiles_of_pictures_and_frames_can_be_limited(processor):
 
 
 def test_images_alone_and_text_alone_are_processed(processor):
-    inputs = processor(images=[PICTURE, OTHER])
+    inputs = processor(images=[IMAGE, OTHER])
     assert set(inputs) == {"pixel_values", "clip_grid"}
-    assert torch.equal(inputs["pixel_values"], torch.cat([tiles_of(PICTURE)[0], tiles_of(OTHER)[0]]))
+    assert torch.equal(inputs["pixel_values"], torch.cat([tiles_of(IMAGE)[0], tiles_of(OTHER)[0]]))
     assert set(processor(text="What?")) == {"input_ids", "attention_mask"}
     assert processor(text="What?")["input_ids"].tolist() == [processor.tokenizer("What?").input_ids]
     without = processor(text="What?", add_special_tokens=False)["input_ids"].tolist()

@@ -26,24 +26,24 @@ WHITE = (255, 255, 255)
 
 
 def transparent(kind: str) -> Image.Image:
-    picture = logo()
+    image = logo()
     if kind == "P":
-        palette = Image.new("P", picture.size, 0)
+        palette = Image.new("P", image.size, 0)
         palette.putpalette([0, 0, 0, *RED])
         palette.paste(1, (10, 10, 20, 20))
         palette.info["transparency"] = 0
         return palette
     if kind == "RGB":  # with one colour that is transparent
-        keyed = picture.convert("RGB")
+        keyed = image.convert("RGB")
         keyed.info["transparency"] = (0, 0, 0)
         return keyed
-    return picture.convert(kind)
+    return image.convert(kind)
 
 
 @pytest.mark.parametrize("kind", ["RGBA", "LA", "La", "RGBa", "PA", "P", "RGB"])
 def test_what_is_transparent_is_white_in_messages(kind):
-    picture = transparent(kind) if kind != "La" else transparent("LA").convert("La")
-    shown = read_image(picture).convert("RGB")
+    image = transparent(kind) if kind != "La" else transparent("LA").convert("La")
+    shown = read_image(image).convert("RGB")
     assert shown.getpixel((0, 0)) == WHITE
     grey = 76 if kind in ("LA", "La") else None
     assert shown.getpixel((15, 15)) == ((grey,) * 3 if grey else RED)
@@ -261,11 +261,11 @@ def test_undecoded_images_of_a_data_set_are_taken(images, tmp_path):
 
 
 def test_file_addresses_and_base64_are_taken_for_images_and_videos_alike(images, tmp_path):
-    picture, video = tmp_path / "a b.png", tmp_path / "a b.mp4"
-    logo().save(picture)
+    image, video = tmp_path / "a b.png", tmp_path / "a b.mp4"
+    logo().save(image)
     write(video, [(64, 48)] * 4)
     for read, path, expected in (
-        (images.image, picture, images.image(picture).tiles),
+        (images.image, image, images.image(image).tiles),
         (lambda source: images.video(source, num_frames=2), video, images.video(video, num_frames=2).tiles),
     ):
         content = base64.b64encode(path.read_bytes()).decode()

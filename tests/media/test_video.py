@@ -1,4 +1,4 @@
-"""`read_frames` and what it takes for a video, and pictures of every mode, turned and broken.
+"""`read_frames` and what it takes for a video, and images of every mode, turned and broken.
 
 The videos are those of `numbered_videos.py`, whose frames carry their own numbers.
 """
@@ -29,7 +29,7 @@ def numbers(clip) -> list[int]:
     return [number_of(np.asarray(frame)) for frame in clip.frames]
 
 
-def picture(frame: int) -> Image.Image:
+def numbered_image(frame: int) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(numbered(frame)))
 
 
@@ -38,7 +38,7 @@ def array(num_frames: int) -> np.ndarray:
 
 
 def write_gif(path, durations_ms):
-    first, *others = (picture(i) for i in range(len(durations_ms)))
+    first, *others = (numbered_image(i) for i in range(len(durations_ms)))
     first.save(path, save_all=True, append_images=others, duration=durations_ms, loop=0)
     return path
 
@@ -131,7 +131,7 @@ def test_a_gif_tells_its_times(tmp_path):
     clip = read_frames(path, num_frames=None)
     assert numbers(clip) == list(range(5)) and clip.times_s == pytest.approx([0, 0.1, 0.3, 0.8, 0.9])
     assert numbers(read_frames(path, fps=5)) == [0, 1, 2, 2, 3, 4]
-    picture(7).save(tmp_path / "still.gif")
+    numbered_image(7).save(tmp_path / "still.gif")
     still = read_frames(tmp_path / "still.gif", num_frames=2)
     assert numbers(still) == [7, 7] and still.times_s == [0, 0]
 
@@ -175,7 +175,7 @@ def test_a_webm_that_tells_no_duration_is_read_by_its_frames(tmp_path):
             track = container.add_stream("libvpx", rate=10)
             track.width, track.height, track.pix_fmt = WIDTH, HEIGHT, "yuv420p"
             for i in range(30):
-                container.mux(track.encode(av.VideoFrame.from_image(picture(i))))
+                container.mux(track.encode(av.VideoFrame.from_image(numbered_image(i))))
             container.mux(track.encode(None))
     with av.open(str(tmp_path / "live.webm")) as container:
         assert container.duration is None
@@ -193,7 +193,9 @@ def test_a_10_bit_video_comes_in_8_bits(tmp_path):
         stream = container.add_stream("libx265", rate=10, options={"x265-params": "log-level=none"})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p10le"
         for i in range(5):
-            container.mux(stream.encode(av.VideoFrame.from_image(picture(i)).reformat(format="yuv420p10le")))
+            container.mux(
+                stream.encode(av.VideoFrame.from_image(numbered_image(i)).reformat(format="yuv420p10le"))
+            )
         container.mux(stream.encode(None))
     with av.open(str(path)) as container:
         assert container.streams.video[0].codec_context.pix_fmt == "yuv420p10le"
@@ -222,7 +224,7 @@ def test_load_video_and_read_frames_see_the_same_frames(video):
     assert torch.equal(tiles, load_video(video, input_size=28, num_segments=4)[0])
 
 
-# pictures that make a video
+# images that make a video
 
 
 @pytest.mark.parametrize("frames_at_once", [1, 3, 100])
@@ -239,8 +241,8 @@ def test_pieces_read_ahead_are_together_what_load_video_reads(num_segments, fram
 def test_the_next_piece_is_read_while_the_last_is_used(video, monkeypatch):
     read, enough = [], Event()
 
-    def image_tiles(picture, *settings):
-        read.append(picture)
+    def image_tiles(image, *settings):
+        read.append(image)
         enough.set() if len(read) == 4 else None
         return torch.zeros(1, 3, 28, 28)
 
@@ -259,16 +261,16 @@ def test_an_error_of_reading_ahead_is_load_videos(tmp_path, video):
         next(load_video_ahead(tmp_path / "none.mp4"))
 
 
-def test_a_list_takes_pictures_arrays_and_paths(tmp_path):
-    picture(2).save(tmp_path / "2.png")
+def test_a_list_takes_images_arrays_and_paths(tmp_path):
+    numbered_image(2).save(tmp_path / "2.png")
     with open(tmp_path / "2.png", "rb") as file:
         mixed = [
-            picture(0),
+            numbered_image(0),
             numbered(1),
             tmp_path / "2.png",
             str(tmp_path / "2.png"),
             file,
-            picture(3).convert("L"),
+            numbered_image(3).convert("L"),
         ]
         clip = read_frames(mixed, num_frames=None)
     assert numbers(clip) == [0, 1, 2, 2, 2, 3] and clip.times_s is None
@@ -277,7 +279,7 @@ def test_a_list_takes_pictures_arrays_and_paths(tmp_path):
 @pytest.mark.parametrize(
     "form", [list, tuple, np.asarray, lambda frames: torch.tensor(frames).permute(0, 3, 1, 2)]
 )
-def test_pictures_are_chosen_as_frames_of_a_video(form):
+def test_images_are_chosen_as_frames_of_a_video(form):
     source = form(array(10))
     assert numbers(read_frames(source, num_frames=4)) == get_index(None, 1, 9, num_segments=4).tolist()
     assert numbers(read_frames(source, num_frames=None)) == list(range(10))
@@ -289,24 +291,24 @@ def test_a_folder_is_sorted_by_the_numbers_in_its_names(tmp_path):
     for frame, name in enumerate(
         ["frame1.PNG", "frame2.png", "frame10.png", "frame10b.png", "frame0011.png"]
     ):
-        picture(frame).save(tmp_path / name)
+        numbered_image(frame).save(tmp_path / name)
     for name in ("notes.txt", "._frame3.png", "frame²"):
-        (tmp_path / name).write_text("no picture")
+        (tmp_path / name).write_text("no image")
     for folder in (tmp_path, str(tmp_path)):
         clip = read_frames(folder, num_frames=None)
         assert numbers(clip) == list(range(5)) and clip.times_s is None
 
 
-def test_only_chosen_pictures_are_read(tmp_path):
+def test_only_chosen_images_are_read(tmp_path):
     paths = [tmp_path / f"{i}.png" for i in range(9)]
-    picture(4).save(paths[4])
+    numbered_image(4).save(paths[4])
     assert numbers(read_frames(paths, num_frames=1)) == [4]
 
 
-def test_pictures_of_a_list_are_turned_upright(tmp_path):
+def test_images_of_a_list_are_turned_upright(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
-    picture(5).save(tmp_path / "turned.png", exif=exif)
+    numbered_image(5).save(tmp_path / "turned.png", exif=exif)
     (frame,) = read_frames([tmp_path / "turned.png"], num_frames=None).frames
     assert np.array_equal(np.asarray(frame), np.rot90(numbered(5), -1))
 
@@ -341,9 +343,9 @@ def test_an_end_less_than_a_frame_late_is_the_end(video):
 
 
 @pytest.mark.parametrize("option", ["fps", "start_s", "end_s"])
-def test_pictures_without_times_are_not_chosen_by_time(option, tmp_path):
-    picture(0).save(tmp_path / "0.png")
-    for source in (tmp_path, [picture(0)], array(2)):
+def test_images_without_times_are_not_chosen_by_time(option, tmp_path):
+    numbered_image(0).save(tmp_path / "0.png")
+    for source in (tmp_path, [numbered_image(0)], array(2)):
         with pytest.raises(
             ValueError, match=f"{option}=1: images have no times; choose among them by num_frames"
         ):
@@ -389,7 +391,7 @@ def test_impossible_numbers_are_named(choice, video):
         (np.zeros((2, 0, 4, 3), np.uint8), "pixels|empty|size"),
         (7, "a int: expected a video, folder, list of images, array or tensor"),
         (None, "a NoneType: expected a video"),
-        (picture(0), "a Image: expected a video"),
+        (numbered_image(0), "a Image: expected a video"),
     ],
 )
 def test_what_makes_no_video_is_named(source, message):
@@ -398,15 +400,15 @@ def test_what_makes_no_video_is_named(source, message):
 
 
 def test_frames_of_different_sizes_name_the_first_two(tmp_path):
-    pictures = [Image.new("RGB", size) for size in ((8, 6), (8, 6), (6, 8), (4, 4))]
+    images = [Image.new("RGB", size) for size in ((8, 6), (8, 6), (6, 8), (4, 4))]
     with pytest.raises(ValueError, match=r"frame 0 is \(8, 6\), frame 2 \(6, 8\): resize"):
-        read_frames(pictures, num_frames=None)
+        read_frames(images, num_frames=None)
 
 
-def test_a_folder_without_pictures_and_a_damaged_picture_are_named(tmp_path):
+def test_a_folder_without_images_and_a_damaged_image_are_named(tmp_path):
     with pytest.raises(ValueError, match="no image here; expected .bmp"):
         read_frames(tmp_path)
-    picture(0).save(tmp_path / "cut.png")
+    numbered_image(0).save(tmp_path / "cut.png")
     data = (tmp_path / "cut.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(data[: len(data) // 2])
     with pytest.raises(OSError, match="cut.png"):
@@ -417,7 +419,7 @@ def test_a_folder_without_pictures_and_a_damaged_picture_are_named(tmp_path):
 
 def test_files_that_are_no_videos_are_named(tmp_path, video):
     (tmp_path / "empty.mp4").write_bytes(b"")
-    (tmp_path / "words.mp4").write_text("no pictures in here\n" * 50)
+    (tmp_path / "words.mp4").write_text("no images in here\n" * 50)
     with wave.open(str(tmp_path / "sound.wav"), "wb") as sound:
         sound.setparams((1, 2, 8000, 0, "NONE", "none"))
         sound.writeframes(bytes(16000))
@@ -538,7 +540,7 @@ def test_torchcodec_is_asked_for_its_exact_mode_and_its_errors_name_the_file(vid
         read_frames(video, backend="torchcodec")
 
 
-# pictures of every mode, turned, and broken
+# images of every mode, turned, and broken
 
 
 def ramp(dtype, top) -> np.ndarray:
@@ -585,12 +587,12 @@ def test_greys_beyond_16_bits_are_named(low, high):
 
 
 @pytest.mark.parametrize("size", [(0, 4), (4, 0), (0, 0)])
-def test_a_picture_without_pixels_is_named(size):
+def test_an_image_without_pixels_is_named(size):
     with pytest.raises(ValueError, match=f"{size[0]}x{size[1]} pixels"):
         load_image(Image.new("RGB", size), 28)
 
 
-def test_long_and_thin_pictures_are_cut_or_named(monkeypatch):
+def test_long_and_thin_images_are_cut_or_named(monkeypatch):
     assert image_tiles(Image.new("RGB", (1, 20000)), 28, 6).shape == (7, 3, 28, 28)
     assert image_tiles(Image.new("L", (20000, 1)), 28, 6).shape == (7, 3, 28, 28)
 
@@ -611,7 +613,7 @@ def test_limits_of_tiles_reach_the_grid():
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
-def test_load_image_turns_pictures_upright_where_asked(orientation, tmp_path):
+def test_load_image_turns_images_upright_where_asked(orientation, tmp_path):
     upright = Image.effect_noise((80, 40), 50)
     turns = {2: [0], 3: [3], 4: [1], 5: [5], 6: [2], 7: [6], 8: [4]}  # the transposes that PIL numbers so
     stored = upright
@@ -625,7 +627,7 @@ def test_load_image_turns_pictures_upright_where_asked(orientation, tmp_path):
         assert torch.equal(load_image(source, 28, 6), load_image(stored, 28, 6))
 
 
-def test_damaged_and_huge_pictures_name_their_file(tmp_path, monkeypatch):
+def test_damaged_and_huge_images_name_their_file(tmp_path, monkeypatch):
     path = tmp_path / "noise.jpg"
     Image.effect_noise((80, 40), 50).save(path)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
@@ -635,6 +637,6 @@ def test_damaged_and_huge_pictures_name_their_file(tmp_path, monkeypatch):
     path.write_bytes(path.read_bytes()[:600])
     with pytest.raises(OSError, match="noise.jpg cannot be read: .*truncated"):
         load_image(path, 28)
-    path.write_text("no picture")
+    path.write_text("no image")
     with pytest.raises(OSError, match="noise.jpg"):
         load_image(path, 28)
