@@ -53,7 +53,7 @@ SUBSTITUTIONS = {
     "--model . ": f"--model {ROOT} ",
     "train pretrain-2b": "train tiny --set max_steps=2 --set new_parameter_lr_multiplier=10",
     "train tune-2b": "train tiny --set max_steps=2",
-    "train tune-lora": "train tune-lora --set max_steps=2 --set rows_per_step=2 --set max_tokens=1024",
+    "train tune-lora": "train tune-lora --set max_steps=2 --set rows_per_step=2 --set max_tokens=1024 --set dataloader_num_workers=0",
     "--samples 20000": "--samples 44",
     '"PVC-8B"': repr(str(ROOT)),
     "--preset 8B": "--preset tiny",
