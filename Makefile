@@ -1,7 +1,8 @@
 # `make demo` and `make test` are all the set-up there is: each makes .venv from the pinned versions when it is missing.
 PYTHON ?= python3
 
-.PHONY: demo test test-oldest lint fuzz test-transformers
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-oldest lint types format fuzz test-transformers clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -20,25 +21,27 @@ endef
 .venv-oldest/ready: constraints-oldest.txt pyproject.toml
 	$(call make_venv,.venv-oldest,constraints-oldest.txt)
 
-demo: .venv/ready
+help: ## print the targets
+	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## /\1: /p' $(MAKEFILE_LIST) | awk -F ': ' '{ printf "%-16s %s\n", $$1, $$2 }'
+
+demo: .venv/ready ## ask PVC-Tiny about an image, two images and a video
 	.venv/bin/python -m pvc.demo
 
-test: .venv/ready
+test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
-# the model on the oldest transformers that is supported
-test-oldest: .venv-oldest/ready
+test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
 	.venv-oldest/bin/$(TESTS) -m "not slow"
 
 # hours of damaged files: an hour each of images, videos, JSON and safetensors, other ones in every run
 FUZZ_SECONDS ?= 14400
 FUZZ_SEED ?= $(shell date +%s)
 
-fuzz: .venv/ready
+fuzz: .venv/ready ## damaged images, videos, JSON and safetensors for FUZZ_SECONDS
 	.venv/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --jobs 2
 
 # transformers' own common tests: SUITE is a folder of its sources (tests/transformers_suite/README.md)
-test-transformers: .venv-suite/ready
+test-transformers: .venv-suite/ready ## transformers' common tests, from SUITE=FOLDER
 	SUITE="$(SUITE)" .venv-suite/bin/python -m pytest -c tests/transformers_suite/pytest.ini tests/transformers_suite
 
 .venv-suite/ready: constraints.txt pyproject.toml
@@ -46,6 +49,19 @@ test-transformers: .venv-suite/ready
 	.venv-suite/bin/pip install --quiet --constraint constraints.txt parameterized httpx
 	touch .venv-suite/ready
 
-lint: .venv/ready
+lint: .venv/ready ## ruff
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
+
+# mypy knows a package by its folder's name: a link gives the clone the name pvc
+types: .venv/ready ## mypy
+	mkdir -p .venv/typed && ln -sfn ../.. .venv/typed/pvc
+	cd .venv/typed && ../bin/mypy --config-file pvc/pyproject.toml --cache-dir pvc/.mypy_cache
+
+format: .venv/ready ## rewrite the code as `make lint` wants it
+	.venv/bin/ruff check --fix .
+	.venv/bin/ruff format .
+
+clean: ## remove environments, caches and build results
+	rm -rf .venv .venv-oldest .venv-suite .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

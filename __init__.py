@@ -5,19 +5,20 @@
 
 The modules of this package are the files that travel with every checkpoint (`pvc.modeling_pvc`,
 `pvc.preprocess`, ...). They, and the names of `EXPORTS`, are imported when they are first used, so that
-`import pvc` takes no time. `CHECKPOINT` is the folder of PVC-Tiny, the small model that comes with the
-package.
+`import pvc` is fast. `CHECKPOINT` is the folder of PVC-Tiny, the small model that comes with the package.
 """
 
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from .moved_names import find_moved_modules
 
 CHECKPOINT = Path(__file__).resolve().parent
 ABOUT_CHECKPOINT = (
-    "PVC-Tiny knows small worlds alone: coloured shapes, where they are and where they move, and words, the "
-    "long ones often with a wrong letter. Of several pictures it knows little, of anything else nothing."
+    "PVC-Tiny was trained on synthetic images and videos only: coloured shapes, their positions and motion, "
+    "and short words. Long words often have a wrong letter, and answers about several images are often "
+    "wrong. Answers about photographs are meaningless."
 )
 find_moved_modules(__name__)
 
@@ -33,7 +34,7 @@ EXPORTS = {  # name -> module
 __all__ = ["ABOUT_CHECKPOINT", "CHECKPOINT", *EXPORTS]
 
 
-def __getattr__(name: str):
+def __getattr__(name: str) -> Any:
     if name in EXPORTS:
         value = getattr(import_module(f"{__name__}.{EXPORTS[name]}"), name)
     elif name == "__version__":

@@ -146,8 +146,11 @@ class LiveVideo:
         # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
         device = "cpu" if self.model.device.type == "meta" else self.model.device
         with eval_mode(self.model.model.vision_model):
-            tokens = self.model.model.encode(pixel_values.to(device), clips, past=self.memories)
+            features = self.model.model.get_image_features(
+                pixel_values.to(device), clips=clips, past=self.memories
+            )
         self.frames_encoded += frames
+        tokens = features.last_hidden_state  # (R, tokens of a row, H)
         return rearrange(tokens, "(f r) n h -> f (r n) h", f=frames)
 
     def _check_frames(self, pixel_values, num_patches_list) -> int:

@@ -1,24 +1,26 @@
 """InternViT with the progressive encoding of PVC (section 3.2 of the paper).
 
-The first layers are InternViT's. The last `num_temporal_layers` look back in time between attention and MLP:
+The first layers are InternViT's. The last `num_temporal_layers` have causal temporal attention between
+attention and MLP:
 
     x = x + S-MHA(LN(x))
-    x = x + alpha * T-MHA(AdaLN(x; x + TE))      causal over the moments of a clip, place by place
+    x = x + alpha * T-MHA(AdaLN(x; x + TE))      over the time steps of a clip, position by position
     x = x + FFN(LN(x))
 
-`ClipLayout` says which rows of x are the moments of which clip; `ProgressiveEncoderLayer` is the three
-lines. A repeated frame is computed once up to the first T-MHA. Where no gradients are needed, tiles go
-through the layers in passes of `max_encoder_tiles`, so that memory does not grow with the clip beyond its
-hidden states: exact.
+`ProgressiveEncoderLayer.forward` is these lines; `ClipLayout` says which rows of x are the time steps of
+which clip. A repeated frame is computed once up to the first T-MHA. Where no gradients are needed, each line
+is computed in chunks of `max_encoder_tiles` tiles, which `chunked` adds around it: memory does not grow with
+the clip beyond its hidden states, and results are the same.
 
-Shapes: `R` rows (one moment of one tile each), `N` tokens of a row (class token, then patches), `C` width,
-`T` moments of a clip. Preprocessing and the projector are left to the other files.
+Shapes: `R` rows (one time step of one tile each), `N` tokens of a row (class token, then patches), `C` width,
+`T` time steps of a clip, `S` tile sequences. Preprocessing and the projector are left to the other files.
 """
 
 import math
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 
 import torch
 import torch.nn.functional as F
@@ -45,27 +47,57 @@ MAX_SEQUENCES = 65_535  # of one attention call: CUDA's grid ends here on some v
 # ---- chunks and modes
 
 
-def apply_in_chunks(function, *inputs: torch.Tensor, size: int | None, dim: int = 0, overwrite: bool = False):
-    """`function(*inputs)`, computed from at most `size` places of `dim` at a time (None: from all at once).
+def apply_in_chunks(
+    function: Callable[..., torch.Tensor],
+    *inputs: torch.Tensor,
+    size: int | None,
+    dim: int = 0,
+    overwrite: bool = False,
+) -> torch.Tensor:
+    """`function(*inputs)`, computed from at most `size` positions of `dim` at a time (None: all at once).
 
-    For functions that treat the places of `dim` separately. `overwrite` puts what comes out in the place of
-    the first input.
+    For functions that treat the positions of `dim` separately. `overwrite` puts the result into the first
+    input instead of a new tensor.
     """
     total = inputs[0].shape[dim]
     if size is None or total <= size:
         return function(*inputs)
+
     out = inputs[0] if overwrite else None
     for start in range(0, total, size):
         length = min(size, total - start)
         part = function(*(x.narrow(dim, start, length) for x in inputs))
-        if out is None:
+
+        if out is None:  # the function alone knows the other sizes and the dtype
             out = part.new_empty(*part.shape[:dim], total, *part.shape[dim + 1 :])
         out.narrow(dim, start, length).copy_(part)
     return out
 
 
+def chunked(dim: int) -> Callable:
+    """Decorator of a layer's step `step(self, x (R, N, C), …) -> (R, N, C)`: adds the argument `max_tiles`.
+
+    The step is then computed from as many rows (`dim` 0) or token positions (`dim` 1) at a time as have the
+    tokens of `max_tiles` tiles (None: all at once), and its result overwrites `x`.
+    """
+
+    def decorate(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        @wraps(step)
+        def step_in_chunks(self, x: torch.Tensor, *arguments, max_tiles: int | None = None) -> torch.Tensor:
+            size = max_tiles
+            if dim == 1 and max_tiles is not None:
+                size = max(1, max_tiles * x.shape[1] // x.shape[0])
+            return apply_in_chunks(
+                lambda chunk: step(self, chunk, *arguments), x, size=size, dim=dim, overwrite=True
+            )
+
+        return step_in_chunks
+
+    return decorate
+
+
 @contextmanager
-def eval_mode(model: nn.Module):
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while: no dropout, and layers with gradient checkpointing keep their cache."""
     modes = [(module, module.training) for module in model.modules() if module.training]
     for module, _ in modes:
@@ -89,7 +121,11 @@ class AdaLN(nn.Module):
 
     def __init__(self, width: int, time_embed_dim: int, condition: str, eps: float):
         super().__init__()
-        self.width, self.time_embed_dim, self.condition, self.eps = width, time_embed_dim, condition, eps
+        self.width = width
+        self.time_embed_dim = time_embed_dim
+        self.condition = condition
+        self.eps = eps
+
         if condition != "none":
             self.time_embed = self._mlp(time_embed_dim)
             self.gamma = self._mlp(width)
@@ -100,23 +136,27 @@ class AdaLN(nn.Module):
     def _mlp(self, width_in: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(width_in, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
 
-    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:  # (R, N, C), (R,)
+    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:  # (R, N, C), (R,) -> (R, N, C)
         normed = F.layer_norm(x, (self.width,), eps=self.eps)
         if self.condition == "none":
             return normed
-        te = self.time_embed(sinusoid(times, self.time_embed_dim).to(x.dtype))[:, None]  # (R, 1, C)
+
+        te = self.time_embed(sinusoid(times, self.time_embed_dim).to(x.dtype))  # (R, C)
+        te = te[:, None]  # (R, 1, C)
         z = x + te if self.condition == "x+te" else te
         return self.gamma(z) * normed + self.beta(z)
 
 
 def sinusoid(times: torch.Tensor, dim: int) -> torch.Tensor:
-    """`(R,)` times -> `(R, dim)` float32: `cos` then `sin` of `t * 10000^(-i / (dim / 2))`, i = 0 ... dim /
-    2 - 1.
+    """Times `(R,)` -> `(R, dim)` float32: `cos`, then `sin`, of `t * 10000^(-i / (dim / 2))`.
+
+    `i` runs from 0 to dim / 2 - 1.
     """
     half = dim // 2
     steps = torch.arange(half, dtype=torch.float32, device=times.device)
-    angles = times.float()[:, None] * torch.exp(-math.log(10_000) / half * steps)
-    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+    frequencies = torch.exp(-math.log(10_000) / half * steps)  # (dim / 2,)
+    angles = times.float()[:, None] * frequencies  # (R, dim / 2)
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)  # (R, dim)
 
 
 class InternAttention(nn.Module):
@@ -138,23 +178,26 @@ class InternAttention(nn.Module):
         self.q_norm = LlamaRMSNorm(width, config.layer_norm_eps) if qk_normalization else nn.Identity()
         self.k_norm = LlamaRMSNorm(width, config.layer_norm_eps) if qk_normalization else nn.Identity()
 
-    def forward(self, x: torch.Tensor, weights: list | None = None) -> torch.Tensor:  # (R, N, C)
-        q, k, v = self.qkv(x).chunk(3, dim=-1)
-        out = self.attend(self.q_norm(q), self.k_norm(k), v, weights)
+    def forward(self, x: torch.Tensor, recorder: list | None = None) -> torch.Tensor:  # (R, N, C)
+        """`recorder`: a list that gets the attention weights `(R, heads, N, N)`."""
+        q, k, v = self.qkv(x).chunk(3, dim=-1)  # (R, N, C) each
+        out, weights = self.attend(self.q_norm(q), self.k_norm(k), v)
+        if recorder is not None:
+            recorder.append(weights)
         return self.proj_drop(self.proj(out))
 
     def attend(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: list | None = None
-    ) -> torch.Tensor:
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """Attention within each of the sequences: `(sequences, length, C)` three times -> the same once.
 
-        `weights`: a list that gets the attention weights `(sequences, heads, length, length)`.
+        Also returns the weights `(sequences, heads, length, length)` where the attention function does.
         """
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
         heads = [rearrange(x, "s n (h d) -> s h n d", h=self.num_heads) for x in (q, k, v)]
-        out, attention_weights = attention(
+        out, weights = attention(
             self,
             *heads,
             self.mask(q),
@@ -162,49 +205,49 @@ class InternAttention(nn.Module):
             dropout=self.attention_dropout if self.training else 0.0,
             is_causal=self.is_causal,
         )
-        if weights is not None:
-            weights.append(attention_weights)
-        return rearrange(out, "s n h d -> s n (h d)")
+        return rearrange(out, "s n h d -> s n (h d)"), weights
 
     def mask(self, q: torch.Tensor):
-        return None
+        """None: every token attends to all tokens of its row."""
 
 
-def _joined(parts: list[torch.Tensor]) -> torch.Tensor:
+def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     """One after another; of a single one no copy is made."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 class TemporalMemory:
-    """Keys and values that one temporal layer made of the last moments of a clip that comes in pieces.
+    """Keys and values of one temporal layer for the last time steps of a clip that comes in pieces.
 
-    A ring of `moments` places, allocated once: `(sequences, moments, C)` each, a sequence being a token place
-    of a tile place. `seen` counts the moments so far.
+    A ring of `num_steps` slots, allocated once: `(sequences, num_steps, C)` each, a sequence being a token
+    position of a tile position. `seen` counts the time steps so far.
     """
 
-    def __init__(self, moments: int):
-        self.moments, self.seen = moments, 0
-        self.keys = self.values = None
+    def __init__(self, num_steps: int):
+        self.num_steps = num_steps
+        self.seen = 0
+        self.keys: torch.Tensor | None = None
+        self.values: torch.Tensor | None = None
 
-    def attend(self, attend, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Takes up new moments `(sequences, t, C)`; each attends to itself and the `moments - 1` before it.
+    def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Takes up the next time step `(sequences, C)`; returns the keys and values that it attends to.
 
-        One after another: what a moment sees is then what the ring holds, which needs no mask.
+        They are its own and those of the `num_steps - 1` before it, `(sequences, up to num_steps, C)`.
         """
         if self.keys is None:
-            self.keys, self.values = (x.new_empty(len(x), self.moments, x.shape[2]) for x in (k, v))
-        out = torch.empty_like(q)
-        for i in range(q.shape[1]):
-            place = self.seen % self.moments
-            self.keys[:, place], self.values[:, place] = k[:, i], v[:, i]
-            self.seen += 1
-            held = min(self.seen, self.moments)
-            out[:, i : i + 1] = attend(q[:, i : i + 1], self.keys[:, :held], self.values[:, :held])
-        return out
+            self.keys = k.new_empty(len(k), self.num_steps, k.shape[1])
+            self.values = v.new_empty(len(v), self.num_steps, v.shape[1])
+
+        slot = self.seen % self.num_steps
+        self.keys[:, slot] = k
+        self.values[:, slot] = v
+        self.seen += 1
+        held = min(self.seen, self.num_steps)
+        return self.keys[:, :held], self.values[:, :held]
 
 
 class TemporalAttention(InternAttention):
-    """`T-MHA`: each token attends to the tokens at its place in this and earlier moments of its track."""
+    """`T-MHA`: each token attends to this and earlier time steps of its position in its tile sequence."""
 
     is_causal = True
 
@@ -214,47 +257,76 @@ class TemporalAttention(InternAttention):
     def forward(
         self,
         x: torch.Tensor,
-        tracks: dict[int, torch.Tensor],
+        tile_sequences: dict[int, torch.Tensor],
         past: TemporalMemory | None = None,
-        weights: list | None = None,
+        recorder: list | None = None,
     ) -> torch.Tensor:  # (R, N, C)
-        """`weights`: a list that gets the attention weights `(s * N, heads, T, T)` of each of `tracks`."""
-        # a Linear does not mind the order of tokens: one gather into sequences, and one copy back
-        places = torch.arange(x.shape[1], device=x.device)
-        sequences = [
-            rearrange(rows[..., None] * len(places) + places, "s t n -> (s n) t") for rows in tracks.values()
-        ]
-        order = torch.cat([tokens.flatten() for tokens in sequences])
-        packed = self.qkv(x.flatten(0, 1)[order]).split([tokens.numel() for tokens in sequences])
-        attend_all = partial(self.attend_all, weights=weights)
-        attend = attend_all if past is None else partial(past.attend, attend_all)
-        attended = [
-            attend(*part.view(*tokens.shape, -1).chunk(3, dim=-1)).flatten(0, 1)
-            for tokens, part in zip(sequences, packed)
-        ]
-        out = self.proj_drop(self.proj(_joined(attended)))
-        return torch.empty_like(out).index_copy_(0, order, out).view_as(x)
+        """
+        Args:
+            tile_sequences: see `ClipLayout`.
+            past: memory of the time steps before `x`, where a clip comes in pieces.
+            recorder: a list that gets the weights `(S * N, heads, T, T)` of each of `tile_sequences`.
+        """
+        # Linear works on each token alone: one gather puts tokens into sequences, one copy puts them back
+        sequences = [token_sequences(rows, x.shape[1]) for rows in tile_sequences.values()]  # (S * N, T)
+        order = torch.cat([tokens.flatten() for tokens in sequences])  # (R * N,)
+        qkv = self.qkv(x.flatten(0, 1)[order])  # (R * N, 3 C)
 
-    def attend_all(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, weights: list | None = None
+        attended = []
+        for tokens, part in zip(sequences, qkv.split([tokens.numel() for tokens in sequences])):
+            q, k, v = part.view(*tokens.shape, -1).chunk(3, dim=-1)  # (S * N, T, C) each
+            if past is None:
+                out = self.attend_in_groups(q, k, v, recorder)
+            else:
+                out = self.attend_with_past(q, k, v, past)
+            attended.append(out.flatten(0, 1))  # (S * N * T, C)
+
+        out = self.proj_drop(self.proj(_concatenated(attended)))  # (R * N, C)
+        return torch.empty_like(out).index_copy_(0, order, out).view_as(x)  # (R, N, C)
+
+    def attend_in_groups(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, recorder: list | None = None
     ) -> torch.Tensor:
-        """`attend` for any number of sequences."""
-        parts = zip(*(x.split(MAX_SEQUENCES) for x in (q, k, v)))
-        if weights is None:
-            return _joined([self.attend(*part) for part in parts])
+        """`attend` for any number of sequences, at most `MAX_SEQUENCES` of them a call."""
+        outs, weights = [], []
+        for group in zip(q.split(MAX_SEQUENCES), k.split(MAX_SEQUENCES), v.split(MAX_SEQUENCES)):
+            out, weights_of_group = self.attend(*group)
+            outs.append(out)
+            if recorder is not None:
+                weights.append(weights_of_group)
 
-        weights_of_parts = []
-        out = _joined([self.attend(*part, weights=weights_of_parts) for part in parts])
-        weights.append(_joined(weights_of_parts))
+        if recorder is not None:
+            recorder.append(_concatenated(weights))
+        return _concatenated(outs)
+
+    def attend_with_past(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, past: TemporalMemory
+    ) -> torch.Tensor:
+        """New time steps `(sequences, t, C)`, one after another, each to what `past` then holds.
+
+        That is itself and the time steps before it, so that no mask is needed.
+        """
+        out = torch.empty_like(q)
+        for i in range(q.shape[1]):
+            keys, values = past.add(k[:, i], v[:, i])
+            out[:, i : i + 1] = self.attend_in_groups(q[:, i : i + 1], keys, values)
         return out
 
     def mask(self, q: torch.Tensor):
-        """None where the attention function reads `is_causal` or there is one moment, which sees all that are
-        given; else one causal mask for all sequences.
+        """One causal mask for all sequences, or None.
+
+        None where the attention function reads `is_causal`, or a single time step attends to all given.
         """
         if q.shape[1] == 1:
             return None
         return create_causal_mask(self.config, q[:1], attention_mask=None, past_key_values=None)
+
+
+def token_sequences(rows: torch.Tensor, num_tokens: int) -> torch.Tensor:
+    """Rows `(S, T)` of tile sequences -> `(S * N, T)`: indices of their tokens in `(R * N,)`."""
+    positions = torch.arange(num_tokens, device=rows.device)
+    tokens = rows[..., None] * num_tokens + positions  # (S, T, N)
+    return rearrange(tokens, "s t n -> (s n) t")
 
 
 class AttentionWeights:
@@ -262,7 +334,7 @@ class AttentionWeights:
 
     def __init__(self):
         self.spatial: list[torch.Tensor] = []  # of each layer
-        self.temporal: list[list[torch.Tensor]] = []  # of each temporal layer, of each number of moments
+        self.temporal: list[list[torch.Tensor]] = []  # of each temporal layer, of each number of time steps
 
     def new_temporal_layer(self) -> list[torch.Tensor]:
         self.temporal.append([])
@@ -323,12 +395,15 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
         self.drop_path = DropPath(drop_path_rate)
 
     def forward(self, x: torch.Tensor, weights: AttentionWeights | None = None) -> torch.Tensor:  # (R, N, C)
-        return self.feed_forward(self.spatial_attention(x, weights))
+        x = self.spatial_attention(x, weights)
+        return self.feed_forward(x)
 
+    @chunked(dim=0)
     def spatial_attention(self, x: torch.Tensor, weights: AttentionWeights | None = None) -> torch.Tensor:
-        recorded = None if weights is None else weights.spatial
-        return x + self.drop_path(self.attn(self.norm1(x), recorded) * self.ls1)
+        recorder = None if weights is None else weights.spatial
+        return x + self.drop_path(self.attn(self.norm1(x), recorder) * self.ls1)
 
+    @chunked(dim=0)
     def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
         return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
 
@@ -349,20 +424,16 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         self,
         x: torch.Tensor,
         clips: ClipLayout,
-        repeat_now: bool = False,
         max_tiles: int | None = None,
         past: TemporalMemory | None = None,
         weights: AttentionWeights | None = None,
-    ) -> torch.Tensor:  # (R, N, C)
-        """`repeat_now`: `x` has a row a tile still, and gets a row a moment once S-MHA is done."""
-        spatial_attention = partial(self.spatial_attention, weights=weights)
-        x = apply_in_chunks(spatial_attention, x, size=max_tiles, overwrite=True)
-        x = x[clips.source] if repeat_now else x
-        places = max_tiles and max(1, max_tiles * x.shape[1] // x.shape[0])
-        temporal_attention = partial(self.temporal_attention, clips=clips, past=past, weights=weights)
-        x = apply_in_chunks(temporal_attention, x, size=places, dim=1, overwrite=True)
-        return apply_in_chunks(self.feed_forward, x, size=max_tiles, overwrite=True)
+    ) -> torch.Tensor:  # (num_tiles or R, N, C) -> (R, N, C)
+        x = self.spatial_attention(x, weights, max_tiles=max_tiles)
+        x = repeat_time_steps(x, clips)
+        x = self.temporal_attention(x, clips, past, weights, max_tiles=max_tiles)
+        return self.feed_forward(x, max_tiles=max_tiles)
 
+    @chunked(dim=1)
     def temporal_attention(
         self,
         x: torch.Tensor,
@@ -370,9 +441,14 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         past: TemporalMemory | None = None,
         weights: AttentionWeights | None = None,
     ) -> torch.Tensor:
-        of_layer = None if weights is None else weights.new_temporal_layer()
+        recorder = None if weights is None else weights.new_temporal_layer()
         normed = self.temporal_norm(x, clips.times)
-        return x + self.temporal_gate * self.temporal_attn(normed, clips.tile_sequences, past, of_layer)
+        return x + self.temporal_gate * self.temporal_attn(normed, clips.tile_sequences, past, recorder)
+
+
+def repeat_time_steps(x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:
+    """A row a tile, `(num_tiles, N, C)` -> a row a time step, `(R, N, C)`; left as it is where it is so."""
+    return x if len(x) == len(clips.source) else x[clips.source]
 
 
 class InternVisionEmbeddings(nn.Module):
@@ -387,46 +463,51 @@ class InternVisionEmbeddings(nn.Module):
         self.patch_embedding = nn.Conv2d(config.num_channels, width, self.patch_size, stride=self.patch_size)
         self.position_embedding = nn.Parameter(torch.empty(1, self.side**2 + 1, width))
 
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # (R, 3, H, W)
+    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:  # (R, 3, H, W) -> (R, N, C)
         patches = self.patch_embedding(pixel_values.to(self.patch_embedding.weight.dtype))  # (R, C, h, w)
-        positions = torch.cat(
-            [self.position_embedding[:, :1], self.patch_positions(*patches.shape[2:])], dim=1
-        )
+        patch_positions = self.patch_positions(*patches.shape[2:])
+        positions = torch.cat([self.position_embedding[:, :1], patch_positions], dim=1)  # (1, N, C)
+
         patches = rearrange(patches, "r c h w -> r (h w) c")
-        return torch.cat([self.class_embedding.expand(len(patches), -1, -1), patches], dim=1) + positions
+        class_tokens = self.class_embedding.expand(len(patches), -1, -1)  # (R, 1, C)
+        return torch.cat([class_tokens, patches], dim=1) + positions  # (R, N, C)
 
     def patch_positions(self, rows: int, columns: int) -> torch.Tensor:
-        """Position embeddings `(1, rows * columns, C)` of a grid, interpolated where it is not the trained
-        one.
+        """Position embeddings `(1, rows * columns, C)` of a grid of patches.
+
+        They are interpolated where the grid is not the trained one.
         """
         positions = self.position_embedding[:, 1:]
         if (rows, columns) == (self.side, self.side):
             return positions
+
         grid = rearrange(positions.float(), "1 (h w) c -> 1 c h w", h=self.side)
         grid = F.interpolate(grid, size=(rows, columns), mode="bicubic", align_corners=False)
         return rearrange(grid, "1 c h w -> 1 (h w) c").to(positions.dtype)
 
 
 class InternVisionEncoder(nn.Module):
-    """The layers; the last `num_temporal_layers` of them look back in time."""
+    """The layers, of which the last `num_temporal_layers` have temporal attention.
+
+    It has no forward: it is here for the released parameter names, `InternVisionModel` calls the layers.
+    """
 
     def __init__(self, config: InternVisionConfig):
         super().__init__()
         depth = config.num_hidden_layers
         self.first_temporal = depth - config.num_temporal_layers
-        self.layers = nn.ModuleList(
-            (ProgressiveEncoderLayer if i >= self.first_temporal else InternVisionEncoderLayer)(
-                config, drop_path_rate=config.drop_path_rate * i / max(depth - 1, 1)
-            )
-            for i in range(depth)
-        )
+        self.layers = nn.ModuleList()
+
+        for i in range(depth):
+            layer_class = ProgressiveEncoderLayer if i >= self.first_temporal else InternVisionEncoderLayer
+            self.layers.append(layer_class(config, config.drop_path_rate * i / max(depth - 1, 1)))
 
 
 # ---- model
 
 
 class InternVisionModel(PreTrainedModel):
-    """InternViT with progressive encoding: tiles and what they are -> hidden states, a row a moment."""
+    """InternViT with progressive encoding: tiles and what they are -> hidden states, a row a time step."""
 
     config_class = InternVisionConfig
     base_model_prefix = "vision_model"
@@ -491,17 +572,17 @@ class InternVisionModel(PreTrainedModel):
             pixel_values: `(num_tiles, 3, H, W)`, unrepeated; `H` and `W` multiples of the patch size.
             clip_grid: `(num_tiles, 3)` frames, tiles a frame and repeats of each tile's clip; None: every
                 tile is an image shown once.
-            clips: the layout already made from `clip_grid`, where the caller wants its own order of rows.
+            clips: the layout of tiles that the caller has checked, in its own order of rows.
             num_layers: stop after so many layers; None: run all.
-            max_tiles: tiles of one pass; None: all. Not used where gradients, all hidden states or attention
+            max_tiles: tiles of one chunk; None: all. Not used where gradients, all hidden states or attention
                 weights are asked for.
             past: one memory a temporal layer, where `clips` goes on with a clip that comes in pieces (no
-                passes then: pieces are small).
+                chunks then: pieces are small).
 
         Returns:
             `last_hidden_state (R, N, C)`, class token first; `pooler_output (R, C)`, the class token; with
             `output_hidden_states` the embeddings and every layer's output. Hidden states before the first
-            temporal layer have a row a tile, not a row a moment. With `output_attentions`, for eager
+            temporal layer have a row a tile, not a row a time step. With `output_attentions`, for eager
             attention, `attentions`: every layer's spatial weights `(rows, heads, N, N)`, rows being tiles up
             to the first temporal layer and it, and `temporal_attentions`: see `InternVisionOutput`. None
             takes the configuration's settings.
@@ -510,45 +591,57 @@ class InternVisionModel(PreTrainedModel):
             ValueError: where shapes are not as said.
         """
         output_hidden_states, output_attentions = self._recorded(output_hidden_states, output_attentions)
-        self.check_pixels(pixel_values)
         if clips is None:
-            if clip_grid is None:
-                clip_grid = clip_grid_of([Clip(1, 1, 1)] * len(pixel_values))
-            clips = ClipLayout.from_grid(clip_grid, len(pixel_values))
+            clips = self._layout(pixel_values, clip_grid)
         clips = clips.to(pixel_values.device)
         if torch.is_grad_enabled() or output_hidden_states or output_attentions or past:
             max_tiles = None
+
+        states: list[torch.Tensor] | None = [] if output_hidden_states else None
         weights = AttentionWeights() if output_attentions else None
         layers = list(self.encoder.layers)[:num_layers]
-        hidden_states = []
-
-        def record(x):
-            if output_hidden_states:
-                hidden_states.append(x)
-
-        def encode_tiles(pixels):
-            x = self.embeddings(pixels)
-            for layer in layers[: self.encoder.first_temporal]:
-                record(x)
-                x = layer(x, weights)
-            return x
-
-        x = apply_in_chunks(encode_tiles, pixel_values, size=max_tiles)
-        unrepeated = clips.repeated
+        spatial_layers = layers[: self.encoder.first_temporal]
         temporal_layers = layers[self.encoder.first_temporal :]
+
+        encode_tiles = partial(self._encode_tiles, layers=spatial_layers, states=states, weights=weights)
+        x = apply_in_chunks(encode_tiles, pixel_values, size=max_tiles)  # (num_tiles, N, C)
+
         for layer, memory in zip(temporal_layers, past or [None] * len(temporal_layers)):
-            record(x)
-            x = layer(x, clips, unrepeated, max_tiles, memory, weights)
-            unrepeated = False
-        x = x[clips.source.to(x.device)] if unrepeated else x
+            if states is not None:
+                states.append(x)
+            x = layer(x, clips, max_tiles, memory, weights)  # (R, N, C)
+        x = repeat_time_steps(x, clips.to(x.device))  # where there was no temporal layer
+
         output = InternVisionOutput(
             last_hidden_state=x,
             pooler_output=x[:, 0],
-            hidden_states=(*hidden_states, x) if output_hidden_states else None,
+            hidden_states=None if states is None else (*states, x),
             attentions=tuple(weights.spatial) if weights else None,
             temporal_attentions=tuple(map(tuple, weights.temporal)) if weights else None,
         )
         return output if return_dict else output.to_tuple()
+
+    def _encode_tiles(
+        self,
+        pixel_values: torch.Tensor,
+        layers: list[nn.Module],
+        states: list[torch.Tensor] | None,
+        weights: AttentionWeights | None,
+    ) -> torch.Tensor:
+        """Embeddings and the layers without time, which treat tiles separately: `-> (num_tiles, N, C)`."""
+        x = self.embeddings(pixel_values)
+        for layer in layers:
+            if states is not None:
+                states.append(x)
+            x = layer(x, weights)
+        return x
+
+    def _layout(self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None) -> ClipLayout:
+        """The layout of tiles, both checked; without a `clip_grid` every tile is an image shown once."""
+        self.check_pixels(pixel_values)
+        if clip_grid is None:
+            clip_grid = clip_grid_of([Clip(1, 1, 1)] * len(pixel_values))
+        return ClipLayout.from_grid(clip_grid, len(pixel_values))
 
     def _recorded(self, hidden_states: bool | None, attentions: bool | None) -> tuple[bool, bool]:
         """Whether hidden states and attention weights are recorded; None: as the configuration says."""

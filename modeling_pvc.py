@@ -104,12 +104,19 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         self.post_init()
 
     def check_pixels(self, pixel_values: torch.Tensor):
-        """Raises a ValueError where `pixel_values` are not tiles that the ViT takes."""
+        """Raises a ValueError where `pixel_values` are not tiles that ViT and projector take."""
         self.vision_model.check_pixels(pixel_values)
+        self.patch_grid(*pixel_values.shape[2:])
 
     @can_return_tuple
     def get_image_features(
-        self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None, **kwargs
+        self,
+        pixel_values: torch.Tensor,
+        clip_grid: torch.Tensor | None = None,
+        *,
+        clips: ClipLayout | None = None,
+        past: list[TemporalMemory] | None = None,
+        **kwargs,
     ) -> InternVisionOutput:
         """Encodes clips into visual tokens.
 
@@ -118,6 +125,8 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
                 tile.
             clip_grid: `(num_tiles, 3)` long: frames, tiles a frame and repeats of each tile's clip; None:
                 all tiles are one image.
+            clips, past: in place of `clip_grid`, for a clip that comes in pieces, see
+                `InternVisionModel.forward`.
 
         Returns:
             `pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order;
@@ -127,44 +136,32 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         Raises:
             ValueError: where shapes are not as said, or the grid of patches does not divide into blocks.
         """
+        config = self.config
         self.check_pixels(pixel_values)
-        if clip_grid is None:
-            clip_grid = self.one_image_grid(len(pixel_values))
-        clips = ClipLayout.from_grid(clip_grid, len(pixel_values), self.config.tile_repeat_order)
+        if clips is None:
+            if clip_grid is None:
+                clip_grid = self.one_image_grid(len(pixel_values))
+            clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
 
-        vision = self.run_vision_model(pixel_values, clips, **_recorded(kwargs))  # (R, N, C)
-        tokens = self.project(vision.last_hidden_state, clips, pixel_values.shape[2:])  # (R, tokens, H)
+        vision = self.vision_model(
+            pixel_values,
+            clips=clips,
+            num_layers=config.select_layer % (config.vision_config.num_hidden_layers + 1),
+            max_tiles=config.max_encoder_tiles,
+            past=past,
+            output_hidden_states=kwargs.get("output_hidden_states"),
+            output_attentions=kwargs.get("output_attentions"),
+        )
+        size = pixel_values.shape[2:]
+        tokens = self.project(vision.last_hidden_state, clips, size)  # (R, tokens of a row, H)
         by_clip = tuple(rows.flatten(0, 1) for rows in tokens.split(clips.rows_per_clip))
+
         return InternVisionOutput(
             last_hidden_state=tokens,
             pooler_output=by_clip,
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
             temporal_attentions=vision.temporal_attentions,
-        )
-
-    def encode(
-        self, pixel_values: torch.Tensor, clips: ClipLayout, past: list[TemporalMemory] | None = None
-    ) -> torch.Tensor:
-        """Visual tokens `(R, tokens of a row, H)` of tiles `(num_tiles, 3, H, W)` laid out as `clips`.
-
-        `past`: see `InternVisionModel.forward`.
-        """
-        hidden_states = self.run_vision_model(pixel_values, clips, past=past).last_hidden_state
-        return self.project(hidden_states, clips, pixel_values.shape[2:])
-
-    def run_vision_model(
-        self, pixel_values: torch.Tensor, clips: ClipLayout, **options
-    ) -> InternVisionOutput:
-        """The ViT up to the hidden states that the projector takes; `options` of `InternVisionModel`."""
-        config = self.config
-        self.patch_grid(*pixel_values.shape[2:])
-        return self.vision_model(
-            pixel_values,
-            clips=clips,
-            num_layers=config.select_layer % (config.vision_config.num_hidden_layers + 1),
-            max_tiles=config.max_encoder_tiles,
-            **options,
         )
 
     def project(self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int]) -> torch.Tensor:
@@ -220,11 +217,6 @@ class PVCForConditionalGeneration(
     @img_context_token_id.setter
     def img_context_token_id(self, value: int):
         self.config.image_token_id = value
-
-
-def _recorded(options: dict) -> dict:
-    """What is asked for of the ViT's inner states."""
-    return {name: options.get(name) for name in ("output_hidden_states", "output_attentions")}
 
 
 # what is saved carries its code, whether it was loaded from the Hub or from this package

@@ -98,14 +98,8 @@ class VLMModel(VLMPreTrainedModel):
             trains = self.training and torch.is_grad_enabled()
             return self._with_unused_vision(embeddings) if trains else embeddings
 
-        visual_tokens = self._visual_tokens(pixel_values, clip_grid)
+        visual_tokens = torch.cat(self.get_image_features(pixel_values, clip_grid).pooler_output)
         return self.merge_visual_tokens(input_ids, embeddings, visual_tokens)
-
-    def _visual_tokens(
-        self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Visual tokens `(tokens, H)` of all clips, one after another."""
-        return torch.cat(self.get_image_features(pixel_values, clip_grid).pooler_output)
 
     def merge_visual_tokens(
         self, input_ids: torch.Tensor, embeddings: torch.Tensor, visual_tokens: torch.Tensor
@@ -133,7 +127,8 @@ class VLMModel(VLMPreTrainedModel):
         """
         vit = self.config.vision_config
         tile = embeddings.new_zeros(1, vit.num_channels, vit.image_size, vit.image_size)
-        return embeddings + 0 * self._visual_tokens(tile).sum().to(embeddings)
+        (visual_tokens,) = self.get_image_features(tile).pooler_output
+        return embeddings + 0 * visual_tokens.sum().to(embeddings)
 
     @can_return_tuple
     def forward(

@@ -37,10 +37,12 @@ from pvc.benchmarks.presets import find_preset
 from pvc.benchmarks.report import Row, Say, Tables
 from pvc.clips import Clip, clip_rows, media_tokens, tokens_of_tile
 from pvc.conversion.plan import meta_model, new_parameters
+from pvc.training.arguments import training_arguments
 from pvc.training.data.encoding import IGNORED, Encoded, MediaFile
-from pvc.training.data.packing import Stream, join
+from pvc.training.data.packing import Stream, collate
 from pvc.training.data.samples import Sample
-from pvc.training.train import Recipe, choose_trained, read_recipe, training_arguments
+from pvc.training.recipe import Recipe, read_recipe
+from pvc.training.run import choose_trained
 from pvc.training.trainer import PVCTrainer
 
 RECIPE = "pretrain-2b"
@@ -99,12 +101,12 @@ class RandomRows(Dataset):
         return len(self.samples)
 
     def __getitem__(self, index: int) -> dict[str, torch.Tensor | bool]:
-        """A row as `join` makes it."""
+        """A row as `collate` makes it."""
         samples = self.samples[index]
         generator = torch.Generator().manual_seed(self.seed + index)
         sizes = [len(grid_of([sample])) for sample in samples]
         tiles = torch.randn(sum(sizes), 3, self.side, self.side, generator=generator).split(sizes)
-        return join([(sample, part if len(part) else None) for sample, part in zip(samples, tiles)])
+        return collate([(sample, part if len(part) else None) for sample, part in zip(samples, tiles)])
 
     def _scaled(self, tokens: int) -> int:
         return tokens * self.tile_tokens // FULL_TILE_TOKENS

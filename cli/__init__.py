@@ -2,6 +2,7 @@
 
     pvc chat "What is this?" --image image.png        one question
     pvc chat org/model --video clip.mp4               a dialogue
+    pvc info org/model --frames 64                    sizes, visual tokens, memory
     pvc convert OpenGVLab/InternVL2-2B PVC-2B         make a PVC of an InternVL
     pvc push PVC-2B org/PVC-2B                        publish it on the Hub
     pvc train check meta.json                         check training data
@@ -18,11 +19,12 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
-from pvc.cli import bench, chat, convert, push, train
-from pvc.cli.shared import CommandGroup
+from pvc.cli import bench, chat, convert, info, push, train
+from pvc.cli.shared import CommandGroup, examples
 
 app = Typer(
     cls=CommandGroup,
+    epilog=examples("pvc chat", 'pvc chat "What is this?" --image image.png', "pvc COMMAND --help"),
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -39,8 +41,9 @@ def main(show_version: Annotated[bool, Option("--version", help="Print the versi
         raise Exit
 
 
-app.command()(chat.chat)
-app.command()(convert.convert)
-app.command()(push.push)
+app.command(epilog=chat.EXAMPLES)(chat.chat)
+app.command(epilog=info.EXAMPLES)(info.info)
+app.command(epilog=convert.EXAMPLES)(convert.convert)
+app.command(epilog=push.EXAMPLES)(push.push)
 app.add_typer(train.training, name="train")
-app.command()(bench.bench)
+app.command(epilog=bench.EXAMPLES)(bench.bench)

@@ -6,8 +6,15 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from pvc.cli.shared import DTYPES, log, report_errors, show_status
+from pvc.cli.shared import DTYPES, examples, log, report_errors, show_status
 from pvc.conversion.printable import printable
+
+EXAMPLES = examples(
+    "pvc bench count --preset 8B",
+    "pvc bench run --preset small --device cpu",
+    "pvc bench train --preset 2B",
+    "pvc bench plot --out bench-results",
+)
 
 
 def bench(

@@ -19,6 +19,7 @@ from pvc.cli.shared import (
     HUB_ID,
     USER_ERRORS,
     drop_none,
+    examples,
     find_model,
     first_line,
     log,
@@ -27,6 +28,11 @@ from pvc.cli.shared import (
 )
 from pvc.conversion.printable import printable
 
+EXAMPLES = examples(
+    "pvc chat",
+    'pvc chat "What is in the image?" --image image.png',
+    'pvc chat org/model "What happens?" --video clip.mp4 --num-frames 16',
+)
 COMMANDS = """\
 /image FILE   show an image with the next question; may be repeated
 /video FILE   show a video, or a folder of frames, likewise

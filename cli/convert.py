@@ -5,8 +5,14 @@ from typing import Annotated, Literal
 
 from typer import Argument, Option
 
-from pvc.cli.shared import HUB_ID, bytes_progress, full_message, log, report_errors, show_status
+from pvc.cli.shared import HUB_ID, bytes_progress, examples, full_message, log, report_errors, show_status
 from pvc.conversion.printable import printable
+
+EXAMPLES = examples(
+    "pvc convert OpenGVLab/InternVL2-2B PVC-2B",
+    "pvc convert ./InternVL2-2B PVC-2B --dry-run",
+    "pvc convert ./small ./small-pvc --temporal-layers 2 --verify",
+)
 
 
 def convert(

@@ -4,8 +4,13 @@ from typing import Annotated
 
 from typer import Argument, Option
 
-from pvc.cli.shared import in_one_line, report_errors, show_status
+from pvc.cli.shared import examples, in_one_line, report_errors, show_status
 from pvc.conversion.printable import printable
+
+EXAMPLES = examples(
+    "pvc push PVC-2B org/PVC-2B",
+    "pvc push PVC-2B org/PVC-2B --private --revision v1",
+)
 
 
 def push(

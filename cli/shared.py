@@ -22,6 +22,11 @@ USER_ERRORS = (OSError, ValueError, ImportError, RuntimeError)  # reported in on
 STARTUP_ERRORS = (OSError, ValueError, ImportError)  # of training: a RuntimeError keeps its traceback
 
 
+def examples(*commands: str) -> str:
+    """The epilog of a command's `--help`: command lines, one a line."""
+    return "\n\n".join(["Examples:", *commands])
+
+
 class CommandGroup(TyperGroup):
     """A group of commands whose error for an unknown name suggests the nearest one, or lists them all."""
 

@@ -1,15 +1,25 @@
-"""`pvc train`: train a model, or check training data. The work is `training/train.py`'s."""
+"""`pvc train`: train a model, or check training data. The work is `training/run.py`'s."""
 
 from typing import Annotated, Any
 
 from typer import Argument, Exit, Option, Typer
 
 from pvc import CHECKPOINT
-from pvc.cli.shared import STARTUP_ERRORS, CommandGroup, find_model, report_errors, show_status
+from pvc.cli.shared import (
+    STARTUP_ERRORS,
+    CommandGroup,
+    examples,
+    find_model,
+    log,
+    report_errors,
+    show_status,
+)
 from pvc.conversion.printable import printable
 
 SETTINGS = Option("--set", metavar="NAME=VALUE", help="Change a value of the recipe; repeatable.")
 TRUST = Option("--trust-remote-code", help="Of a Hub id: do not ask.")
+RUN_EXAMPLE = "pvc train tune-lora --model PVC-2B --data meta.json --output run"
+CHECK_EXAMPLE = "pvc train check meta.json --model PVC-2B --recipe tune-lora --decode"
 
 
 class RunByDefault(CommandGroup):
@@ -23,11 +33,15 @@ class RunByDefault(CommandGroup):
 training = Typer(
     cls=RunByDefault,
     no_args_is_help=True,
-    help="Train a model, or check training data.",
+    help="Train a model, check training data, or show recipes.",
+    epilog=examples(RUN_EXAMPLE, CHECK_EXAMPLE),
 )
 
 
-@training.command(name="run")
+@training.command(
+    name="run",
+    epilog=examples(RUN_EXAMPLE, f"{RUN_EXAMPLE} --set max_steps=200 --resume"),
+)
 def run_training(
     recipe: Annotated[str, Argument(metavar="RECIPE", help="YAML file, or a name such as tune-lora.")],
     model: Annotated[str, Option(metavar="MODEL", help="Folder or Hub id to start from.")],
@@ -39,17 +53,18 @@ def run_training(
 ) -> None:
     """Train MODEL by RECIPE. Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …"""
     with report_errors(STARTUP_ERRORS):
-        from pvc.training.train import Recipe, parse_changes, read_recipe, train
+        from pvc.training.recipe import Recipe, parse_changes, read_recipe
+        from pvc.training.run import train
 
         changes = parse_changes(settings)
         planned = Recipe.from_values(read_recipe(recipe, changes), asked=changes)
         with show_status("Loading") as status:
             folder = find_model(model, trust, status)
-        trainer = train(planned, model=folder, data=data, output=output, resume=resume)
+        trainer = train(planned, model=folder, data=data, output=output, resume=resume, say=log)
     trainer.accelerator.end_training()
 
 
-@training.command(name="check")
+@training.command(name="check", epilog=examples(CHECK_EXAMPLE))
 def check_data(
     data: Annotated[str, Argument(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
     model: Annotated[str, Option(help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
@@ -63,7 +78,8 @@ def check_data(
     with report_errors(STARTUP_ERRORS):
         from pvc.training.data.check import check
         from pvc.training.data.loader import with_kinds_there_are
-        from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe
+        from pvc.training.recipe import Recipe, parse_changes, read_recipe
+        from pvc.training.run import load_processor
 
         changes = parse_changes(settings)
         planned = Recipe.from_values(read_recipe(recipe, changes) if recipe else changes, asked=changes)
@@ -79,3 +95,27 @@ def check_data(
     print(printable(str(report)))
     if report.broken:
         raise Exit(1)
+
+
+@training.command(name="recipes")
+def list_all_recipes() -> None:
+    """List the packaged recipes: name, purpose, and what each needs."""
+    from pvc.training.recipe import list_recipes
+
+    found = list_recipes()
+    width = max(len(recipe.name) for recipe in found)
+    for recipe in found:
+        print(f"{recipe.name:<{width}}  {recipe.purpose}\n{'':<{width}}  needs: {recipe.needs}")
+
+
+@training.command(name="show")
+def show_one_recipe(
+    recipe: Annotated[str, Argument(metavar="RECIPE", help="YAML file, or a name such as tune-lora.")],
+    settings: Annotated[list[str], SETTINGS] = (),  # type: ignore[assignment]
+) -> None:
+    """Print RECIPE as YAML, with what it extends, the defaults and all changes filled in."""
+    with report_errors(STARTUP_ERRORS):
+        from pvc.training.recipe import parse_changes, show_recipe
+
+        text = show_recipe(recipe, parse_changes(settings))
+    print(printable(text), end="")

@@ -1,9 +1,9 @@
 """Converts an InternVL 2, 2.5, 3 or 3.5 of 1B to 8B, or the released PVC, to a checkpoint of this repository.
 
-What comes out is a folder that `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads. Weights go
-through tensor by tensor, so that memory holds the largest of them and not the checkpoint; the folder appears
-whole or not at all. The other modules hold the parts: the source's configuration (`configs.py`), what becomes
-of which tensor (`plan.py`, `matching.py`), files (`files.py`), and the comparison of both (`verify.py`).
+The result is a folder that `AutoModel.from_pretrained(folder, trust_remote_code=True)` loads. Weights are
+streamed tensor by tensor, so that memory holds the largest tensor and not the checkpoint, and the folder is
+written atomically. The other modules hold the parts: the source's configuration (`configs.py`), how each
+tensor is made (`plan.py`, `matching.py`), files (`files.py`), the comparison of both models (`verify.py`).
 """
 
 import os
@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 import yaml
 from huggingface_hub import ModelCard, snapshot_download
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from transformers.dynamic_module_utils import custom_object_save
 
 from pvc.configuration_pvc import LLM_FAMILIES, PVCConfig
@@ -90,9 +90,9 @@ def download(hub_id: str, revision: str | None = None) -> Path:
 
 
 class Conversion:
-    """A conversion of the model in `source` into the new folder `target`, planned, and not yet run.
+    """A planned conversion of the model in `source` into the new folder `target`; `run` carries it out.
 
-    Planning reads headers and small files alone.
+    Planning reads only headers and small files.
 
     Raises:
         CheckpointError, ValueError: where the source, or what is asked for, does not allow it.
@@ -100,18 +100,25 @@ class Conversion:
     """
 
     def __init__(self, source: Path | str, target: Path | str, options: Options):
-        self.source, self.target, self.options = Path(source), Path(target), options
+        self.source = Path(source)
+        self.target = Path(target)
+        self.options = options
+
         real_source = Path(os.path.realpath(source))
         if real_target(target) in (real_source, *real_source.parents):
             raise ValueError(f"TARGET {target} is, or holds, the source: choose another")
+
         values = read_config(self.source)
         self.tokenizer = load_tokenizer(self.source, values) if options.tokenizer else None
         with values_of(self.source / "config.json"):
-            self.plan = self._plan(values, _image_token_id(values, self.tokenizer, options.image_token_id))
+            image_token_id = _image_token_id(values, self.tokenizer, options.image_token_id)
+            self.plan = self._plan(values, image_token_id)
         self.generation = _generation_config(self.source, self.plan.config, self.tokenizer)
 
     def _plan(self, values: dict, image_token_id: int) -> Plan:
-        options, weights = self.options, SourceWeights(self.source)
+        options = self.options
+        weights = SourceWeights(self.source)
+
         if values["model_type"] == RELEASED:
             config = released_config(values, options.template, image_token_id, options.temporal_layers)
             self._check_config(config, weights)
@@ -135,11 +142,13 @@ class Conversion:
             )
             self._check_config(config, weights)
             plan = plan_internvl(config, weights, source_ratio(values), options.projector_init)
+
         config.dtype = main_dtype(weights)
         return plan
 
     def _check_config(self, config: PVCConfig, weights: SourceWeights):
-        path, vocab_size = self.source / "config.json", config.llm_config.vocab_size
+        path = self.source / "config.json"
+        vocab_size = config.llm_config.vocab_size
         check_depth(config, len(weights.infos), path)
         if self.tokenizer is not None and len(self.tokenizer) > vocab_size:
             raise CheckpointError(
@@ -172,20 +181,29 @@ class Conversion:
         return verify(self.source, self.target)
 
     def _write_small_files(self, folder: Path, base_model: str | None):
-        config, model = self.plan.config, meta_model(self.plan.config)
+        config = self.plan.config
+        model = meta_model(config)
         config.architectures = [type(model).__name__]
         custom_object_save(model, folder, config=config)  # the code files
         config.save_pretrained(folder)
+
         if self.tokenizer is not None:
             images = PVCImageProcessor.from_model_config(config)
             PVCProcessor(images, self.tokenizer, template=config.template).save_pretrained(folder)
         self.generation.save_pretrained(folder)
-        card = model_card(config, base_model=base_model, license=_license(self.source), name=self.target.name)
+
+        card = model_card(
+            config,
+            base_model=base_model,
+            license=_license(self.source),
+            name=self.target.name,
+            notes=self.plan.notice,
+        )
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.tsv").write_text(self.plan.report(), encoding="utf-8")
 
 
-def load_tokenizer(folder: Path, values: dict):
+def load_tokenizer(folder: Path, values: dict) -> PreTrainedTokenizerBase:
     """The tokenizer of the source: ours for InternLM2, transformers' own for the other LLMs.
 
     Raises:
@@ -196,6 +214,7 @@ def load_tokenizer(folder: Path, values: dict):
             f"{folder} has no tokenizer (none of {', '.join(TOKENIZER_FILES)}): copy its files there, or "
             "convert the weights alone with --no-tokenizer"
         )
+
     llm_type = llm_fields(llm_values(values))["model_type"]
     with tempfile.TemporaryDirectory() as alone:  # without config.json, which names code and another class
         for file in folder.iterdir():
@@ -212,13 +231,14 @@ def load_tokenizer(folder: Path, values: dict):
         except Exception as error:  # of any type: tokenizers and sentencepiece raise their own
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the tokenizer of {folder} cannot be read: {reason:.500}") from error
+
     if IMAGE_CONTEXT not in tokenizer.get_added_vocab():
         raise CheckpointError(f"the tokenizer of {folder} has no {IMAGE_CONTEXT}: is it an InternVL's?")
     return tokenizer
 
 
 def _is_models(name: str) -> bool:
-    """Whether a file of a checkpoint is the model's or the processor's, and not the tokenizer's."""
+    """Whether a file of a checkpoint belongs to the model or the processor, and not to the tokenizer."""
     return name in ("config.json", "processor_config.json", "preprocessor_config.json") or "index" in name
 
 
@@ -239,14 +259,17 @@ def _generation_config(source: Path, config: PVCConfig, tokenizer) -> Generation
     if path.is_file():
         with values_of(path):
             generation = GenerationConfig.from_dict(read_json(path))
+
     if tokenizer is not None and generation.eos_token_id is None:
         stop = get_conv_template(config.template).stop_token_ids(tokenizer)
         generation.eos_token_id = stop or tokenizer.eos_token_id
+
     llm = config.llm_config
     if generation.pad_token_id is None:
         generation.pad_token_id = llm.pad_token_id if tokenizer is None else tokenizer.pad_token_id
     if generation.bos_token_id is None:
         generation.bos_token_id = llm.bos_token_id
+
     with values_of(path):
         generation.validate(strict=True)  # as saving it does
     return generation

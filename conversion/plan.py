@@ -1,17 +1,17 @@
-"""The plan of a conversion: for every tensor of the target, which tensors of the source it is made from, or
-that it is new.
+"""The plan of a conversion: for every tensor of the target, its source tensors, or that it is new.
 
-Nothing is read before it is written: a plan is made from names and shapes, and gives a tensor when it is
-asked for. InternVL comes in two layouts, the remote code's and transformers' own, which has q, k and v apart.
+A plan is made from names and shapes; a tensor is read when it is asked for. InternVL comes in two layouts,
+the remote code's and transformers' own, which has q, k and v as separate tensors.
 
-The projector's first Linear takes a 4x4 block of tokens where InternVL's took 2x2. `average` lets it give
-the mean of what InternVL's gives for the four 2x2 blocks, InternVL's LayerNorm weight and bias folded in:
+The projector's first Linear takes a 4x4 block of tokens where InternVL's took 2x2. `average` initialises it
+to the mean of InternVL's outputs for the four 2x2 blocks, with its LayerNorm weight and bias folded in:
 
     W'[(p i q j) c] = W[(i j) c] w[(i j) c] / 4        b' = b + W beta        p, q: which 2x2 block
 
-The released PVC's names, which are not known, are matched by `matching.py`.
+The names of the released PVC are unpublished; `matching.py` infers them.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -26,7 +26,9 @@ from pvc.conversion.matching import internvl_name, match_parameters
 from pvc.conversion.printable import in_a_line
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
+INITIALISATION = "The result is an initialisation: its new parameters are untrained, fine-tune it before use."
 NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
+REINITIALISED = "the projector starts anew"
 PROJECTOR_INITS = ("average", "random")
 DROPPED = {  # what sources carry and no model needs
     r"\.rotary_emb\.inv_freq$": "computed, no parameter",
@@ -59,7 +61,7 @@ NATIVE_IN_LAYERS = {
 
 @dataclass(frozen=True)
 class Recipe:
-    """How one tensor of the target is made: from `sources`, or anew where there are none."""
+    """How one tensor of the target is made: from `sources`, or initialised where there are none."""
 
     info: TensorInfo
     make: Callable[[], torch.Tensor]
@@ -69,8 +71,12 @@ class Recipe:
 
 @dataclass
 class Plan:
-    """What a conversion does: a recipe for every tensor of the target, in its order, and what is left out
-    of the source, with the reason.
+    """What a conversion does.
+
+    Attributes:
+        recipes: one for every tensor of the target, in its order.
+        dropped: tensors of the source that are left out, with the reason.
+        remarks: further lines of the summary.
     """
 
     config: PVCConfig
@@ -90,34 +96,48 @@ class Plan:
     def new(self) -> list[str]:
         return [name for name, recipe in self.recipes.items() if not recipe.sources]
 
+    @property
+    def notice(self) -> str:
+        """What the user must know of the result: new parameters are not trained."""
+        return INITIALISATION if self.new else ""
+
     def make(self, name: str) -> torch.Tensor:
         return self.recipes[name].make()
 
     def summary(self) -> str:
-        """A few lines for people."""
+        """Tensors, bytes and parameters of the target, and what is dropped, a line each."""
         used = sum(len(recipe.sources) for recipe in self.recipes.values())
         new_bytes = sum(self.recipes[name].info.nbytes for name in self.new)
         files = len(list(shard_names(self.infos)))
+
+        parameters = {name: math.prod(info.shape) for name, info in self.infos.items()}
+        new_parameters = sum(parameters[name] for name in self.new)
+        copied_parameters = sum(parameters.values()) - new_parameters
+
         lines = [
             f"{len(self.recipes)} tensors, {self.nbytes / 1e9:.2f} GB in {files} file{'s' * (files > 1)}: "
             f"{len(self.recipes) - len(self.new)} from {used} of the source, {len(self.new)} new "
             f"({new_bytes / 1e9:.2f} GB)",
+            f"{copied_parameters:,} parameters from the source, {new_parameters:,} new",
             *(f"dropped: {name} ({why})" for name, why in self.dropped.items()),
             *self.remarks,
         ]
+        if self.notice:
+            lines.append(self.notice)
         return "\n".join(map(in_a_line, lines))
 
     def by_kind(self) -> str:
-        """What becomes of what: a line for the tensors whose names differ in the layer alone."""
+        """How tensors are made: one line for all tensors whose names differ in the layer alone."""
         kinds: dict[tuple, list[str]] = {}
         for name, recipe in self.recipes.items():
             sources = " + ".join(map(_without_layer, recipe.sources)) or "(new)"
             kind = (_without_layer(name), sources, recipe.info.shape, recipe.reason)
             kinds.setdefault(kind, []).append(name)
-        lines = [
-            f"{name} {list(shape)}{f' x{len(names)}' * (len(names) > 1)} <- {sources}: {why}"
-            for (name, sources, shape, why), names in kinds.items()
-        ]
+
+        lines = []
+        for (name, sources, shape, why), names in kinds.items():
+            times = f" x{len(names)}" if len(names) > 1 else ""
+            lines.append(f"{name} {list(shape)}{times} <- {sources}: {why}")
         return "\n".join(map(in_a_line, lines))
 
     def report(self) -> str:
@@ -151,19 +171,22 @@ def plan_internvl(
     """
     if projector_init not in PROJECTOR_INITS:
         raise ValueError(f"projector_init is {projector_init!r}: expected one of {PROJECTOR_INITS}")
+
     sources = sources_by_target(weights)
     model = meta_model(config)
     new = NewParameters(model, main_dtype(weights))
-    projector = (
-        None if projector_init == "random" else FoldedProjector(config, weights, sources, source_ratio)
-    )
+    projector = None
+    if projector_init == "average":
+        projector = FoldedProjector(config, weights, sources, source_ratio)
+
     plan = Plan(config, {}, _dropped(weights))
-    for name, shape in _target_shapes(model, _tie(config, weights, sources, plan)).items():
+    is_tied = _tie(config, weights, sources, plan)
+    for name, shape in _target_shapes(model, is_tied).items():
         found = sources.pop(name, ())
         if name.startswith("model.projector.mlp.0.") and projector:
             plan.recipes[name] = projector.recipe(name)
         elif name.startswith("model.projector.") and projector_init == "random":
-            plan.dropped |= dict.fromkeys(found, "the projector starts anew")
+            plan.dropped |= dict.fromkeys(found, REINITIALISED)
             plan.recipes[name] = new.recipe(name)
         elif found:
             plan.recipes[name] = _joined(name, shape, found, weights)
@@ -171,11 +194,12 @@ def plan_internvl(
             plan.recipes[name] = new.recipe(name)
         else:
             raise CheckpointError(f"{weights.folder} has nothing for {name} {tuple(shape)}")
-    norm = [
-        x for name in list(sources) if name.startswith("model.projector.norm.") for x in sources.pop(name)
-    ]
+
+    # InternVL's LayerNorm has no counterpart: it is folded in, or dropped
+    norm_names = [name for name in sources if name.startswith("model.projector.norm.")]
+    norm = [source for name in norm_names for source in sources.pop(name)]
     if projector_init == "random":
-        plan.dropped |= dict.fromkeys(norm, "the projector starts anew")
+        plan.dropped |= dict.fromkeys(norm, REINITIALISED)
     if sources:
         _refuse_left_over([x for found in sources.values() for x in found])
     return plan
@@ -188,7 +212,7 @@ def meta_model(config: PVCConfig) -> PVCForConditionalGeneration:
 
 
 def new_parameters(projector_init: str) -> list[str]:
-    """Parts of names that tell which parameters are new, as the training reads them in the configuration."""
+    """Parts of the names of new parameters, which the training reads in the configuration."""
     return [*NEW_IN_LAYERS, "projector" if projector_init == "random" else "projector.norm"]
 
 
@@ -259,18 +283,13 @@ def main_dtype(weights: SourceWeights) -> torch.dtype:
 
 
 def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -> bool:
-    """Whether embeddings and head are one tensor: where the configuration ties them, and there is no head or
-    an equal one, whose copy is dropped. Sets it in the configuration.
+    """Whether embeddings and head are one tensor; sets it in the configuration.
+
+    They are where the configuration ties them and there is no head, or an equal one, whose copy is dropped.
     """
     llm = config.llm_config
-    embeddings = next(
-        (
-            x
-            for n, (x, *_) in sources.items()
-            if re.fullmatch(r"model\.language_model\.\w*embed\w*\.weight", n)
-        ),
-        None,
-    )
+    is_embedding = re.compile(r"model\.language_model\.\w*embed\w*\.weight").fullmatch
+    embeddings = next((found[0] for name, found in sources.items() if is_embedding(name)), None)
     head = sources.get("lm_head.weight")
     if head is None:
         tied = llm.tie_word_embeddings
@@ -286,6 +305,7 @@ def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -
             del sources["lm_head.weight"]
     else:
         tied = False
+
     if tied != llm.tie_word_embeddings:
         plan.remarks.append(f"tie_word_embeddings is {tied}, by what the weights are")
     llm.tie_word_embeddings = config.tie_word_embeddings = tied
@@ -293,7 +313,7 @@ def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -
 
 
 def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) -> Recipe:
-    """The tensor `name` from one of the source, or from several one below the other."""
+    """The tensor `name` from one source tensor, or from several concatenated along the rows."""
     infos = [weights.infos[source] for source in sources]
     rows = sum(info.shape[0] for info in infos if info.shape)
     joined = (rows, *infos[0].shape[1:]) if infos[0].shape else ()
@@ -301,6 +321,7 @@ def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) 
         raise CheckpointError(
             f"{' + '.join(sources)} has shape {joined}, but the configuration wants {tuple(shape)} for {name}"
         )
+
     if len(sources) == 1:
         return Recipe(infos[0], lambda: weights.get(sources[0]), sources, "renamed")
     info = TensorInfo(joined, infos[0].dtype)
@@ -312,18 +333,21 @@ class FoldedProjector:
 
     def __init__(self, config: PVCConfig, weights: SourceWeights, sources: dict, source_ratio: float):
         self.weights = weights
-        self.small, self.block = round(1 / source_ratio), round(1 / config.downsample_ratio)
+        self.small = round(1 / source_ratio)  # tokens along a side of InternVL's block
+        self.block = round(1 / config.downsample_ratio)  # and of PVC's
         if self.block % self.small:
             raise ValueError(
                 f"downsample_ratio {config.downsample_ratio} does not divide the source's {source_ratio} "
                 "into whole blocks: choose another, or --projector-init random"
             )
+
         names = ("norm.weight", "norm.bias", "mlp.0.weight", "mlp.0.bias")
         missing = [name for name in names if f"model.projector.{name}" not in sources]
         if missing:
             raise CheckpointError(f"{weights.folder} has nothing for the projector's {', '.join(missing)}")
         found = [sources[f"model.projector.{name}"][0] for name in names]
         self.norm_weight, self.norm_bias, self.weight, self.bias = found
+
         width = config.vision_config.hidden_size * self.small**2
         hidden = config.llm_config.hidden_size
         for name, shape in zip(found, [(width,), (width,), (hidden, width), (hidden,)]):
@@ -338,6 +362,7 @@ class FoldedProjector:
         if name.endswith("bias"):
             sources = (self.bias, self.weight, self.norm_bias)
             return Recipe(TensorInfo((hidden,), dtype), self._bias, sources, "LayerNorm's bias folded in")
+
         width = width * (self.block // self.small) ** 2
         sources = (self.weight, self.norm_weight)
         why = "LayerNorm's weight folded in"
@@ -357,33 +382,33 @@ class FoldedProjector:
 
 
 def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
-    """`matrix @ vector` in float64, some rows at a time: the matrix is large, and the sum long."""
+    """`matrix @ vector` in float64, in chunks of rows, so that a large matrix is not copied whole."""
     return torch.cat([rows.double() @ vector.double() for rows in matrix.split(256)])
 
 
 class NewParameters:
-    """Starting values of parameters that no source has, as the model's own `_init_weights` gives them."""
+    """Initial values of parameters that no source has, by the model's own `_init_weights`."""
 
     def __init__(self, model: PVCForConditionalGeneration, dtype: torch.dtype):
-        self.model, self.dtype = model, dtype
+        self.model = model
+        self.dtype = dtype
 
     def recipe(self, name: str) -> Recipe:
         module_name, _, parameter_name = name.rpartition(".")
-        shape = tuple(self.model.get_parameter(name).shape)
-        return Recipe(
-            TensorInfo(shape, self.dtype), lambda: self._make(module_name, parameter_name), (), "new"
-        )
+        info = TensorInfo(tuple(self.model.get_parameter(name).shape), self.dtype)
+        return Recipe(info, lambda: self._make(module_name, parameter_name), (), "new")
 
     def _make(self, module_name: str, parameter_name: str) -> torch.Tensor:
-        """Gives one parameter memory and its start, the others of its module staying without, and takes it
-        away again.
-        """
+        """One parameter with its initial value; the rest of its module stays on the meta device."""
         module = self.model.get_submodule(module_name)
         empty = module._parameters
+
         made = nn.Parameter(torch.empty(empty[parameter_name].shape, dtype=self.dtype))
         module._parameters = empty | {parameter_name: made}
         is_vision = module_name.startswith("model.vision_model.")
-        (self.model.model.vision_model if is_vision else self.model)._init_weights(module)
+        owner = self.model.model.vision_model if is_vision else self.model
+        owner._init_weights(module)
+
         module._parameters = empty
         return made.detach()
 
@@ -400,8 +425,10 @@ def plan_released(config: PVCConfig, weights: SourceWeights, key_map: dict[str, 
     dropped = _dropped(weights)
     shapes = {name: tuple(shape) for name, shape in _target_shapes(meta_model(config), False).items()}
     source = {name: info.shape for name, info in weights.infos.items() if name not in dropped}
+
     recipes = {}
     for match in match_parameters(source, shapes, key_map):
         recipe = _joined(match.target, shapes[match.target], (match.source,), weights)
         recipes[match.target] = Recipe(recipe.info, recipe.make, recipe.sources, match.reason)
+
     return Plan(config, {name: recipes[name] for name in shapes}, dropped)

@@ -45,7 +45,8 @@ from pvc.tiny.tokenizer import write_tokenizer
 from pvc.tiny.vision_pretraining import teach
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, save_folder
-from pvc.training.train import Recipe, load_processor, parse_changes, read_recipe, train
+from pvc.training.recipe import Recipe, parse_changes, read_recipe
+from pvc.training.run import load_processor, train
 from pvc.training.trainer import COUNTED, DATA_STATE, is_new
 
 WHOLE = "pvc"

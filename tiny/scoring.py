@@ -20,8 +20,8 @@ from pvc.tiny.synthetic.dataset import SmallWorlds, mean_by_group
 from pvc.tiny.synthetic.reader import SyntheticDataSet
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.encoding import Encoded, Encoder
-from pvc.training.data.packing import join
-from pvc.training.train import load_processor
+from pvc.training.data.packing import collate
+from pvc.training.run import load_processor
 from pvc.training.trainer import with_needed_logits
 
 ROW_TOKENS = 1024
@@ -67,7 +67,7 @@ def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]
 
 def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Encoded]) -> list[bool]:
     """Whether each sample of a row is answered rightly."""
-    inputs = with_needed_logits(join([(sample, encoder.load(sample)) for sample in row]))
+    inputs = with_needed_logits(collate([(sample, encoder.load(sample)) for sample in row]))
     targets, places = inputs.pop("labels")[0], inputs["logits_to_keep"]
     del inputs["shift_labels"]
     inputs = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()}

@@ -30,7 +30,7 @@ PICTURE, OTHER, VIDEO = (
 )
 TOKENS = 12
 SETTINGS = {"max_new_tokens": TOKENS, "do_sample": False}
-NOTICE = "PVC-Tiny knows small worlds alone"
+NOTICE = "PVC-Tiny was trained on synthetic images and videos only"
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +131,26 @@ def test_control_characters_and_special_tokens_of_an_answer_do_not_reach_the_ter
 
     monkeypatch.setattr(model, "generate", generate)
     assert pvc_chat("Hello").stdout == "\ufffd[31mred\ufffd\ufffd\tend\n\n"
+
+
+@pytest.mark.parametrize("stream", ["--stream", "--no-stream"])
+def test_an_empty_answer_is_reported_on_stderr(stream, tiny, monkeypatch):
+    model, processor = tiny
+    end = processor.tokenizer.convert_tokens_to_ids("<|im_end|>")
+
+    def generate(input_ids, streamer, **_):
+        for values in (input_ids, torch.tensor([end])):
+            streamer.put(values)
+        streamer.end()
+
+    monkeypatch.setattr(model, "generate", generate)
+    result = pvc_chat("Hello", stream)
+    assert result.exit_code == 0 and result.stdout.strip() == ""
+    assert "(empty answer)" in result.stderr
+
+
+def test_no_other_answer_is_called_empty(tiny):
+    assert "(empty answer)" not in pvc_chat("What?").stderr
 
 
 GIVEN = {

@@ -8,7 +8,7 @@ from training_runs import write_model
 from pvc.conversion.files import check_code_within
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
-from pvc.training.train import load_processor
+from pvc.training.run import load_processor
 
 EVIL = "raise SystemExit('code from outside the folder has run')\n"
 

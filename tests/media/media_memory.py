@@ -9,7 +9,10 @@ import tempfile
 from pathlib import Path
 
 from PIL import Image
-from test_media_attacks import grey16_png, megabytes, write_video
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+
+from media_files import grey16_png, megabytes, write_video  # noqa: E402
 
 SIDE = 8192  # 64 Mi pixels, the default limit
 

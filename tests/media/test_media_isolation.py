@@ -9,9 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from media_files import logo, write_video
 from PIL import Image
-from test_media_attacks import write_video
-from test_media_shown import logo
 
 from pvc import CHECKPOINT, media_isolation
 from pvc.media_policy import Budget, MediaPolicy, MediaRefused

@@ -14,24 +14,12 @@ import av
 import numpy as np
 import pytest
 import torch
+from media_files import RED, logo
 from PIL import Image
 
 from pvc.preprocess import image_tiles, load_image, load_video, read_frames, read_image
-from pvc.processing_pvc import PVCImageProcessor
 
-WHITE, RED = (255, 255, 255), (255, 0, 0)
-
-
-@pytest.fixture
-def images() -> PVCImageProcessor:
-    return PVCImageProcessor(image_size=28, patch_size=14, downsample_ratio=0.5, max_tiles=2)
-
-
-def logo(size=(40, 30)) -> Image.Image:
-    """A red square on what is transparent, with black below."""
-    picture = Image.new("RGBA", size, (0, 0, 0, 0))
-    picture.paste((*RED, 255), (10, 10, 20, 20))
-    return picture
+WHITE = (255, 255, 255)
 
 
 # ---- transparency

@@ -1,7 +1,6 @@
 """preprocess.py against the released helpers' outputs, and its video readers on files of many kinds.
 
-The videos are made here: every frame carries its own number as eight black or white bars, so that a test can
-tell which frame it was given, whatever the codec did to the colours.
+The videos are those of `numbered_videos.py`, whose frames carry their own numbers.
 """
 
 import hashlib
@@ -13,13 +12,23 @@ import subprocess
 import sys
 import wave
 from fractions import Fraction
-from pathlib import Path
 from types import SimpleNamespace
 
 import av
 import numpy as np
 import pytest
 import torch
+from media_files import ASSETS, ROOT, SHARED
+from numbered_videos import (
+    GOP_OF_12,
+    HEIGHT,
+    WIDTH,
+    copy_packets,
+    number_of,
+    numbered,
+    packet_positions,
+    write_video,
+)
 from PIL import Image
 
 from pvc import video_readers
@@ -34,10 +43,7 @@ from pvc.preprocess import (
     read_video,
 )
 
-ROOT = Path(__file__).resolve().parents[2]
-ASSETS = ROOT / "assets"
 GOLDEN = ROOT / "tests" / "golden"
-SHARED = ROOT.parent / "shared"
 needs_media = pytest.mark.skipif(
     not (SHARED / "media").is_dir(), reason="the released example media are not here"
 )
@@ -193,47 +199,6 @@ def test_get_index_wants_a_frame():
 
 # videos
 
-WIDTH, HEIGHT = 64, 48  # eight bars of 8 pixels
-GOP_OF_12 = {"g": "12", "bf": "2", "sc_threshold": "0"}
-
-
-def numbered(frame: int) -> np.ndarray:
-    bars = [255 * (frame >> bit & 1) for bit in range(8)]
-    return np.broadcast_to(np.repeat(np.uint8(bars), WIDTH // 8)[None, :, None], (HEIGHT, WIDTH, 3))
-
-
-def number_of(picture: np.ndarray) -> int:
-    bars = picture.astype(float).mean(axis=(0, 2)).reshape(8, -1).mean(axis=1)
-    return sum(int(bar > 127) << bit for bit, bar in enumerate(bars))
-
-
-def write_video(path, num_frames=60, codec="libx264", options=None, times_ms=None):
-    if codec not in av.codecs_available:
-        pytest.skip(f"this PyAV has no encoder {codec}")
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=10, options=options or GOP_OF_12)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        if times_ms:
-            stream.codec_context.time_base = Fraction(1, 1000)
-        for i in range(num_frames):
-            picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(numbered(i)), format="rgb24")
-            if times_ms:
-                picture.pts, picture.time_base = times_ms[i], Fraction(1, 1000)
-            container.mux(stream.encode(picture))
-        container.mux(stream.encode(None))
-    return path
-
-
-def copy_packets(source, target, change=lambda packets: packets, options=None):
-    """Writes the packets of `source` anew, as `change` makes them of the list of packets."""
-    with av.open(str(source)) as old, av.open(str(target), "w", options=options or {}) as new:
-        stream = new.add_stream_from_template(old.streams.video[0])
-        new.start_encoding()  # writes the header even where no packet follows
-        for packet in change([packet for packet in old.demux(video=0) if packet.size]):
-            packet.stream = stream
-            new.mux(packet)
-    return target
-
 
 def read(file, frames=None) -> dict[int, np.ndarray]:
     """The chosen frames of a video, or all of them, by index."""
@@ -242,12 +207,6 @@ def read(file, frames=None) -> dict[int, np.ndarray]:
 
 def never_seek(monkeypatch):
     monkeypatch.setattr(video_readers, "SEEK_COST_FRAMES", float("inf"))
-
-
-def packet_places(path) -> list[tuple[int, int]]:
-    """Offset and size in bytes of each packet of the video stream."""
-    with av.open(str(path)) as container:
-        return [(packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
 
 
 def frame_count_of_header(path) -> int:
@@ -379,14 +338,14 @@ def test_hidden_frames_of_vp8_are_not_counted(tmp_path):
             yield packet
 
     path = copy_packets(whole, tmp_path / "hidden.webm", hide_copies)
-    assert len(packet_places(path)) == 22
+    assert len(packet_positions(path)) == 22
     assert [number_of(picture) for picture in read(path).values()] == list(range(20))
 
 
 @pytest.mark.parametrize("codec", ["libx264", "mpeg4"])
 def test_an_empty_packet_does_not_end_the_video(codec, tmp_path):
     path = write_video(tmp_path / "video.mp4", 20, codec, options={"g": "1", "bf": "0"})
-    place, size = packet_places(path)[5]
+    place, size = packet_positions(path)[5]
     data = bytearray(path.read_bytes())
     sizes, mdat = data.find(b"stsz") + 16, data.find(b"mdat") - 4
     data[sizes + 4 * 5 : sizes + 4 * 6] = struct.pack(">I", 0)
@@ -488,7 +447,7 @@ def test_a_file_that_turns_to_garbage_gives_the_frames_before(tmp_path):
 
 def test_a_damaged_frame_is_an_error_and_its_neighbours_are_not(tmp_path):
     path = write_video(tmp_path / "video.mp4", 20, options={"g": "1", "bf": "0"})
-    place, size = packet_places(path)[7]
+    place, size = packet_positions(path)[7]
     data = bytearray(path.read_bytes())
     data[place : place + size] = b"\xff" * size
     path.write_bytes(data)

@@ -1,6 +1,6 @@
 """`read_frames` and what it takes for a video, and pictures of every mode, turned and broken.
 
-The videos are those of test_preprocess.py, whose frames carry their own numbers.
+The videos are those of `numbered_videos.py`, whose frames carry their own numbers.
 """
 
 import io
@@ -14,18 +14,9 @@ import av
 import numpy as np
 import pytest
 import torch
+from media_files import ASSETS, SHARED
+from numbered_videos import HEIGHT, WIDTH, copy_packets, number_of, numbered, packet_positions, write_video
 from PIL import Image
-from test_preprocess import (
-    ASSETS,
-    HEIGHT,
-    SHARED,
-    WIDTH,
-    copy_packets,
-    number_of,
-    numbered,
-    packet_places,
-    write_video,
-)
 
 from pvc import preprocess, video_readers
 from pvc.preprocess import get_index, image_tiles, load_image, load_video, load_video_ahead, read_frames
@@ -455,7 +446,7 @@ def test_a_truncated_video_is_read_where_it_is_and_no_further(tmp_path, video):
 
 def test_a_frame_damaged_in_the_middle_is_an_error_only_where_it_is_chosen(tmp_path):
     path = write_video(tmp_path / "video.mp4", 20, options={"g": "1", "bf": "0"})
-    place, size = packet_places(path)[7]
+    place, size = packet_positions(path)[7]
     data = bytearray(path.read_bytes())
     data[place : place + size] = b"\xff" * size
     path.write_bytes(data)

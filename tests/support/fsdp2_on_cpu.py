@@ -14,9 +14,9 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 from training_runs import run
 
-from pvc.training import train
+from pvc.training import run as training
 
-make_arguments = train.training_arguments
+make_arguments = training.training_arguments
 
 
 def training_arguments(*inputs):
@@ -26,7 +26,7 @@ def training_arguments(*inputs):
     return arguments
 
 
-train.training_arguments = training_arguments
+training.training_arguments = training_arguments
 trainer = run(*map(Path, sys.argv[1:4]), **json.loads(sys.argv[4]))
 assert isinstance(trainer.model, FSDPModule)
 assert all(isinstance(parameter.data, DTensor) for parameter in trainer.model.parameters())

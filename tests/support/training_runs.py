@@ -11,7 +11,8 @@ import torch
 from builders import tiny_model
 from training_files import tiny_processor
 
-from pvc.training.train import Recipe, train
+from pvc.training.recipe import Recipe
+from pvc.training.run import train
 from pvc.training.trainer import PVCTrainer
 
 VOCABULARY = {"llm_config": {"vocab_size": 2048}, "image_token_id": 2041}

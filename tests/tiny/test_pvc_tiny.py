@@ -11,7 +11,7 @@ from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.build import as_internvl, install, mean, start
 from pvc.tiny.tokenizer import write_tokenizer
 from pvc.training.data.meta import read_meta
-from pvc.training.train import RECIPES, Recipe, read_recipe
+from pvc.training.recipe import RECIPES, Recipe, read_recipe
 
 
 @pytest.fixture(scope="module")

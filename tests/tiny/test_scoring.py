@@ -9,7 +9,7 @@ from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.scoring import exact_match, table
 from pvc.tiny.synthetic.dataset import SmallWorlds
-from pvc.training.train import load_processor
+from pvc.training.run import load_processor
 
 README = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
 README_SAMPLES = 100  # of each task

@@ -10,7 +10,7 @@ from training_runs import RECIPE, SMALL_ROWS, in_processes, losses, run, write_m
 from transformers import AutoModel
 
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
-from pvc.training.train import load_processor
+from pvc.training.run import load_processor
 
 SUPPORT = Path(__file__).parents[1] / "support"
 SAVING = {"save_strategy": "steps", "save_steps": 3}

@@ -1,5 +1,6 @@
 """What a run trains, at which rates and on which loss; that it goes on after a kill; and what it leaves."""
 
+import importlib.util
 import json
 import logging
 import math
@@ -23,19 +24,12 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from typer.testing import CliRunner
 
 from pvc.cli import app
-from pvc.training import train as training
+from pvc.training import arguments as trainer_arguments
+from pvc.training.arguments import training_arguments
 from pvc.training.checkpoint import last_checkpoint
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
-from pvc.training.train import (
-    RECIPES,
-    LoraOptions,
-    Recipe,
-    choose_trained,
-    parse_changes,
-    read_recipe,
-    training_arguments,
-    with_lora,
-)
+from pvc.training.recipe import RECIPES, LoraOptions, Recipe, parse_changes, read_recipe
+from pvc.training.run import choose_trained, train, with_lora
 from pvc.training.trainer import PVCTrainer, is_new, parameter_groups, state_of_rank, with_needed_logits
 
 PROCESSOR = tiny_processor()
@@ -224,8 +218,8 @@ def warned(caplog):
 
 
 def test_what_this_machine_lacks_is_left_out_with_a_line(monkeypatch, warned, tmp_path):
-    monkeypatch.setattr(training, "is_torch_tf32_available", lambda: False)
-    monkeypatch.setattr(training, "is_tensorboard_available", lambda: False)
+    monkeypatch.setattr(trainer_arguments, "is_torch_tf32_available", lambda: False)
+    monkeypatch.setattr(trainer_arguments, "is_tensorboard_available", lambda: False)
     values = {"tf32": True, "report_to": "tensorboard", "max_steps": 1}
     arguments = training_arguments(Recipe.from_values(values), tmp_path)
     assert arguments.tf32 is None and not arguments.report_to
@@ -242,7 +236,7 @@ def test_one_process_shards_nothing_and_needs_no_deepspeed(parallel, model, data
 
 def test_several_processes_are_told_what_zero_needs(monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.setattr(training.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     recipe = Recipe.from_values({"parallel": "zero1", "rows_per_step": 2, "max_steps": 1})
     with pytest.raises(ImportError, match=r"pip install '\.\[deepspeed\]', or take --set parallel=ddp"):
         training_arguments(recipe, tmp_path)
@@ -796,5 +790,42 @@ def test_the_command_says_in_a_line_what_is_wrong(model, data, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def test_help_names_both_commands():
-    assert all(name in pvc("train", "--help").output for name in ("run", "check"))
+def test_a_run_says_what_it_trains_and_what_comes_next(model, data, tmp_path):
+    recipe = tmp_path / "own.yaml"
+    recipe.write_text(yaml.safe_dump(RECIPE))
+    output = tmp_path / "run"
+    done = pvc("train", recipe, "--model", model, "--data", data, "--output", output, "--set", "max_steps=8")
+    assert done.exit_code == 0, done.output
+    said = done.stderr
+    assert re.search(r"trained +[\d,]+ of [\d,]+ parameters \(vision, projector, llm\)", said)
+    assert re.search(r"24 samples an epoch, about \d+ rows of 160 tokens", said)
+    assert re.search(r"2 rows, at most 320 tokens; 8 steps", said)
+    assert "time left" in said and f"pvc chat {output}" in said
+
+
+def test_an_interrupted_run_says_how_to_go_on(model, data, tmp_path):
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, **kwargs):
+            if state.global_step == 2:
+                raise KeyboardInterrupt
+
+    said = []
+    recipe = Recipe.from_values(RECIPE | {"save_strategy": "steps", "save_steps": 1, "max_steps": 4})
+    with pytest.raises(KeyboardInterrupt):
+        train(recipe, model=model, data=data, output=tmp_path, callbacks=[Interrupt()], say=said.append)
+    assert "checkpoint-2" in said[-1] and "--resume" in said[-1]
+
+
+def test_recipes_are_listed_and_shown():
+    listed = pvc("train", "recipes").output
+    assert all(path.stem in listed for path in RECIPES.glob("*.yaml")) and "needs: one GPU" in listed
+    shown = pvc("train", "show", "tune-lora", "--set", "max_steps=5")
+    values = yaml.safe_load(shown.output)
+    assert (values["max_steps"], values["max_tokens"], values["lora"]["r"]) == (5, 8192, 16)
+    wrong = pvc("train", "show", "tune-lora", "--set", "max_step=5")
+    assert wrong.exit_code == 1 and "did you mean max_steps" in wrong.stderr
+
+
+def test_help_names_the_commands():
+    output = pvc("train", "--help").output
+    assert all(name in output for name in ("run", "check", "recipes", "show"))

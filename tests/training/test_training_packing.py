@@ -10,7 +10,7 @@ from training_files import tiny_processor, write_mixed
 
 from pvc.training.data.encoding import IGNORED, Encoder
 from pvc.training.data.meta import read_meta
-from pvc.training.data.packing import Stream, StreamState, join, pack_window
+from pvc.training.data.packing import Stream, StreamState, collate, pack_window
 from pvc.training.data.samples import BrokenSample
 
 
@@ -40,7 +40,7 @@ def labels_of(inputs) -> int:
 
 
 def test_a_row_is_what_the_model_takes(samples):
-    row = join(samples)
+    row = collate(samples)
     assert {
         name: tuple(row[name].shape) for name in ("input_ids", "labels", "position_ids")
     } == dict.fromkeys(
@@ -55,21 +55,21 @@ def test_a_row_is_what_the_model_takes(samples):
 
 
 def test_text_alone_has_no_pixels(samples):
-    assert join(samples[:1]).keys() == {"input_ids", "labels", "position_ids", "use_cache"}
+    assert collate(samples[:1]).keys() == {"input_ids", "labels", "position_ids", "use_cache"}
 
 
 @torch.no_grad()
 def test_logits_of_packed_samples_are_those_of_single_ones(samples, model):
-    packed = model(**join(samples)).logits[0]
+    packed = model(**collate(samples)).logits[0]
     for sample, start, end in zip(samples, borders(samples), borders(samples)[1:]):
-        alone = model(**join([sample])).logits[0]
+        alone = model(**collate([sample])).logits[0]
         assert torch.allclose(packed[start:end], alone, atol=1e-4)
 
 
 @torch.no_grad()
 def test_the_loss_of_packed_samples_is_that_of_single_ones(samples, model):
-    row = join(samples)
-    singles = [join([sample]) for sample in samples]
+    row = collate(samples)
+    singles = [collate([sample]) for sample in samples]
     assert sum(map(labels_of, singles)) == labels_of(row)
     expected = sum(model(**single).loss * labels_of(single) for single in singles) / labels_of(row)
     assert torch.allclose(model(**row).loss, expected, atol=1e-5)
@@ -77,12 +77,12 @@ def test_the_loss_of_packed_samples_is_that_of_single_ones(samples, model):
 
 def test_gradients_of_packed_samples_are_those_of_single_ones(samples):
     model = tiny_model(llm_config={"vocab_size": 2048}, image_token_id=2041)
-    row = join(samples)
+    row = collate(samples)
     model(**row).loss.backward()
     packed = [parameter.grad.clone() for parameter in model.parameters()]
     model.zero_grad()
     for sample in samples:
-        single = join([sample])
+        single = collate([sample])
         model(**single, num_items_in_batch=torch.tensor(labels_of(row))).loss.backward()
     for expected, parameter in zip(packed, model.parameters()):
         assert torch.allclose(parameter.grad, expected, atol=1e-5 + 1e-4 * expected.abs().max())
@@ -93,7 +93,7 @@ def test_no_sample_is_asked_for_the_start_of_the_next(samples):
         (type(sample)(sample.sample, sample.ids, sample.ids.copy(), sample.media, False), tiles)
         for sample, tiles in samples
     ]
-    labels = join(labelled_from_the_start)["labels"][0]
+    labels = collate(labelled_from_the_start)["labels"][0]
     starts = borders(samples)[:-1]
     assert labels[starts].tolist() == [IGNORED] * len(samples)
     assert int((labels == IGNORED).sum()) == len(samples)
@@ -101,7 +101,7 @@ def test_no_sample_is_asked_for_the_start_of_the_next(samples):
 
 @torch.no_grad()
 def test_a_row_without_samples_is_a_step_without_a_label():
-    row = join([])
+    row = collate([])
     assert (row["labels"] == IGNORED).all()
     model = tiny_model(llm_config={"vocab_size": 2048}, image_token_id=2041).train()
     assert model(**row, num_items_in_batch=torch.tensor(5)).loss == 0

@@ -13,7 +13,7 @@ from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import IGNORED
 from pvc.training.data.loader import DataOptions
 from pvc.training.data.meta import read_meta
-from pvc.training.data.mixing import FRAMES, Mixture, draws
+from pvc.training.data.mixing import FRAMES, Mixture, make_rng
 from pvc.training.data.samples import KINDS, BrokenSample, DataSet
 
 HEADINGS = (
@@ -150,13 +150,13 @@ class _Samples(Dataset):
     def __len__(self) -> int:
         return int(self.ends[-1])
 
-    def __getitem__(self, place: int) -> tuple[str, str, tuple | BrokenSample]:
-        number = int(np.searchsorted(self.ends, place, side="right"))
+    def __getitem__(self, position: int) -> tuple[str, str, tuple | BrokenSample]:
+        number = int(np.searchsorted(self.ends, position, side="right"))
         data_set = self.data_sets[number]
-        index = place - int(self.ends[number]) + len(data_set)
+        index = position - int(self.ends[number]) + len(data_set)
         kind = KINDS[data_set.kinds[index]]
         try:
-            rng = draws(self.seed, FRAMES, place)
+            rng = make_rng(self.seed, FRAMES, position)
             encoded = self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
             if self.decode:
                 self.encoder.load(encoded)

@@ -36,8 +36,8 @@ from pvc.conversion.printable import in_a_line
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import Encoded, Encoder
 from pvc.training.data.meta import read_meta
-from pvc.training.data.mixing import AUGMENT, FRAMES, MissingKind, Mixture, draws
-from pvc.training.data.packing import Plan, Stream, StreamState, join
+from pvc.training.data.mixing import AUGMENT, FRAMES, MissingKind, Mixture, make_rng
+from pvc.training.data.packing import PackPlan, Stream, StreamState, collate
 from pvc.training.data.samples import BrokenSample
 
 logger = logging.get_logger(__name__)
@@ -181,21 +181,21 @@ class PackedDataset(IterableDataset):
         _advance(head, self.options.head_rows)
         return head.position
 
-    def _encode(self, place: int) -> Encoded:
-        data_set, index = self.mixture[place]
-        rng = draws(self.options.seed, FRAMES, place)
+    def _encode(self, position: int) -> Encoded:
+        data_set, index = self.mixture[position]
+        rng = make_rng(self.options.seed, FRAMES, position)
         return self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
 
-    def _load(self, number: int, plan: Plan) -> Pack:
+    def _load(self, number: int, plan: PackPlan) -> Pack:
         samples, broken = [], list(plan.broken)
-        for place, encoded in plan.samples:
-            augment = self.mixture[place][0].augment
-            rng = draws(self.options.seed, AUGMENT, place) if augment else None
+        for position, encoded in plan.samples:
+            augment = self.mixture[position][0].augment
+            rng = make_rng(self.options.seed, AUGMENT, position) if augment else None
             try:
                 samples.append((encoded, self.encoder.load(encoded, rng)))
             except BrokenSample as error:
                 broken.append(error)
-        return Pack(join(samples), number, [(error.where, error.why) for error in broken], plan.after)
+        return Pack(collate(samples), number, [(error.where, error.why) for error in broken], plan.after)
 
 
 class PackLoader(DataLoader):

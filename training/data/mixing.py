@@ -3,8 +3,8 @@
 Within an epoch the data sets, and the kinds of samples in each, are spread evenly: any part of it has about
 as much of each as the whole.
 
-A `Mixture` is an endless sequence that can be asked for any place in it: place -> sample. It keeps no state,
-so that workers and ranks need not talk to each other, and a run that goes on needs but the number of a place.
+A `Mixture` is an endless sequence with random access: position -> sample. It keeps no state, so that workers
+and ranks need not communicate, and a resumed run needs only the number of a position.
 
 Reading samples is left to `samples.py`.
 """
@@ -23,8 +23,8 @@ from pvc.training.data.samples import IMAGE, KINDS, VIDEO, DataSet
 ORDER, PART, FRAMES, AUGMENT, ROWS = range(5)
 
 
-def draws(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
-    """The random numbers of one purpose at one place, independent of all others."""
+def make_rng(seed: int, purpose: int, *numbers: int) -> np.random.Generator:
+    """The random numbers of one purpose at one position, independent of all others."""
     return np.random.default_rng((seed, purpose, *numbers))
 
 
@@ -81,16 +81,16 @@ class Mixture:
         """Samples of an epoch."""
         return self._ends[-1]
 
-    def __getitem__(self, place: int) -> tuple[DataSet, int]:
-        epoch, place = divmod(place, len(self))
-        slot = int(_shuffled(tuple(group.size for group in self.groups), self.seed, epoch)[place])
+    def __getitem__(self, position: int) -> tuple[DataSet, int]:
+        epoch, position = divmod(position, len(self))
+        slot = int(_shuffled(tuple(group.size for group in self.groups), self.seed, epoch)[position])
         number = bisect_right(self._ends, slot)
         group = self.groups[number]
         slot -= self._ends[number] - group.size
         if slot < group.repeats * len(group.indices):
             return group.data_set, int(group.indices[slot % len(group.indices)])
         slot -= group.repeats * len(group.indices)
-        start = draws(self.seed, PART, epoch, number).random()
+        start = make_rng(self.seed, PART, epoch, number).random()
         return group.data_set, int(group.indices[int((slot + start) * len(group.indices) / group.part)])
 
 
@@ -117,7 +117,7 @@ def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict
 @lru_cache(maxsize=2)  # an epoch, and the next while it begins
 def _shuffled(sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
     """The numbers below `sum(sizes)` in random order, each group of so many spread evenly over it."""
-    rng = draws(seed, ORDER, epoch)
+    rng = make_rng(seed, ORDER, epoch)
     slots, times = [], []
     for size, end in zip(sizes, accumulate(sizes)):
         slots.append(end - size + rng.permutation(size))

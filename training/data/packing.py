@@ -23,7 +23,7 @@ import torch
 
 from pvc.clips import clip_grid_of
 from pvc.training.data.encoding import IGNORED, Encoded
-from pvc.training.data.mixing import ROWS, draws
+from pvc.training.data.mixing import ROWS, make_rng
 from pvc.training.data.samples import BrokenSample
 
 FULL = 0.98  # of its tokens, from which on a row counts as full
@@ -45,7 +45,7 @@ class StreamState:
 
 
 @dataclass
-class Plan:
+class PackPlan:
     """One row to be: samples with their positions, what is broken in its window, the state after it.
 
     Broken samples come with the first row of a window.
@@ -98,7 +98,7 @@ class Stream:
         self._window: Window | None = None
         self._ahead: deque[tuple[int, Encoded | BrokenSample]] = deque()  # read, from `position` on
 
-    def plan(self) -> Plan:
+    def plan(self) -> PackPlan:
         """The next row."""
         if self._window is None:
             self._window = self._plan_window()
@@ -110,7 +110,7 @@ class Stream:
         self.given += 1
         if self.given == len(rows):
             self.position, self.given, self._window = end, 0, None
-        return Plan(samples, broken, StreamState(self.packs, self.position, self.given))
+        return PackPlan(samples, broken, StreamState(self.packs, self.position, self.given))
 
     def _plan_window(self) -> Window:
         """The window from `position` on, which follows from that position alone."""
@@ -130,7 +130,7 @@ class Stream:
             if isinstance(read, BrokenSample):
                 broken.append(read)
 
-        order = draws(self.seed, ROWS, self.position).permutation(len(packed))
+        order = make_rng(self.seed, ROWS, self.position).permutation(len(packed))
         return Window([[whole[i] for i in packed[row]] for row in order], broken, end)
 
     def _read(self, tokens: int):
@@ -170,7 +170,7 @@ def pack_window(lengths: Sequence[int], most_rows: int, max_tokens: int) -> list
     """
     tokens = list(accumulate(lengths, initial=0))
     fullest, best = -1.0, []
-    for pack in (_spread, _best_fit):
+    for pack in (_worst_fit, _best_fit):
         for num_rows in range((most_rows + 1) // 2, most_rows + 1):
             number = bisect_right(tokens, num_rows * max_tokens) - 1
             while (rows := pack(lengths[:number], num_rows, max_tokens)) is None:
@@ -187,7 +187,7 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
     return sorted(range(len(lengths)), key=lambda i: -lengths[i])
 
 
-def _spread(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[list[int]] | None:
+def _worst_fit(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[list[int]] | None:
     """Samples, the longest first, each into the row with most room; None where one fits into none."""
     rows = [[] for _ in range(num_rows)]
     emptiest = [(-max_tokens, row) for row in range(num_rows)]  # a heap of (-room, row)
@@ -213,7 +213,7 @@ def _best_fit(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[li
     return rows
 
 
-def join(samples: Sequence[tuple[Encoded, torch.Tensor | None]]) -> dict[str, torch.Tensor | bool]:
+def collate(samples: Sequence[tuple[Encoded, torch.Tensor | None]]) -> dict[str, torch.Tensor | bool]:
     """Samples and their tiles as one row for the model.
 
     Returns:
