@@ -21,8 +21,10 @@ IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
 class Segment(NamedTuple):
-    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (what somebody typed:
-    plain) or "media" (the placeholder of one image or video frame).
+    """A stretch of a prompt.
+
+    `kind`: "template" (its special tokens count), "text" (typed text, plain) or "media" (the placeholder of
+    one image or video frame).
     """
 
     kind: str
@@ -66,7 +68,7 @@ class Conversation:
                 continue
 
             content = [Segment("text", message)] if isinstance(message, str) else message
-            end = self.sep2 if colon and turn % 2 == 0 else self.sep
+            end = (self.sep2 or "") if colon and turn % 2 == 0 else self.sep
             parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
 
         return [part for part in parts if part.text]

@@ -74,6 +74,7 @@ class PrefixCache:
         inputs_embeds = model.get_input_embeddings()(input_ids)  # (1, L, H)
         keys = input_ids
         if visual_tokens is not None:
+            assert visual_token_keys is not None  # they come with the tokens
             inputs_embeds = model.model.merge_visual_tokens(input_ids, inputs_embeds, visual_tokens)
             keys = keys.masked_scatter(keys == model.config.image_token_id, visual_token_keys.to(keys))
         keys = keys[0].cpu()  # (L,)

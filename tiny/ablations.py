@@ -272,8 +272,10 @@ def write_json(path: Path, value):
 
 
 def run_all(folder: Path, names: list[str], *, seeds: int, jobs: int, recipes: dict):
-    """Makes the results that `folder` lacks: first what all begin with, on `jobs` threads, then as many runs
-    at a time of one thread each. A run that fails ends it, when those beside it have ended.
+    """Makes the results that `folder` lacks.
+
+    First what all begin with, on `jobs` threads, then as many runs at a time of one thread each. A run that
+    fails ends it, when those beside it have ended.
 
     Raises:
         ValueError: where what is in `folder` was made with other recipes.

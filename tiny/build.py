@@ -118,8 +118,10 @@ def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
 
 @torch.no_grad()
 def init_weights_by_width(model: PVCForConditionalGeneration):
-    """Draws all weights anew, by width: 0.02, the usual spread, is for widths of thousands, and so narrow a
-    model learns nothing for long from there. The layers that end a branch start smaller, by their number.
+    """Draws all weights anew, by width.
+
+    0.02, the usual standard deviation, is for widths of thousands; so narrow a model learns slowly from it.
+    The layers that end a branch start smaller, by their number.
     """
     depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
     for name, parameter in model.named_parameters():

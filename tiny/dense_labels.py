@@ -58,8 +58,9 @@ class Item(NamedTuple):
 
 
 def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Item]]:
-    """What each pixel belongs to, as two images: places in `CLASSES`, and numbers of things, from 1. A
-    letter fills its box.
+    """What each pixel belongs to, as two images: indices into `CLASSES`, and numbers of things, from 1.
+
+    A letter fills its box.
     """
     classes, numbers = (Image.new("L", scene.size, NOTHING) for _ in range(2))
     on_classes, on_numbers = ImageDraw.Draw(classes), ImageDraw.Draw(numbers)
@@ -139,8 +140,9 @@ def _cells(classes: np.ndarray) -> np.ndarray:
 
 
 def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.ndarray:
-    """The letters, in the box, of the text that has most of each half of a block; `pixels (P, 1 + things)`
-    are how many a thing has of each patch.
+    """The letters, in the box, of the text that has most of each half of a block.
+
+    `pixels (P, 1 + things)`: how many pixels a thing has of each patch.
     """
     of_halves = reduce(
         pixels * [False, *(bool(thing.letters) for thing in things)],
@@ -188,8 +190,9 @@ def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
 
 
 def _directions(scene: Scene, before: Scene | None) -> list[int]:
-    """Of the scene's things, as `maps_of` orders them, which way each has moved. Shapes that come or go do it
-    while there are no others that could be taken for them.
+    """The direction in which each of the scene's things has moved, as `maps_of` orders them.
+
+    Shapes that come or go do it while there are no others that could be taken for them.
     """
     of_shapes = [UNKNOWN] * len(scene.shapes)
     if before is not None and len(before.shapes) == len(scene.shapes):
