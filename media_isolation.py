@@ -220,7 +220,7 @@ def _kind(error: Exception) -> str:
 
 def _read(request: dict, policy: MediaPolicy) -> Iterator[tuple[dict, Image.Image | None]]:
     """Headers, and the image that follows each, if any."""
-    source = _Input(request["name"])
+    source: Any = _Input(request["name"])
     if request["kind"] == "image":
         image = open_image(source, upright=True, max_pixels=policy.max_pixels)
         image = in_rgb(on_white(image))

@@ -202,7 +202,7 @@ def opened(source: Any, budget: Budget, *, kind: str) -> Iterator:
 def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
     """The file in a dict of "bytes" and "path", of which one may be None, as data sets have it."""
     content = source.get("bytes")
-    path = source.get("path")
+    path: Any = source.get("path")
     if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
         raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
 
@@ -284,6 +284,7 @@ def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
     if policy.files is None:
         return local_path(source)
 
+    assert policy.files is not True  # MediaPolicy refuses it
     folder = os.path.realpath(policy.files)
     path = os.fsdecode(source)
     if path[:5].lower() == "file:":

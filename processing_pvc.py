@@ -572,10 +572,10 @@ class PVCProcessor(ProcessorMixin):
         rows, masks = [], []
         for prompt in prompts:
             encode = self._encoder(prompt, options)
-            ids = encode(prompt.segments)
-            rows.append(ids)
+            row = encode(prompt.segments)
+            rows.append(row)
             if marks_answers:
-                masks.append(answer_mask(prompt, ids, encode))
+                masks.append(answer_mask(prompt, row, encode))
         _check_length(rows, options.length)
 
         pad_id = self.tokenizer.pad_token_id
@@ -601,7 +601,7 @@ class PVCProcessor(ProcessorMixin):
             max_tokens=options.length,
         )
 
-    def decode(self, token_ids, skip_special_tokens: bool = False, **options) -> str | list[str]:
+    def decode(self, token_ids, skip_special_tokens: bool = False, **options) -> Any:
         """As the tokenizer's; `skip_special_tokens` leaves out control tokens, not `<box>`."""
         if not skip_special_tokens:
             return self.tokenizer.decode(token_ids, **options)

@@ -91,7 +91,7 @@ class InternLM2Tokenizer(PreTrainedTokenizer):
 
     def get_vocab(self) -> dict[str, int]:
         """One name an id; an id that an added token overlays has the added token's name."""
-        names = self.convert_ids_to_tokens(range(self.vocab_size))
+        names = self.convert_ids_to_tokens(list(range(self.vocab_size)))
         return {name: id for id, name in enumerate(names)} | self._added_tokens_encoder
 
     def tokenize(self, text: str, **kwargs) -> list[str]:
