@@ -204,8 +204,10 @@ def _only_whole_words(model: bytes) -> bytes:
 
 
 def _user_defined_piece(name: str) -> bytes:
-    """`ModelProto { pieces { piece: name, score: 0, type: USER_DEFINED } }` in protobuf's wire format (each
-    field: its number and kind in a byte, the length where it has one, the value)."""
+    """`ModelProto { pieces { piece: name, score: 0, type: USER_DEFINED } }` in protobuf's wire format.
+
+    Each field: its number and kind in a byte, the length where it has one, the value.
+    """
     text = name.encode()
     fields = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0) + b"\x18\x04"
     return b"\x0a" + bytes([len(fields)]) + fields
