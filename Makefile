@@ -49,7 +49,7 @@ test-transformers: .venv-suite/ready ## transformers' common tests, from SUITE=F
 	.venv-suite/bin/pip install --quiet --constraint constraints.txt parameterized httpx
 	touch .venv-suite/ready
 
-lint: .venv/ready ## ruff
+lint: .venv/ready types ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 

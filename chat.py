@@ -7,7 +7,7 @@ and call `generate`. What is given (tokenizer, settings, history) is left unchan
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from threading import Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import (
@@ -35,6 +35,7 @@ from .conversation import (
 )
 from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
+from .loading import input_device
 
 OF_THE_ANSWER = {  # options of generate, and the value that turns each off
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
@@ -52,6 +53,12 @@ class Dialogue(NamedTuple):
 
 class ChatMixin:
     """Needs `config`, `model.tokens_per_tile`, `system_message` and `generate`."""
+
+    config: Any
+    model: Any
+    system_message: str
+    device: Any
+    generate: Any
 
     def dialogue_cache(self) -> DialogueCache:
         """A new `cache` for `chat`, `stream_chat` and `generate`: see `dialogue_cache.py`."""
@@ -91,7 +98,7 @@ class ChatMixin:
             generate_options: more for `generate`, such as `stopping_criteria` or `fast_decode`.
 
         Raises:
-            ValueError: where placeholders, pictures and these lists contradict each other.
+            ValueError: where placeholders, images and these lists contradict each other.
         """
         num_tiles = self._count_tiles(pixel_values)
         dialogue = self._lay_out(question, history, num_tiles, num_patches_list, split_sizes, data_flag)
@@ -114,7 +121,8 @@ class ChatMixin:
         An error of `chat` is raised here. Leaving the loop early stops the model after its next token.
         """
         streamer = TextIteratorStreamer(AnswerTokenizer(tokenizer), skip_prompt=True)
-        left, errors = [], []
+        left: list[bool] = []  # filled once the caller has left the loop
+        errors: list[BaseException] = []
 
         def answer():
             try:
@@ -155,8 +163,9 @@ class ChatMixin:
         split_sizes: Sequence[Sequence[int] | None] | None = None,
         return_history: bool = False,
     ) -> list[str] | tuple[list[str], list[list[tuple[str, str]]]]:
-        """Answers several questions at once, each about media of its own: none, an image, several, or a
-        video.
+        """Answers several questions at once, each about its own media.
+
+        The media of a question: none, an image, several images, or a video.
 
         Args:
             pixel_values: tiles of all samples, sample after sample; None: text alone.
@@ -180,6 +189,7 @@ class ChatMixin:
         }.items():
             if values is not None and len(values) != total:
                 raise ValueError(f"{name} has {len(values)} entries for {total} questions: expected one each")
+
         num_tiles = self._count_tiles(pixel_values)
         patches = _lists("num_patches_list", num_patches_list, total)
         if sum(map(sum, patches)) != num_tiles:
@@ -188,6 +198,7 @@ class ChatMixin:
                 f"num_patches_list {patches} sums to {listed}, but pixel_values has {num_tiles} tiles"
             )
         flags = [None] * total if data_flag is None else _lists("data_flag", data_flag, total)
+
         dialogues = []
         for i, question in enumerate(questions):
             try:
@@ -202,9 +213,11 @@ class ChatMixin:
             except ValueError as error:
                 raise ValueError(f"sample {i}: {error}") from error
             dialogues.append(dialogue)
+
         answers = self._answer(tokenizer, dialogues, pixel_values, generation_config)
         if not return_history:
             return answers
+
         before = histories or [None] * total
         return answers, [
             [*(history or []), (dialogue.question, answer)]
@@ -214,7 +227,7 @@ class ChatMixin:
     def _count_tiles(self, pixel_values: torch.Tensor | None) -> int:
         if pixel_values is None:
             return 0
-        self.model.vision_model.check_pixels(pixel_values)
+        self.model.check_pixels(pixel_values)
         return len(pixel_values)
 
     def _lay_out(self, question, history, num_tiles, num_patches_list, split_sizes, data_flag) -> Dialogue:
@@ -233,8 +246,10 @@ class ChatMixin:
             )
         else:
             clips = []
+
         if num_tiles and num_patches_list is None:
             _check_one_image(num_tiles, question, history)
+
         segments, question = dialogue_segments(
             self.prompt_template(), question, history, frames_of_media=[clip.frames for clip in clips]
         )
@@ -255,15 +270,18 @@ class ChatMixin:
             raise ValueError(
                 f"tokenizer is a {kind}: expected a tokenizer, as AutoTokenizer gives, or a processor's one"
             )
+
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
         tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if clips else 0
         rows = [
             encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile)) for d in dialogues
         ]
+
+        # one batch, padded on the left
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
-        device = "cpu" if self.device.type == "meta" else self.device
+        device = input_device(self)
         input_ids, attention_mask = (torch.tensor(x, device=device) for x in pad(rows, pad_id))
+
         template = self.prompt_template()
         settings = generate_settings(generation_config, template.stop_token_ids(tokenizer))
         output = self.generate(
@@ -273,6 +291,8 @@ class ChatMixin:
             clip_grid=clip_grid_of(clips),
             **answer_settings(self, tokenizer, settings | generate_options, input_ids.shape[1]),
         )
+
+        # of several answers to a question, the first
         sequences = sequences_of(output)
         first_of_each = sequences[:: len(sequences) // len(rows), input_ids.shape[1] :]
         return answers_of(tokenizer, first_of_each, template)
@@ -305,11 +325,13 @@ def answer_settings(model, tokenizer, options: dict, prompt_length: int) -> dict
     """
     options = dict(options)
     processors = LogitsProcessorList()
+
     for name, (neutral, processor) in OF_THE_ANSWER.items():
         value = generate_setting(model, options, name)
         if value not in (None, neutral):
             processors.append(OfTheAnswer(processor(value), prompt_length))
             options[name] = neutral
+
     if processors:
         options["logits_processor"] = processors + (options.get("logits_processor") or [])
     if generate_setting(model, options, "stop_strings") is not None:
@@ -323,7 +345,7 @@ def sequences_of(output) -> torch.Tensor:
 
 
 def _check_one_image(num_tiles: int, question, history):
-    """Raises a ValueError for a dialogue of several images where nobody said which tiles are whose."""
+    """Raises a ValueError for a dialogue of several images without a list of which tiles are whose."""
     texts = [question, *(turn[0] for turn in history or [] if isinstance(turn, list | tuple) and turn)]
     placeholders = sum(text.count(IMAGE_PLACEHOLDER) for text in texts if isinstance(text, str))
     if placeholders > 1:
@@ -354,21 +376,25 @@ def _cut_as_chat(pieces: Iterable[str], end: str) -> Iterator[str]:
 
     What may yet turn out to be part of `end`, or white space at the end, is held back.
     """
-    text, said = "", 0
+    text = ""
+    num_yielded = 0  # characters
     for piece in pieces:
         text += piece
+
+        # how much of `end` the text may have begun with
         begun = max((n for n in range(len(end)) if text.endswith(end[:n])), default=0)
         ready = text[: len(text) - begun].split(end)[0].strip()
-        if len(ready) > said:
-            yield ready[said:]
-            said = len(ready)
+        if len(ready) > num_yielded:
+            yield ready[num_yielded:]
+            num_yielded = len(ready)
         if end in text:
             return
-    if len(text.strip()) > said:
-        yield text.strip()[said:]
+
+    if len(text.strip()) > num_yielded:
+        yield text.strip()[num_yielded:]
 
 
-def generate_settings(generation_config: dict | GenerationConfig | None, stop_token_ids: list[int]) -> dict:
+def generate_settings(generation_config: Any, stop_token_ids: list[int]) -> dict:
     """Keyword arguments of `generate` from what `chat` was given, which is left unchanged.
 
     The template's stop tokens end the answer unless the caller names others.
@@ -378,6 +404,7 @@ def generate_settings(generation_config: dict | GenerationConfig | None, stop_to
         if generation_config.eos_token_id is None:
             generation_config.eos_token_id = stop_token_ids or None
         return {"generation_config": generation_config}
+
     if not isinstance(generation_config, Mapping | None):
         kind = type(generation_config).__name__
         raise ValueError(f"generation_config is a {kind}: expected a dict or a GenerationConfig")

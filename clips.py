@@ -281,7 +281,7 @@ def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> li
 
     groups, entries = [], list(patches)
     for size in sizes:
-        group = []
+        group: list[int] = []
         while entries and sum(group) < size:
             group.append(entries.pop(0))
         if sum(group) != size or not group:

@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -100,7 +100,7 @@ def llm_family(llm_config: PretrainedConfig) -> LLMFamily:
 def llm_type_of(architecture: str | None) -> str | None:
     """The `model_type` of an LLM by its class name in `architectures`; None where it is no known one."""
     types = {family.architecture: llm_type for llm_type, family in LLM_FAMILIES.items()}
-    return types.get(architecture)
+    return types.get(architecture) if architecture is not None else None
 
 
 def _require(condition: bool, message: str):
@@ -212,7 +212,7 @@ class InternVisionConfig(PretrainedConfig):
 
     Beyond InternViT's own fields:
         num_temporal_layers: how many of the last layers have temporal attention; 0 is InternViT itself.
-        time_embed_dim: width of the sinusoidal embedding of a moment's time.
+        time_embed_dim: width of the sinusoidal embedding of a time step's time.
         temporal_condition: what AdaLN is conditioned on, here and in the projector: "x+te" (tokens plus
             time embedding, the paper's), "te" (time embedding alone) or "none" (a LayerNorm without
             parameters).
@@ -269,6 +269,7 @@ class InternVisionConfig(PretrainedConfig):
         self.num_temporal_layers = num_temporal_layers
         self.time_embed_dim = time_embed_dim
         self.temporal_condition = temporal_condition
+
         self._check()
         _require_common_fields(kwargs)
         with _as_value_errors("vision_config"):
@@ -370,6 +371,7 @@ class InternLM2Config(PretrainedConfig):
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
         self.tie_word_embeddings = tie_word_embeddings
+
         self._check()
         _require_common_fields(kwargs)
         with _as_value_errors("llm_config"):
@@ -413,7 +415,9 @@ def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
 
 def check_internlm2_rope(rope: dict):
     """Raises a ValueError where `rope_parameters` are none that InternLM2 computes."""
-    kind, theta, factor = (rope.get(name) for name in ("rope_type", "rope_theta", "factor"))
+    kind: Any = rope.get("rope_type")
+    theta: Any = rope.get("rope_theta")
+    factor: Any = rope.get("factor")
     _require_one_of("rope_type", kind, ROPE_TYPES)
     _require(_is_number(theta) and theta > 0, f"rope_theta is {_shown(theta)}: expected a number above 0")
     _require(
@@ -423,8 +427,9 @@ def check_internlm2_rope(rope: dict):
 
 
 class PVCConfig(PretrainedConfig):
-    """PVC (default: PVC-InternVL2-8B): a ViT with temporal layers, adaptive compression, an LLM, and how
-    they are used.
+    """PVC: a ViT with temporal layers, adaptive compression, an LLM, and how they are used.
+
+    The defaults are those of PVC-InternVL2-8B.
 
     Args:
         vision_config: an `InternVisionConfig` or its dict.
@@ -437,9 +442,9 @@ class PVCConfig(PretrainedConfig):
         tile_repeat_order: order of an image's visual tokens: "tile" (each tile with its repeats in a row)
             or "frame" (all tiles, then all again).
         adaptive_compression: AdaLN in the projector; False is InternVL's LayerNorm with weight and bias.
-        max_encoder_tiles: tiles of one pass through the ViT where no gradients are needed (bounds memory,
-            exact); None: all.
-        image_token_id: id of `<IMG_CONTEXT>`, the place of one visual token (also called
+        max_encoder_tiles: chunk size of the ViT in tiles, where no gradients are needed: bounds memory and
+            changes no result; None: all tiles at once.
+        image_token_id: id of `<IMG_CONTEXT>`, which stands for one visual token (also called
             `img_context_token_id`).
         template: name of the prompt template (`conversation.py`).
         force_image_size, min_dynamic_patch, max_dynamic_patch, dynamic_image_size, use_thumbnail: size and
@@ -505,6 +510,7 @@ class PVCConfig(PretrainedConfig):
         self.ps_version = ps_version
         self.select_layer = select_layer
         self.new_parameters = new_parameters
+
         self._check()
         self.new_parameters = list(new_parameters)
         _require_common_fields(kwargs)
@@ -538,11 +544,13 @@ class PVCConfig(PretrainedConfig):
             self.force_image_size % vit.patch_size == 0,
             f"force_image_size {self.force_image_size} is not a multiple of patch_size {vit.patch_size}",
         )
+
         block = round(1 / ratio)
         _require(
             abs(block * ratio - 1) < 1e-6 and side % block == 0,
             f"downsample_ratio {ratio} does not divide the grid of {side}x{side} patches into whole blocks",
         )
+
         layers = vit.num_hidden_layers
         _require(
             -layers - 1 <= self.select_layer <= layers,
@@ -591,8 +599,9 @@ def _vision_config(config) -> InternVisionConfig:
 
 
 def _llm_config(config) -> PretrainedConfig:
-    """The LLM's configuration from an object, a dict (also one of a released InternVL), or nothing
-    (InternLM2.5-7B).
+    """The LLM's configuration from an object or a dict, also one of a released InternVL.
+
+    None is InternLM2.5-7B.
     """
     if isinstance(config, PretrainedConfig):
         return config

@@ -10,19 +10,21 @@ is said in `clips.py`; pixels and tensors are left to the other files.
 
 import json
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
 
 
 class Segment(NamedTuple):
-    """A stretch of a prompt. `kind`: "template" (its special tokens count), "text" (what somebody typed:
-    plain) or "media" (the place of one picture or video frame).
+    """A stretch of a prompt.
+
+    `kind`: "template" (its special tokens count), "text" (typed text, plain) or "media" (the placeholder of
+    one image or video frame).
     """
 
     kind: str
@@ -59,17 +61,21 @@ class Conversation:
         """
         colon = ":" if self.sep_style == "INTERNVL_ZH" else ""
         parts = self._system_segments()
+
         for turn, (role, message) in enumerate(self.messages):
             parts.append(Segment("template", role + colon))
-            if message not in (None, ""):
-                content = [Segment("text", message)] if isinstance(message, str) else message
-                end = self.sep2 if colon and turn % 2 == 0 else self.sep
-                parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
+            if message in (None, ""):
+                continue
+
+            content = [Segment("text", message)] if isinstance(message, str) else message
+            end = (self.sep2 or "") if colon and turn % 2 == 0 else self.sep
+            parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
+
         return [part for part in parts if part.text]
 
     def _system_segments(self) -> list[Segment]:
         if self.sep_style == "INTERNVL_ZH":
-            return [Segment("text", self.system_message), Segment("template", self.sep2)]
+            return [Segment("text", self.system_message), Segment("template", self.sep2 or "")]
         before, after = self.system_template.split("{system_message}")
         return [
             Segment("template", before),
@@ -82,8 +88,9 @@ class Conversation:
         return "".join(segment.text for segment in self.segments())
 
     def stop_token_ids(self, tokenizer) -> list[int]:
-        """Ids that end an answer: of the separator and of the template's own stop string, where they are
-        single tokens.
+        """Ids that end an answer: those of the separator and of the template's own stop string.
+
+        Either counts only where it is a single token.
         """
         known = tokenizer.get_added_vocab()
         return [known[text] for text in (self.sep.strip(), self.stop_str) if text in known]
@@ -97,7 +104,7 @@ INTERNVL2_5_SYSTEM = (
     "你是书生·万象，英文名是InternVL，"
     "是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"
 )
-CHATML = {
+CHATML: dict[str, Any] = {
     "system_template": "<|im_start|>system\n{system_message}",
     "roles": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
 }
@@ -133,7 +140,7 @@ def get_conv_template(name: str) -> Conversation:
 
 
 def dialogue_segments(
-    template: Conversation, question: str, history=None, *, frames_of_media: list[int] = ()
+    template: Conversation, question: str, history=None, *, frames_of_media: Sequence[int] = ()
 ) -> tuple[list[Segment], str]:
     """Segments of a dialogue whose user turns hold `<image>` placeholders, and the question as it was asked.
 
@@ -145,17 +152,20 @@ def dialogue_segments(
         frames_of_media: the frames of each clip of the whole dialogue; an image has 1.
 
     Raises:
-        ValueError: where the user turns have more or fewer placeholders than there are pictures and frames,
+        ValueError: where the user turns have more or fewer placeholders than there are images and frames,
             or the question or a turn of the history is not made of texts.
     """
     history = list(history or [])
+
     if not isinstance(question, str):
         raise ValueError(f"the question is a {type(question).__name__}: expected a text")
     for i, turn in enumerate(history):
         if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
             raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
+
     if not history and IMAGE_PLACEHOLDER not in question:
         question = "".join(map(_placeholder_lines, frames_of_media)) + question
+
     conversation = deepcopy(template)
     for asked, answer in history:
         conversation.append_message(template.roles[0], with_placeholders(asked))
@@ -164,7 +174,8 @@ def dialogue_segments(
     conversation.append_message(template.roles[1], None)
 
     segments = conversation.segments()
-    placeholders, media = sum(segment.kind == "media" for segment in segments), sum(frames_of_media)
+    placeholders = sum(segment.kind == "media" for segment in segments)
+    media = sum(frames_of_media)
     if placeholders != media:
         raise ValueError(
             f"{placeholders} {IMAGE_PLACEHOLDER} placeholders in the dialogue, but {media} images and video "
@@ -180,7 +191,7 @@ def _placeholder_lines(frames: int) -> str:
 
 
 def with_placeholders(text: str) -> list[Segment]:
-    """Segments of a text in which each `<image>` is the place of a picture."""
+    """Segments of a text in which each `<image>` is the placeholder of an image."""
     texts = text.split(IMAGE_PLACEHOLDER)
     segments = [Segment("text", texts[0])]
     for rest in texts[1:]:
@@ -189,7 +200,7 @@ def with_placeholders(text: str) -> list[Segment]:
 
 
 def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
-    """The released lines of a video, `FrameN: <image>`; `times_s`: each frame's time, said too."""
+    """The released lines of a video, `FrameN: <image>`; `times_s`: each frame's time, written too."""
     segments = []
     for i in range(frames):
         time = "" if times_s is None else f" at {times_s[i]:.1f}s"
@@ -286,16 +297,17 @@ def pad(
     """
     if side not in ("left", "right"):
         raise ValueError(f"padding_side is {side!r}: expected 'left' or 'right'")
+
     length = max(max(map(len, rows)), length or 0)
-    length = -(-length // multiple_of) * multiple_of
-    gaps = [length - len(row) for row in rows]
-    if side == "left":
-        return [[pad_id] * gap + row for gap, row in zip(gaps, rows)], [
-            [0] * gap + [1] * (length - gap) for gap in gaps
-        ]
-    return [row + [pad_id] * gap for gap, row in zip(gaps, rows)], [
-        [1] * (length - gap) + [0] * gap for gap in gaps
-    ]
+    length = -(-length // multiple_of) * multiple_of  # rounded up
+
+    ids, masks = [], []
+    for row in rows:
+        gap = length - len(row)
+        padding, masked, real = [pad_id] * gap, [0] * gap, [1] * len(row)
+        ids.append(padding + row if side == "left" else row + padding)
+        masks.append(masked + real if side == "left" else real + masked)
+    return ids, masks
 
 
 GROUNDING_TOKENS = ("<quad>", "</quad>", "<ref>", "</ref>", "<box>", "</box>")  # InternVL's
@@ -383,6 +395,7 @@ def encode_segments(
     """
     if max_tokens is not None:
         _check_characters(tokenizer, segments, max_tokens)
+
     specials = tokenizer.get_added_vocab()
     runs = _text_runs(segments, specials, iter(media_tokens))
     starts = tokenizer("").input_ids[:1] if add_special_tokens else []
@@ -403,7 +416,8 @@ def _check_characters(tokenizer, segments: list[Segment], max_tokens: int):
     characters = sum(len(segment.text) for segment in segments if segment.kind != "media")
     if characters <= CHARACTERS_PER_TOKEN * max_tokens:
         return
-    longest = max(map(len, tokenizer.get_vocab()))
+
+    longest = max(map(len, tokenizer.get_vocab()))  # slow for a large vocabulary: only asked where needed
     if characters > longest * max_tokens:
         raise ValueError(
             f"a text of {characters} characters is longer than {max_tokens} tokens can be: the tokenizer's "
@@ -414,13 +428,13 @@ def _check_characters(tokenizer, segments: list[Segment], max_tokens: int):
 class _Special(NamedTuple):
     text: str
     id: int
-    count: int = 1
+    count: int = 1  # type: ignore[assignment]  # hides the method of tuples
 
 
 def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
     """Segments as special tokens with stretches of plain text between them, each stretch in one piece."""
     pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
-    runs = []
+    runs: list = []
 
     def add_text(text):
         if text and runs and isinstance(runs[-1], str):
@@ -435,6 +449,7 @@ def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
                 raise ValueError(
                     f"the tokenizer has no {', '.join(missing)}: use one of an InternVL or PVC model"
                 )
+
             context = _Special(IMAGE_CONTEXT, specials[IMAGE_CONTEXT], next(media_tokens))
             runs += [
                 _Special(IMAGE_START, specials[IMAGE_START]),
@@ -462,7 +477,7 @@ class PlainTextEncoder:
         in_prompt: ids of the special tokens of this prompt's template and media.
     """
 
-    def __init__(self, tokenizer, in_prompt: set[int] = frozenset()):
+    def __init__(self, tokenizer, in_prompt: Collection[int] = frozenset()):
         self.tokenizer = tokenizer
         added = tokenizer.added_tokens_decoder
         templates = {
@@ -489,6 +504,7 @@ class PlainTextEncoder:
 
         if len(parts) == 1:
             return self._plain(text, self._between(text, before, after), before, after, is_first=True)
+
         first, *middle, last = parts
         continued = self._continued(dict.fromkeys(middle))
         ids = self._plain(first, self._between(first, before, ""), before, "", is_first=True)
@@ -500,6 +516,7 @@ class PlainTextEncoder:
         """`ids` where none of them is reserved; else the text is cut where it must be."""
         if self._is_plain(text, ids):
             return ids
+
         ids = []
         while text:
             end = self._clean_prefix(text, before, after)
@@ -514,15 +531,19 @@ class PlainTextEncoder:
         def is_clean(length):
             return self._is_plain(text[:length], self._between(text[:length], before, after))
 
+        # double the length until a reserved id comes out
         clean, length = 0, 32
         while length < len(text) and is_clean(length):
             clean, length = length, 2 * length
         dirty = min(length, len(text))
         if is_clean(dirty):
             return dirty
+
+        # bisect between the longest clean and the shortest unclean prefix
         while dirty - clean > 1:
             middle = (clean + dirty) // 2
             clean, dirty = (middle, dirty) if is_clean(middle) else (clean, middle)
+
         if clean == 0:
             raise ValueError(f"the tokenizer reads {text[0]!r} as a special token: it cannot be typed")
         return clean
@@ -547,6 +568,8 @@ class PlainTextEncoder:
         for character in ("\n", ".", "a", ""):
             if not left:
                 break
+
+            # ids of the text are what follows the ids of a character before it
             lead = self._between(character, "", "") if character else []
             rows = self.tokenizer([character + text + after for text in left], add_special_tokens=False)
             for text, ids in zip(left, rows.input_ids):

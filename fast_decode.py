@@ -10,7 +10,7 @@ import torch
 from transformers import CompileConfig
 from transformers.cache_utils import Cache, DynamicCache, StaticCache, StaticLayer
 
-LENGTH_STEP = 1024  # places; attention reads them all, 1 % of what a step of the 8B reads of its weights
+LENGTH_STEP = 1024  # positions; attention reads them all, 1 % of what a step of the 8B reads of its weights
 DEFAULT_NEW_TOKENS = 20  # transformers' own
 ASSISTED = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 NOT_WITH_A_CACHE = ("cache_implementation", "past_key_values", *ASSISTED)
@@ -24,8 +24,10 @@ def generate_setting(model, options: dict, name: str):
 
 
 def check_settings(model, options: dict, purpose: str, one: tuple[str, ...]):
-    """Raises a ValueError where `purpose` does not go with options of `generate`: numbers of which there must
-    be `one`, other caches, and assisted generation (with a filled cache, transformers' goes wrong).
+    """Raises a ValueError where `purpose` does not go with options of `generate`.
+
+    Those are numbers of which there must be `one`, other caches, and assisted generation (with a filled
+    cache, transformers' goes wrong).
     """
     for name in (*one, *NOT_WITH_A_CACHE):
         value = generate_setting(model, options, name)
@@ -42,24 +44,28 @@ def fast_decode_options(
 
     Args:
         prompt: its ids `(B, L)` or embeddings `(B, L, H)`; None: BOS alone.
-        prefix: keys and values of the prompt's first places that are known already; they are copied.
+        prefix: keys and values of the prompt's first positions that are known already; they are copied.
 
     Raises:
         ValueError: where the options ask for beams, assisted generation or another cache.
     """
     check_settings(model, options, "fast_decode", one=("num_beams",))
+
+    # the length that the answer may reach, rounded up
     prompt_length = 1 if prompt is None else prompt.shape[1]
     new_tokens = generate_setting(model, options, "max_new_tokens")
     if new_tokens is None:
         max_length = generate_setting(model, options, "max_length") or 0
         new_tokens = max(max_length - prompt_length, DEFAULT_NEW_TOKENS)
     length = -(-(prompt_length + new_tokens) // LENGTH_STEP) * LENGTH_STEP
+
     cache = StaticCache(config=model.config.llm_config, max_cache_len=length)
     if prefix is not None:
-        # none that slides: `as_dynamic` wants all places
+        # none that slides: `as_dynamic` wants all positions
         cache.layers = [StaticLayer(length) for _ in cache.layers]
         for i, layer in enumerate(prefix.layers):
             cache.update(layer.keys, layer.values, i)
+
     compile_config = generate_setting(model, options, "compile_config") or _compile_config(model.device)
     return options | {"past_key_values": cache, "compile_config": compile_config}
 

@@ -78,14 +78,15 @@ def open_image(
             raise _unreadable(file_name(file), error) from error
 
 
-def with_canvas_alpha(image: Any) -> Image.Image:
+def with_canvas_alpha(image: Image.Image) -> Image.Image:
     """An animated WebP, just opened, in which pixels that no frame covers are transparent.
 
     PIL takes them for black.
     """
+    webp: Any = image  # whose fields PIL's types do not have
     has_no_alpha = image.format == "WEBP" and getattr(image, "rawmode", "") == "RGBX"
-    if has_no_alpha and image.is_animated:
-        image.rawmode = image._mode = "RGBA"
+    if has_no_alpha and webp.is_animated:
+        webp.rawmode = webp._mode = "RGBA"
     return image
 
 

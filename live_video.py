@@ -5,20 +5,20 @@
     live.watch(load_video_ahead("video.mp4"))    # or a file, read while what was read is encoded
     answer = live.ask("What happens?")           # about all that has come; more frames may follow
 
-T-MHA looks back alone, so that a new frame needs of the earlier ones only the keys and values of the temporal
-layers: adding k frames costs k frames. The paper's time of moment f is f / (T - 1), which needs the end `T`:
+T-MHA is causal: a new frame needs of the earlier ones only the keys and values of the temporal layers, and
+is encoded once, at constant cost. The paper's time of time step f is f / (T - 1), which needs the end `T`:
 
 - `horizon=T` known ahead: visual tokens equal those of the whole clip, however its frames came.
-- an endless stream (`horizon=None`) with a window of `W` frames: moment f has the time
+- an endless stream (`horizon=None`) with a window of `W` frames: time step f has the time
   min(f, W - 1) / (W - 1) and attends to itself and the W - 1 before it. While it fills, the window is a clip
   of `W` frames, exactly; then every frame is the newest of a clip that has just ended (time 1), which is
-  where training had its newest frames. Tokens once made are not made anew, so the frames behind it keep the
-  times that they had when they came. Each of `L~` temporal layers looks W - 1 frames further back than the
-  one below: a frame's tokens depend on the last L~ (W - 1) + 1 frames, and on no others.
+  where training had its newest frames. Visual tokens are not made anew, so earlier frames keep the times that
+  they had when they came. Each of `L~` temporal layers reaches W - 1 frames further back than the one below:
+  a frame's tokens depend on the last L~ (W - 1) + 1 frames, and on no others.
 
 Memory: per frame of the horizon or window 2 L~ hidden states (with 8 layers of a 448 x 448 tile in bf16: 34
-MB), allocated once; the visual tokens and the LLM's cache of the frames shown, which `prompt_frames` bounds.
-Encoding is left to the model, the LLM's cache to `PrefixCache`.
+MB), allocated once; the visual tokens and the LLM's cache of the frames in the prompt, which `prompt_frames`
+bounds. Encoding is left to the model, the LLM's cache to `PrefixCache`.
 """
 
 from collections import deque
@@ -28,12 +28,13 @@ from typing import NamedTuple
 
 import torch
 from einops import rearrange
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from .chat import answer_settings, answers_of, generate_settings, sequences_of
 from .clips import Clip, ClipLayout, clip_grid_of, integers
-from .conversation import IMAGE_PLACEHOLDER, dialogue_segments, encode_segments
+from .conversation import IMAGE_PLACEHOLDER, Segment, dialogue_segments, encode_segments
 from .dialogue_cache import PrefixCache
+from .loading import input_device
 from .modeling_intern_vit import TemporalMemory, check_finite, eval_mode
 
 
@@ -53,9 +54,9 @@ class LiveVideo:
 
     Args:
         horizon: frames of the whole video; None: an endless stream.
-        window: frames that a frame of an endless stream looks back on, itself among them.
+        window: frames that a frame of an endless stream attends to, itself among them.
         prompt_frames: the prompt shows the last so many frames; None: all, as far as the LLM's positions go.
-            Once earlier ones drop out, a question costs the whole prompt again: what follows them has moved.
+            Once earlier ones drop out, each question computes the whole prompt: all positions have moved.
 
     Attributes:
         num_frames: frames so far.
@@ -64,34 +65,39 @@ class LiveVideo:
 
     def __init__(
         self,
-        model,
-        tokenizer,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
         *,
         horizon: int | None = None,
         window: int = 64,
         prompt_frames: int | None = None,
     ):
-        for name, value in {"horizon": horizon, "window": window, "prompt_frames": prompt_frames}.items():
-            if (value is None and name == "window") or (
-                value is not None and (not isinstance(value, int) or value < 1)
-            ):
-                raise ValueError(f"{name} is {value!r}: expected a number of frames, at least 1")
-        self.model, self.tokenizer, self.horizon = model, tokenizer, horizon
-        self.num_frames = self.frames_encoded = 0  # the latter is ahead while frames are added
+        _check_number_of_frames("horizon", horizon, is_optional=True)
+        _check_number_of_frames("window", window)
+        _check_number_of_frames("prompt_frames", prompt_frames, is_optional=True)
+        self.model = model
+        self.tokenizer = tokenizer
+        self.horizon = horizon
+
         config = model.config
-        moments = (horizon or window) * config.video_repeats
-        self.last_moment = moments - 1
-        self.memories = [TemporalMemory(moments) for _ in range(config.vision_config.num_temporal_layers)]
-        self.tile_shape = None  # of all frames: (tiles a frame, 3, H, W)
-        self.tokens = deque(maxlen=prompt_frames)  # (tokens, H) of each frame that the prompt shows
+        num_steps = (horizon or window) * config.video_repeats
+        self.last_step = num_steps - 1
+        self.memories = [TemporalMemory(num_steps) for _ in range(config.vision_config.num_temporal_layers)]
+
+        self.num_frames = 0
+        self.frames_encoded = 0  # ahead of num_frames while frames are added
+        self.tile_shape: tuple[int, ...] | None = None  # of all frames: (tiles a frame, 3, H, W)
+        self.tokens: deque[torch.Tensor] = deque(maxlen=prompt_frames)  # (tokens, H) of each visible frame
         self.turns: list[Turn] = []
         self.prefix = PrefixCache()
         self.interrupted = False
+
         self.frames_lock = RLock()  # of what add changes: memories, tokens and their number
         self.dialogue_lock = RLock()  # of what ask changes: turns and prefix
 
     @property
     def history(self) -> list[tuple[str, str]]:
+        """The dialogue so far, (question, answer) pairs."""
         return [(turn.question, turn.answer) for turn in self.turns]
 
     @torch.no_grad()
@@ -115,8 +121,9 @@ class LiveVideo:
                     "adding frames was interrupted, some layers have them: start a new LiveVideo"
                 )
             tiles = self._check_frames(pixel_values, num_patches_list)
-            repeats, max_tiles = self.model.config.video_repeats, self.model.config.max_encoder_tiles
-            frames_at_once = max(1, (max_tiles or len(pixel_values)) // (tiles * repeats))
+            config = self.model.config
+            max_tiles = config.max_encoder_tiles or len(pixel_values)
+            frames_at_once = max(1, max_tiles // (tiles * config.video_repeats))
 
             self.interrupted = True
             pieces = pixel_values.split(frames_at_once * tiles)
@@ -127,35 +134,41 @@ class LiveVideo:
             return tokens
 
     def watch(self, pieces: Iterable[tuple[torch.Tensor, Sequence[int]]]) -> torch.Tensor:
-        """Adds pieces of a video, `(pixel_values, num_patches_list)`, as `preprocess.load_video_ahead` gives
-        them while it reads on; returns and raises what `add` does.
+        """Adds pieces of a video, `(pixel_values, num_patches_list)`; returns and raises what `add` does.
+
+        `preprocess.load_video_ahead` gives such pieces while it reads on.
         """
         return torch.cat([self.add(*piece) for piece in pieces])
 
     def _encode(self, pixel_values: torch.Tensor, tiles: int) -> torch.Tensor:
         """Visual tokens `(frames, tokens of a frame, H)` of a piece, which the temporal layers remember."""
-        config = self.model.config
-        frames = len(pixel_values) // tiles
-        grid = clip_grid_of([Clip(frames, tiles, config.video_repeats)])
-        # a clip of one frame is an image; a piece of one frame is not
-        order = config.tile_repeat_order if self.horizon == 1 else "frame"
-        clips = ClipLayout.from_grid(grid, len(pixel_values), order)
-        ((moments, rows),) = clips.tile_sequences.items()
-        moment = self.frames_encoded * config.video_repeats + torch.arange(moments)
-        clips.times[rows] = moment.clamp(max=self.last_moment).float() / max(self.last_moment, 1)
-        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from anywhere
-        device = "cpu" if self.model.device.type == "meta" else self.model.device
+        clips = self._layout(len(pixel_values), tiles)
         with eval_mode(self.model.model.vision_model):
             features = self.model.model.get_image_features(
-                pixel_values.to(device), clips=clips, past=self.memories
+                pixel_values.to(input_device(self.model)), clips=clips, past=self.memories
             )
+
+        frames = len(pixel_values) // tiles
         self.frames_encoded += frames
         tokens = features.last_hidden_state  # (R, tokens of a row, H)
-        return rearrange(tokens, "(f r) n h -> f (r n) h", f=frames)
+        return rearrange(tokens, "(f r) n h -> f (r n) h", f=frames)  # (frames, tokens of a frame, H)
 
-    def _check_frames(self, pixel_values, num_patches_list) -> int:
-        """Tiles a frame."""
-        self.model.model.vision_model.check_pixels(pixel_values)
+    def _layout(self, num_tiles: int, tiles: int) -> ClipLayout:
+        """Layout of the next frames of the clip, their times counted on from the frames before."""
+        config = self.model.config
+        grid = clip_grid_of([Clip(num_tiles // tiles, tiles, config.video_repeats)])
+        # a clip of one frame is an image; a piece of one frame is not
+        order = config.tile_repeat_order if self.horizon == 1 else "frame"
+        clips = ClipLayout.from_grid(grid, num_tiles, order)
+
+        ((num_steps, rows),) = clips.tile_sequences.items()
+        steps = self.frames_encoded * config.video_repeats + torch.arange(num_steps)
+        clips.times[rows] = steps.clamp(max=self.last_step).float() / max(self.last_step, 1)
+        return clips
+
+    def _check_frames(self, pixel_values: torch.Tensor, num_patches_list: Sequence[int] | None) -> int:
+        """Tiles a frame, once frames are checked."""
+        self.model.model.check_pixels(pixel_values)
         total = len(pixel_values)
         patches = [1] * total if num_patches_list is None else integers("num_patches_list", num_patches_list)
         if len(set(patches)) != 1 or sum(patches) != total or patches[0] < 1:
@@ -172,7 +185,6 @@ class LiveVideo:
                 f"{self.horizon}: set a larger one, or None for an endless stream"
             )
         check_finite(pixel_values)
-        self.model.model.patch_grid(*shape[2:])
         self.tile_shape = shape
         return patches[0]
 
@@ -185,9 +197,9 @@ class LiveVideo:
     ) -> str:
         """Answers a question about the frames so far, in one dialogue with the questions before.
 
-        Frames that came since the last question are shown before it, as the `FrameN: <image>` lines of the
-        released video prompt, the numbers going on. The LLM computes these lines and the question alone. An
-        interrupted answer is as if not asked for.
+        Frames that came since the last question stand before it, as the `FrameN: <image>` lines of the
+        released video prompt, numbered on. The LLM computes these lines and the question alone. An
+        interrupted answer leaves no trace in the dialogue.
 
         Args:
             generation_config: settings of `generate`, as a dict or an object.
@@ -204,34 +216,56 @@ class LiveVideo:
                 num_frames, tokens = self.num_frames, list(self.tokens)
             return self._answer(question, num_frames, tokens, generation_config, generate_options)
 
-    def _answer(self, question, num_frames: int, tokens: list, generation_config, generate_options) -> str:
+    def _answer(
+        self,
+        question: str,
+        num_frames: int,
+        tokens: list[torch.Tensor],
+        generation_config: dict | GenerationConfig | None,
+        generate_options: dict,
+    ) -> str:
         """Answers about a video of `num_frames` frames, of which the prompt shows the last: `tokens`."""
-        shown = range(num_frames - len(tokens), num_frames)
-        told = self.turns[-1].frames.stop if self.turns else 0
-        new = range(told, num_frames)
-        model, template = self.model, self.model.prompt_template()
-        segments, _ = dialogue_segments(
-            template,
-            _frame_lines(new, shown) + question if isinstance(question, str) else question,
-            [(_frame_lines(turn.frames, shown) + turn.question, turn.answer) for turn in self.turns],
-            frames_of_media=[1] * len(shown),
-        )
+        visible = range(num_frames - len(tokens), num_frames)
+        num_frames_asked = self.turns[-1].frames.stop if self.turns else 0
+        new = range(num_frames_asked, num_frames)
         tokens_of_frame = len(tokens[-1]) if tokens else 0
-        ids = encode_segments(self.tokenizer, segments, [tokens_of_frame] * len(shown))
+
+        model, template = self.model, self.model.prompt_template()
+        segments = self._segments(question, new, visible)
+        ids = encode_segments(self.tokenizer, segments, [tokens_of_frame] * len(visible))
 
         settings = generate_settings(generation_config, template.stop_token_ids(self.tokenizer))
         output = self.prefix.generate(
             model,
-            torch.tensor([ids], device=model.get_input_embeddings().weight.device),
+            torch.tensor([ids], device=input_device(model)),
             torch.cat(tokens) if tokens else None,
-            -1 - torch.arange(shown.start * tokens_of_frame, shown.stop * tokens_of_frame),
+            -1 - torch.arange(visible.start * tokens_of_frame, visible.stop * tokens_of_frame),
             **answer_settings(model, self.tokenizer, settings | generate_options, len(ids)),
         )
+
         (answer,) = answers_of(self.tokenizer, sequences_of(output)[:, len(ids) :], template)
         self.turns.append(Turn(new, question, answer))
         return answer
 
+    def _segments(self, question: str, new: range, visible: range) -> list[Segment]:
+        """The dialogue so far and the question about the frames `new`, with the lines of `visible` frames."""
+        history = [(_frame_lines(turn.frames, visible) + turn.question, turn.answer) for turn in self.turns]
+        if isinstance(question, str):  # else dialogue_segments refuses it
+            question = _frame_lines(new, visible) + question
 
-def _frame_lines(frames: range, shown: range) -> str:
+        segments, _ = dialogue_segments(
+            self.model.prompt_template(), question, history, frames_of_media=[1] * len(visible)
+        )
+        return segments
+
+
+def _frame_lines(frames: range, visible: range) -> str:
     """`FrameN: <image>` lines of those of the frames that the prompt shows."""
-    return "".join(f"Frame{i + 1}: {IMAGE_PLACEHOLDER}\n" for i in frames if i in shown)
+    return "".join(f"Frame{i + 1}: {IMAGE_PLACEHOLDER}\n" for i in frames if i in visible)
+
+
+def _check_number_of_frames(name: str, value: int | None, is_optional: bool = False):
+    if value is None and is_optional:
+        return
+    if not isinstance(value, int) or value < 1:
+        raise ValueError(f"{name} is {value!r}: expected a number of frames, at least 1")

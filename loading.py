@@ -85,3 +85,9 @@ def check_parts(model: PreTrainedModel, missing_keys: Iterable[str], source):
                 "is it a checkpoint of this model? Convert one of InternVL with `pvc convert`, or pass "
                 "allow_missing_parts=True"
             )
+
+
+def input_device(model: PreTrainedModel) -> torch.device:
+    """The device on which a model takes its inputs."""
+    # weights that accelerate has offloaded are on "meta"; its hooks take inputs from any device
+    return torch.device("cpu") if model.device.type == "meta" else model.device

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 MEBI = 2**20
 BACKENDS = ("pyav", "decord", "torchcodec")
@@ -59,8 +59,8 @@ class MediaPolicy:
         ValueError: a field of a wrong type or out of range, with its name.
     """
 
-    files: str | os.PathLike | bool | None = None
-    hosts: Collection[str] | Callable[[str], bool] | bool | None = None
+    files: str | os.PathLike | Literal[False] | None = None
+    hosts: Collection[str] | Callable[[str], bool] | Literal[False] | None = None
     public_only: bool = False
     max_bytes: int = 256 * MEBI
     max_pixels: int = 64 * MEBI

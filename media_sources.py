@@ -284,7 +284,6 @@ def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
     if policy.files is None:
         return local_path(source)
 
-    assert policy.files is not True  # MediaPolicy refuses it
     folder = os.path.realpath(policy.files)
     path = os.fsdecode(source)
     if path[:5].lower() == "file:":
@@ -303,7 +302,7 @@ def _opened_path(path: str, name: str, may_be_folder: bool) -> Iterator:
     """Yields the Folder, or the open file. Errors name it as the source does, not by the whole path."""
     try:
         is_folder = may_be_folder and os.path.isdir(path)
-        found = Folder(path, name) if is_folder else open_regular(path, name)
+        found: Any = Folder(path, name) if is_folder else open_regular(path, name)
     except OSError as error:
         if isinstance(error, MediaRefused) or error.errno is None:
             raise

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial, wraps
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -226,8 +227,8 @@ class TemporalMemory:
     def __init__(self, num_steps: int):
         self.num_steps = num_steps
         self.seen = 0
-        self.keys: torch.Tensor | None = None
-        self.values: torch.Tensor | None = None
+        self.keys: Any = None  # a tensor from the first time step on
+        self.values: Any = None
 
     def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Takes up the next time step `(sequences, C)`; returns the keys and values that it attends to.
@@ -254,14 +255,15 @@ class TemporalAttention(InternAttention):
     def __init__(self, config: InternVisionConfig):
         super().__init__(config, qkv_bias=True, qk_normalization=False)
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: torch.Tensor,
         tile_sequences: dict[int, torch.Tensor],
         past: TemporalMemory | None = None,
         recorder: list | None = None,
     ) -> torch.Tensor:  # (R, N, C)
-        """
+        """Attends along each tile sequence.
+
         Args:
             tile_sequences: see `ClipLayout`.
             past: memory of the time steps before `x`, where a clip comes in pieces.
@@ -343,7 +345,7 @@ class AttentionWeights:
 
 @dataclass
 class InternVisionOutput(BaseModelOutputWithPooling):
-    """Adds to transformers' output:
+    """Adds the attention of the temporal layers to transformers' output.
 
     temporal_attentions: with `output_attentions`, each temporal layer's weights: for each number of
         time steps `T` (in the order of `ClipLayout.tile_sequences`) `(sequences * N, heads, T, T)`, one row
@@ -420,7 +422,7 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         self.temporal_attn = TemporalAttention(config)
         self.temporal_gate = nn.Parameter(torch.empty(width))  # alpha
 
-    def forward(
+    def forward(  # type: ignore[override]
         self,
         x: torch.Tensor,
         clips: ClipLayout,
@@ -567,7 +569,8 @@ class InternVisionModel(PreTrainedModel):
         output_attentions: bool | None = None,
         return_dict: bool = True,
     ) -> InternVisionOutput | tuple:
-        """
+        """Encodes tiles into hidden states.
+
         Args:
             pixel_values: `(num_tiles, 3, H, W)`, unrepeated; `H` and `W` multiples of the patch size.
             clip_grid: `(num_tiles, 3)` frames, tiles a frame and repeats of each tile's clip; None: every
@@ -606,7 +609,7 @@ class InternVisionModel(PreTrainedModel):
         encode_tiles = partial(self._encode_tiles, layers=spatial_layers, states=states, weights=weights)
         x = apply_in_chunks(encode_tiles, pixel_values, size=max_tiles)  # (num_tiles, N, C)
 
-        for layer, memory in zip(temporal_layers, past or [None] * len(temporal_layers)):
+        for layer, memory in zip(temporal_layers, past or (None,) * len(temporal_layers)):
             if states is not None:
                 states.append(x)
             x = layer(x, clips, max_tiles, memory, weights)  # (R, N, C)

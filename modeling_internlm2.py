@@ -42,18 +42,21 @@ def rotary_cos_sin(config: InternLM2Config, position_ids: torch.Tensor, dtype: t
         raise ValueError(
             f"rope_type is {rope['rope_type']!r}: expected one of {', '.join(map(repr, ROPE_TYPES))}"
         )
+
     dim = config.hidden_size // config.num_attention_heads
-    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device) / dim
-    positions = position_ids.float()
+    exponents = torch.arange(0, dim, 2, dtype=torch.float32, device=position_ids.device) / dim  # (d / 2,)
+    positions = position_ids.float()  # (B, S)
     base = torch.full_like(positions[:, :1], rope["rope_theta"])  # (B, 1)
+
     if rope["rope_type"] == "linear":
         positions = positions / rope["factor"]
     elif rope["rope_type"] == "dynamic":
         length = positions.amax(dim=-1, keepdim=True) + 1
         stretch = rope["factor"] * length / config.max_position_embeddings - (rope["factor"] - 1)
         base = base * stretch.clamp(min=1) ** (dim / (dim - 2))
+
     angles = positions[..., None] * base[..., None] ** -exponents  # (B, S, d / 2)
-    angles = torch.cat([angles, angles], dim=-1)
+    angles = torch.cat([angles, angles], dim=-1)  # (B, S, d)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -75,8 +78,9 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
 
 
 class InternLM2Attention(nn.Module):
-    """Grouped-query attention; `wqkv` packs, for each key/value head, its queries, then its key, then its
-    value.
+    """Grouped-query attention with one fused projection.
+
+    `wqkv` packs, for each key/value head, its queries, then its key, then its value.
     """
 
     is_causal = True
@@ -103,10 +107,14 @@ class InternLM2Attention(nn.Module):
         groups = self.num_key_value_groups
         # heads are counted by what is there: under tensor parallelism each rank has its share of the groups
         packed = rearrange(self.wqkv(x), "b s (kv g d) -> b kv g s d", g=groups + 2, d=self.head_dim)
-        q, k, v = packed[:, :, :groups].flatten(1, 2), packed[:, :, groups], packed[:, :, groups + 1]
+        q = packed[:, :, :groups].flatten(1, 2)  # (B, heads, S, d)
+        k = packed[:, :, groups]  # (B, key/value heads, S, d)
+        v = packed[:, :, groups + 1]
+
         q, k = apply_rotary_pos_emb(q, k, *cos_sin)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
+
         attention = ALL_ATTENTION_FUNCTIONS.get_interface(
             self.config._attn_implementation, eager_attention_forward
         )
@@ -176,7 +184,8 @@ class InternLM2Model(InternLM2PreTrainedModel):
         use_cache: bool | None = None,
         **kwargs,
     ) -> BaseModelOutputWithPast:
-        """
+        """Hidden states of a sequence.
+
         Args:
             input_ids: `(B, S)`, or `inputs_embeds (B, S, H)`: one of the two.
             attention_mask: `(B, past + S)`, 1 for real tokens; padding on either side.
@@ -192,10 +201,12 @@ class InternLM2Model(InternLM2PreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
-        x = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds
+
+        x = self.tok_embeddings(input_ids) if inputs_embeds is None else inputs_embeds  # (B, S, H)
         if position_ids is None:
             past = 0 if past_key_values is None else past_key_values.get_seq_length()
             position_ids = torch.arange(x.shape[1], device=x.device)[None] + past
+
         # before a cache is made: beside one, restarting positions are not taken for packed samples
         mask = create_causal_mask(
             config=self.config,
@@ -204,8 +215,10 @@ class InternLM2Model(InternLM2PreTrainedModel):
             past_key_values=past_key_values,
             position_ids=position_ids,
         )
+
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+
         cos_sin = rotary_cos_sin(self.config, position_ids, x.dtype)
         for layer in self.layers:
             x = layer(
@@ -251,10 +264,11 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """As `InternLM2Model`, with `logits (B, S, vocabulary)` and, given `labels (B, S)` (-100: none),
-        the loss.
+        """As `InternLM2Model`, with `logits (B, S, vocabulary)` and the loss.
 
-        `logits_to_keep`: compute the logits of the last so many places alone (0: of all).
+        The loss is that of `labels (B, S)` (-100: none), where they are given.
+
+        `logits_to_keep`: compute the logits of the last so many positions alone (0: of all).
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -269,7 +283,7 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
 
 
 def causal_lm_output(model, head, outputs, labels, logits_to_keep, **kwargs) -> CausalLMOutputWithPast:
-    """Logits of the kept places, and the loss of shifted labels as transformers computes it."""
+    """Logits of the kept positions, and the loss of shifted labels as transformers computes it."""
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
     logits = head(outputs.last_hidden_state[:, keep])
     loss = None

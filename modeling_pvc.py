@@ -167,7 +167,7 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
     def project(self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int]) -> torch.Tensor:
         """Visual tokens `(R, tokens of a row, H)` of the ViT's hidden states of tiles of `size` pixels."""
         return apply_in_chunks(
-            partial(self.projector, grid=self.patch_grid(*size)),
+            partial(self.projector, grid=self.patch_grid(*size)),  # type: ignore[misc]
             hidden_states,
             clips.times.to(hidden_states.device),
             size=None if torch.is_grad_enabled() else self.config.max_encoder_tiles,

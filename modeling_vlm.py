@@ -11,6 +11,7 @@ Shapes: `B` rows of `S` tokens, a prompt of `L`; `H` width of the LLM.
 """
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -195,8 +196,9 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         output_loading_info: bool = False,
         **kwargs,
     ):
-        """transformers' own; `use_flash_attn`, `load_in_8bit` and `load_in_4bit` of older releases still
-        work.
+        """transformers' own.
+
+        `use_flash_attn`, `load_in_8bit` and `load_in_4bit` of older releases still work.
 
         Args:
             allow_missing_parts: also load a checkpoint that has no weights at all of the ViT, the projector,
@@ -285,7 +287,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
 
         start = input_ids.shape[1] - ids.shape[1]  # position of the first of ids
         if input_ids.shape[1] < prompt_embeds.shape[1]:  # a chunk of a chunked prefill
-            start = int(past_key_values.get_seq_length())
+            start = int(past_key_values.get_seq_length())  # type: ignore[union-attr]
         known = prompt_embeds[:, start : start + ids.shape[1]]
         if known.shape[1]:
             new = self.get_input_embeddings()(ids[:, known.shape[1] :])
@@ -363,7 +365,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
 
         Another assistant drafts from the ids alone: its drafts are worse, the answer is the same.
         """
-        assistant = options.get("assistant_model")
+        assistant: Any = options.get("assistant_model")
         if not hasattr(getattr(assistant, "model", None), "embed"):
             return {}
         device = assistant.device

@@ -52,7 +52,9 @@ class MovedModules(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType):
         """Gives the module, which has run under its own name, its own spec back."""
-        module.__spec__ = module.__spec__.loader_state
+        spec = module.__spec__
+        if spec is not None:
+            module.__spec__ = spec.loader_state
 
 
 def find_moved_modules(package: str):

@@ -581,9 +581,12 @@ class PVCProcessor(ProcessorMixin):
         pad_id = self.tokenizer.pad_token_id
         pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
         padding = (options.padding_side, options.length, options.multiple_of)
-        ids, attention_mask = pad(rows, pad_id, *padding)
+        padded_ids, attention_mask = pad(rows, pad_id, *padding)
 
-        inputs = {"input_ids": torch.tensor(ids), "attention_mask": torch.tensor(attention_mask)}  # (B, L)
+        inputs = {
+            "input_ids": torch.tensor(padded_ids),
+            "attention_mask": torch.tensor(attention_mask),
+        }  # (B, L)
         if marks_answers:
             answer_masks, _ = pad(masks, 0, *padding)
             inputs["assistant_masks"] = torch.tensor(answer_masks)  # (B, L)

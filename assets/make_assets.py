@@ -1,6 +1,6 @@
-"""Draws the two pictures and the video that demo and tests ask about: `python -m pvc.assets.make_assets`.
+"""Draws the two images and the video that demo and tests ask about: `python -m pvc.assets.make_assets`.
 
-They are small worlds, of the kind that PVC-Tiny knows, and so are of its size: a picture is two tiles of 96
+They are synthetic data, of the kind that PVC-Tiny knows, and so are of its size: a image is two tiles of 96
 pixels, a frame one. Each shows a few plain facts (which shape has which colour, a word, which way something
 moves), so that an answer can be told right from wrong. Nothing in them is random. Reading them is the work of
 preprocess.py.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pvc.tiny.synthetic.scenes import Look, Scene, Shape, Text, draw, text_extent
+from pvc.tiny.synthetic.scenes import Scene, Shape, ShapeSpec, Text, draw, text_extent
 from pvc.tiny.synthetic.video_files import VIDEO_FPS, write_video
 
 FOLDER = Path(__file__).resolve().parent
@@ -25,15 +25,15 @@ DISC_RADIUS = 14
 
 def draw_picture1() -> Image.Image:
     """A red circle on the left, a blue square on the right, the word hello below them."""
-    return _draw_picture(Look("red", "circle"), Look("blue", "square"), "hello")
+    return _draw_picture(ShapeSpec("red", "circle"), ShapeSpec("blue", "square"), "hello")
 
 
 def draw_picture2() -> Image.Image:
-    """A green triangle on the left, a red square on the right, the word world below them."""
-    return _draw_picture(Look("green", "triangle"), Look("red", "square"), "world")
+    """A green triangle on the left, a red square on the right, the word scene below them."""
+    return _draw_picture(ShapeSpec("green", "triangle"), ShapeSpec("red", "square"), "world")
 
 
-def _draw_picture(left: Look, right: Look, word: str) -> Image.Image:
+def _draw_picture(left: ShapeSpec, right: ShapeSpec, word: str) -> Image.Image:
     width, height = PICTURE_SIZE
     shapes = (Shape(left, width // 4, 34, 17), Shape(right, width * 3 // 4, 34, 17))
     begin, _, end, _ = text_extent(word, LETTER_HEIGHT)
@@ -53,7 +53,7 @@ def disc_centre(frame: int) -> tuple[int, int]:
 
 
 def _draw_frame(frame: int) -> Image.Image:
-    disc = Shape(Look("blue", "circle"), *disc_centre(frame), DISC_RADIUS)
+    disc = Shape(ShapeSpec("blue", "circle"), *disc_centre(frame), DISC_RADIUS)
     return draw(Scene((VIDEO_SIDE, VIDEO_SIDE), BACKGROUND, (disc,)))
 
 

@@ -19,7 +19,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoProcessor, CompileConfig
 
 from pvc import CHECKPOINT
-from pvc.benchmarks.measure import Meter
+from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.models import PVC
 from pvc.benchmarks.presets import PRESETS
 from pvc.benchmarks.report import Row
@@ -75,9 +75,9 @@ def is_wrong(row: Row) -> bool:
     return row["result"] == "DIFFERS"
 
 
-def checks(meter: Meter) -> Iterator[Check]:
+def checks(timer: DeviceTimer) -> Iterator[Check]:
     """All checks of a device, in order of worth."""
-    small = Small(meter.device)
+    small = Small(timer.device)
     for dtype in ALL:
         name = str(dtype).removeprefix("torch.")
         for kernel, dtypes in KERNELS.items():
@@ -89,18 +89,18 @@ def checks(meter: Meter) -> Iterator[Check]:
     yield Check("live video is the whole clip", SAME_ARITHMETIC, small.live)
     yield Check("steps with a cache are one pass without", SAME_ARITHMETIC, small.cached)
     yield Check("a dialogue's second answer from its cache is that without", 0, small.dialogue)
-    for dtype in (torch.float32, torch.bfloat16) if meter.is_cuda else (torch.float32,):
+    for dtype in (torch.float32, torch.bfloat16) if timer.is_cuda else (torch.float32,):
         name = f"more than {MAX_SEQUENCES:,} sequences of temporal attention, {dtype}".replace("torch.", "")
         yield Check(name, TOLERANCES[dtype], lambda dtype=dtype: small.many_sequences(dtype))
 
-    answers = TinyAnswers(meter.device)
+    answers = TinyAnswers(timer.device)
     for dtype in HALF:
         name = f"PVC-Tiny's answers are the CPU's, {dtype}".replace("torch.", "")
         yield Check(name, 0, lambda dtype=dtype: answers.share_of_others(dtype))
 
     # what is compiled comes last: it takes most of the time. On a CPU, flex attention would take minutes
     yield Check("fast_decode gives the tokens of plain decoding", 0, small.fast_decode)
-    for dtype in ALL if meter.is_cuda else ():
+    for dtype in ALL if timer.is_cuda else ():
         name = f"flex attention, {dtype}".replace("torch.", "")
         yield small.equations(name, dtype, attention="flex_attention")
 
@@ -132,10 +132,10 @@ class Small:
 
     def __init__(self, device: torch.device):
         self.device = device
-        contestant = PVC("PVC", SIZE)
+        spec = PVC("PVC", SIZE)
         generator = torch.Generator().manual_seed(0)
 
-        self.reference = contestant.build("cpu", torch.float64)
+        self.reference = spec.build("cpu", torch.float64)
         for parameter in self.reference.parameters():
             scale = parameter.shape[1:].numel() ** -0.5 if parameter.dim() > 1 else 0.3
             noise = torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * scale

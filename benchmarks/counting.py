@@ -33,7 +33,7 @@ PARTS = {  # pattern of a module's name -> part; what runs in a module within a 
     r"lm_head": "head",
 }
 PREFILL = ("LLM", "head")
-# move nothing, though no view to torch
+# operators that move no data, though torch does not call them views
 FREE = {"_unsafe_view", "empty", "empty_like", "new_empty", "empty_strided", "lift_fresh", "device", "detach"}
 GATHERS = {"embedding", "index", "index_select", "gather"}  # read as much as they write
 
@@ -65,7 +65,7 @@ def follow_parts(model: nn.Module, on_change: Callable[[str], None]) -> Iterator
 
 @dataclass
 class Cost:
-    """What one part costs: `operations` counts those of so many (FLOPs, bytes)."""
+    """The cost of one part: `operations` counts its operations by (FLOPs, bytes)."""
 
     operations: Counter[tuple[int, int]] = field(default_factory=Counter)
 
@@ -80,8 +80,8 @@ class Cost:
     def bytes(self) -> int:
         return sum(moved * calls for (_, moved), calls in self.operations.items())
 
-    def floor_s(self, flops_per_s: float, bytes_per_s: float) -> tuple[float, float]:
-        """Seconds that its operations take at least: those limited by arithmetic, and by memory."""
+    def lower_bound_s(self, flops_per_s: float, bytes_per_s: float) -> tuple[float, float]:
+        """Roofline: the least seconds of the operations limited by arithmetic, and by memory."""
         arithmetic = memory = 0.0
         for (flops, moved), calls in self.operations.items():
             if flops / flops_per_s > moved / bytes_per_s:
@@ -177,33 +177,29 @@ def counted(model: nn.Module, function: Callable[[], object]) -> Costs:
     return counter.costs
 
 
-def count_first_token(
-    contestant: BenchmarkModel, workload: Workload, model: nn.Module | None = None
-) -> Costs:
+def count_first_token(spec: BenchmarkModel, workload: Workload, model: nn.Module | None = None) -> Costs:
     """The cost of a workload's first token: of `model`, or at the same size on fake tensors in bfloat16."""
     if model is not None:
-        return _first_token(
-            contestant, workload, model, contestant.media(workload, model.device, model.dtype)
-        )
-    media = contestant.media(workload, "meta", torch.bfloat16)
+        return _first_token(spec, workload, model, spec.media(workload, model.device, model.dtype))
+    media = spec.media(workload, "meta", torch.bfloat16)
     with FakeTensorMode(allow_non_fake_inputs=True):
         # what is on the CPU is read, and stays real
         media = {name: torch.empty_like(x, device="cpu") if x.is_meta else x for name, x in media.items()}
-        return _first_token(contestant, workload, contestant.build("cpu", torch.bfloat16), media)
+        return _first_token(spec, workload, spec.build("cpu", torch.bfloat16), media)
 
 
-def _first_token(contestant: BenchmarkModel, workload: Workload, model: nn.Module, media: dict) -> Costs:
+def _first_token(spec: BenchmarkModel, workload: Workload, model: nn.Module, media: dict) -> Costs:
     def run():
-        contestant.encode(model, media)
-        if contestant.preset.has_llm:
-            prefill(model, contestant.num_visual_tokens(workload) + workload.text_tokens)
+        spec.encode(model, media)
+        if spec.preset.has_llm:
+            prefill(model, spec.num_visual_tokens(workload) + workload.text_tokens)
 
     return counted(model, run)
 
 
-def is_countable(contestant: BenchmarkModel) -> bool:
+def is_countable(spec: BenchmarkModel) -> bool:
     """Whether fake tensors do: Qwen2.5-VL's windows depend on values, so it is counted where it is run."""
-    return not isinstance(contestant, NativeQwen25VL)
+    return not isinstance(spec, NativeQwen25VL)
 
 
 # ---- memory, by formula
@@ -211,8 +207,13 @@ def is_countable(contestant: BenchmarkModel) -> bool:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes: of all weights; of those that a step of decoding reads; of the cache, a token; of the hidden
-    states of one tile.
+    """Bytes that a model needs.
+
+    Attributes:
+        weights: all weights.
+        step_weights: the weights that a step of decoding reads.
+        cache_a_token: KV cache of one token.
+        hidden_a_tile: hidden states of the ViT for one tile.
     """
 
     weights: int
@@ -226,7 +227,7 @@ class MemoryNeeds:
 
 
 def memory_needs(model: nn.Module, preset: Preset) -> MemoryNeeds:
-    """Of a contestant's model (real or fake) in its own dtype."""
+    """The needs of a model (real or fake) in its own dtype."""
     llm, item = model.config.get_text_config(), model.dtype.itemsize
     sizes = {name: x.numel() * x.element_size() for name, x in model.named_parameters()}
     embedding = model.get_input_embeddings().weight

@@ -1,7 +1,7 @@
-"""What inference costs on one device, row by row: first token, decoding, re-use, long video.
+"""The cost of inference on one device, row by row: first token, decoding, re-use, long video.
 
-Each function measures one model (or several in turns) and returns rows of a table; which models and workloads
-are measured, and what becomes of the rows, is left to `suite.py` and `on_gpu.py`.
+Each function measures one model (or several in turns) and returns rows of a table. `suite.py` and `on_gpu.py`
+choose the models and workloads and write the tables.
 """
 
 import statistics
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from pvc.benchmarks.counting import REST, Costs, group_of, grouped, memory_needs
-from pvc.benchmarks.measure import Meter, Rates, median_of_each
+from pvc.benchmarks.measure import DeviceTimer, Rates, median_of_each
 from pvc.benchmarks.models import PVC, BenchmarkModel, prompt
 from pvc.benchmarks.presets import Workload
 from pvc.benchmarks.report import Row
@@ -22,48 +22,47 @@ from pvc.benchmarks.report import Row
 Built = tuple[BenchmarkModel, nn.Module]  # and its model on the device
 
 
-def first_token(contestant: BenchmarkModel, model, inputs: dict) -> Callable[[], object]:
+def first_token(spec: BenchmarkModel, model, inputs: dict) -> Callable[[], object]:
     """What is timed: `generate` to its first token; of a preset without an LLM, encoding."""
-    if contestant.preset.has_llm:
+    if spec.preset.has_llm:
         return partial(model.generate, **inputs, max_new_tokens=1, do_sample=False)
     media = {name: inputs[name] for name in ("pixel_values", "clip_grid")}
-    return torch.no_grad()(partial(contestant.encode, model, media))
+    return torch.no_grad()(partial(spec.encode, model, media))
 
 
 def first_tokens_s(
-    models: Sequence[Built], workload: Workload, meter: Meter, runs: int
+    models: Sequence[Built], workload: Workload, timer: DeviceTimer, runs: int
 ) -> list[dict[str, float]]:
     """Median seconds of each part of each model's first token, after one run that does not count.
 
     The models take turns, so that a change of the device's clock meets all of them.
     """
     functions = [
-        first_token(contestant, model, contestant.inputs(workload, meter.device, meter.dtype))
-        for contestant, model in models
+        first_token(spec, model, spec.inputs(workload, timer.device, timer.dtype)) for spec, model in models
     ]
 
     rounds = []
     for _ in range(runs + 1):
-        rounds.append([meter.seconds_by_part(model, run) for (_, model), run in zip(models, functions)])
+        rounds.append([timer.seconds_by_part(model, run) for (_, model), run in zip(models, functions)])
 
     return [median_of_each(list(seconds)) for seconds in zip(*rounds[1:])]
 
 
 def first_token_row(
-    contestant: BenchmarkModel,
+    spec: BenchmarkModel,
     model,
     workload: Workload,
-    meter: Meter,
+    timer: DeviceTimer,
     spent: dict[str, float],
     reading_s: float | None = None,
 ) -> Row:
     """What `first_tokens_s` gave of one model, and its peak memory; `reading_s` None: media were not read."""
-    inputs = contestant.inputs(workload, meter.device, meter.dtype)
+    inputs = spec.inputs(workload, timer.device, timer.dtype)
     group = grouped(spent)
-    peak = meter.peak_bytes(first_token(contestant, model, inputs))
+    peak = timer.peak_bytes(first_token(spec, model, inputs))
 
     row = {
-        "model": contestant.name,
+        "model": spec.name,
         "workload": workload.name,
         "frames": workload.frames,
         "prompt tokens": inputs["input_ids"].shape[1],
@@ -85,32 +84,34 @@ def weight_bytes(model: nn.Module) -> int:
     return sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
 
 
-def near_rows(model: str, workload: str, spent: dict, costs: Costs, rates: Rates) -> list[Row]:
-    """A row for each part, and for the sums of those that belong together.
+def roofline_rows(model: str, workload: str, spent: dict, costs: Costs, rates: Rates) -> list[Row]:
+    """A row for each part, and for the sums of parts that belong together.
 
-    The device would need "least" of the time, were each operation at its full rate of arithmetic or of
-    memory, whichever takes longer. What limits a part is the largest share of its time: of these two, or what
-    neither explains (launches, kernels that fall short).
+    "roofline / time" is the lower bound of the time over the time taken: each operation at the device's full
+    rate of arithmetic or of memory, whichever takes longer. "limit" is the largest share of the time:
+    arithmetic, memory, or overhead, which neither explains (launches, slow kernels).
     """
     groups = [group_of(part) for part in costs]
     parts = {part: cost for part, cost in costs.items() if groups.count(group_of(part)) > 1}
     spent = grouped(spent) | spent
+
     rows = []
     for part, cost in sorted((grouped(costs) | parts).items()):
         if part != REST:
             taken = spent[part]
-            arithmetic, memory = cost.floor_s(rates.flops_per_s, rates.bytes_per_s)
+            arithmetic, memory = cost.lower_bound_s(rates.flops_per_s, rates.bytes_per_s)
             shares = {"arithmetic": arithmetic, "memory": memory, "overhead": taken - arithmetic - memory}
+
             row = {"model": model, "workload": workload, "part": part}
-            row |= {"TFLOP": cost.flops / 1e12, "moved GB": cost.bytes / 1e9, "ms": taken * 1e3}
-            row["of matmul rate"] = cost.flops / taken / rates.flops_per_s
-            row["least"] = (arithmetic + memory) / taken
+            row |= {"TFLOP": cost.flops / 1e12, "memory traffic GB": cost.bytes / 1e9, "ms": taken * 1e3}
+            row["of measured GEMM peak"] = cost.flops / taken / rates.flops_per_s
+            row["roofline / time"] = (arithmetic + memory) / taken
             rows.append(row | {"limit": max(shares, key=shares.get)})
     return rows
 
 
 class TokenTimes:
-    """A streamer that notes when each token came."""
+    """A streamer that records the time of each token."""
 
     def __init__(self):
         self.times_s = []
@@ -122,20 +123,20 @@ class TokenTimes:
         pass
 
 
-def decoding_rows(contestant: BenchmarkModel, model, meter: Meter) -> list[Row]:
+def decoding_rows(spec: BenchmarkModel, model, timer: DeviceTimer) -> list[Row]:
     """A row for each way of decoding that the preset compiles for, eager first."""
     ways = {"eager": {}}
-    if contestant.preset.compiles and isinstance(contestant, PVC):
+    if spec.preset.compiles and isinstance(spec, PVC):
         ways["fast_decode"] = {"fast_decode": True}
-    elif contestant.preset.compiles and meter.is_cuda:
+    elif spec.preset.compiles and timer.is_cuda:
         ways["static cache"] = {"cache_implementation": "static"}  # transformers compiles its steps
-    return [decoding_row(contestant, model, meter, name, **options) for name, options in ways.items()]
+    return [decoding_row(spec, model, timer, name, **options) for name, options in ways.items()]
 
 
-def decoding_row(contestant: BenchmarkModel, model, meter: Meter, name: str, **options) -> Row:
+def decoding_row(spec: BenchmarkModel, model, timer: DeviceTimer, name: str, **options) -> Row:
     """Steps after a prompt as long as the longest video's, of text; `options` of `generate`."""
-    preset, workload = contestant.preset, contestant.preset.workloads[-1]
-    inputs = prompt(10, contestant.num_visual_tokens(workload), workload.text_tokens, meter.device)
+    preset, workload = spec.preset, spec.preset.workloads[-1]
+    inputs = prompt(10, spec.num_visual_tokens(workload), workload.text_tokens, timer.device)
     context = inputs["input_ids"].shape[1]
     length = {"min_new_tokens": preset.new_tokens, "max_new_tokens": preset.new_tokens}
 
@@ -145,79 +146,90 @@ def decoding_row(contestant: BenchmarkModel, model, meter: Meter, name: str, **o
 
     step_s = float(np.median(np.diff(times.times_s[1:])))  # the first is the prompt
     needed = memory_needs(model, preset).decode_step(context)
-    row = {"model": contestant.name, "steps": name, "context tokens": context, "tokens/s": 1 / step_s}
+    row = {"model": spec.name, "steps": name, "context tokens": context, "tokens/s": 1 / step_s}
     return row | {"a step reads GB": needed / 1e9}
 
 
-def of_copy_rate(row: Row, rates: Rates) -> Row:
-    """A row of decoding, with the share of the copy's rate at which a step reads what it must."""
-    return row | {"of copy rate": row["a step reads GB"] * 1e9 * row["tokens/s"] / rates.bytes_per_s}
+def with_copy_share(row: Row, rates: Rates) -> Row:
+    """A row of decoding with its memory rate as a share of the measured rate of a copy."""
+    return row | {"of measured copy rate": row["a step reads GB"] * 1e9 * row["tokens/s"] / rates.bytes_per_s}
 
 
-def ratio_rows(contestant: PVC, model, meter: Meter, runs: int) -> list[Row]:
-    preset, vit = contestant.preset, model.model.vision_model
+def ratio_rows(spec: PVC, model, timer: DeviceTimer, runs: int) -> list[Row]:
+    """Ratios of times, from pairs measured in turns: re-use, chunks, a second question."""
+    preset = spec.preset
+    vit = model.model.vision_model
     again = PVC("", preset, reuse=False)
-    image, passes = Workload(), preset.pass_tiles
-    video = contestant.media(Workload(frames=2 * passes), meter.device, meter.dtype)
-    shown = contestant.media(image, meter.device, meter.dtype)
-    repeated = again.media(image, meter.device, meter.dtype)
+
+    image = Workload()
+    chunk = preset.chunk_tiles
+    video = spec.media(Workload(frames=2 * chunk), timer.device, timer.dtype)
+    shown = spec.media(image, timer.device, timer.dtype)
+    repeated = again.media(image, timer.device, timer.dtype)
     repeated["pixel_values"] = shown["pixel_values"].repeat(4, 1, 1, 1)
+
     pairs = {
-        "ViT: a tile shown 4 times, re-used over 4 passes": (
+        "ViT: a tile shown 4 times, re-used over 4 full passes": (
             partial(vit, shown["pixel_values"], shown["clip_grid"]),
             partial(vit, repeated["pixel_values"], repeated["clip_grid"]),
         ),
-        f"ViT: {2 * passes} frames, passes of {passes} over whole": (
-            partial(vit, video["pixel_values"], video["clip_grid"], max_tiles=passes),
+        f"ViT: {2 * chunk} frames, chunks of {chunk} over whole": (
+            partial(vit, video["pixel_values"], video["clip_grid"], max_tiles=chunk),
             partial(vit, video["pixel_values"], video["clip_grid"]),
         ),
     }
+
     rows = []
     for name, functions in pairs.items():
         with torch.no_grad():
-            row = _ratio_row(name, *meter.interleaved(runs, *functions))
+            row = _ratio_row(name, *timer.interleaved(runs, *functions))
             first, second = (function().last_hidden_state for function in functions)
         rows.append(row | {"relative difference": float((first - second).norm() / second.norm())})
     if preset.has_llm:
-        rows.append(_second_question_row(contestant, model, meter, runs))
+        rows.append(_second_question_row(spec, model, timer, runs))
     return rows
 
 
 def _ratio_row(name: str, first: list[float], second: list[float]) -> Row:
     ratios = sorted(a / b for a, b in zip(first, second))
-    return {"ratio": name, "median": statistics.median(ratios), "least": ratios[0], "most": ratios[-1]}
+    return {"ratio": name, "median": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]}
 
 
-def _second_question_row(contestant: PVC, model, meter: Meter, runs: int) -> Row:
+def _second_question_row(spec: PVC, model, timer: DeviceTimer, runs: int) -> Row:
     """Times to the first token of two questions about one video, each pair on a cache of its own."""
-    workload = Workload(frames=min(32, contestant.preset.frames[-1]))
-    inputs = contestant.inputs(workload, meter.device, meter.dtype)
+    workload = Workload(frames=min(32, spec.preset.frames[-1]))
+    inputs = spec.inputs(workload, timer.device, timer.dtype)
     ids = inputs["input_ids"]
+
     times = []
     for _ in range(runs + 1):
         cache = model.dialogue_cache()
         ask = partial(model.generate, max_new_tokens=1, do_sample=False, cache=cache)
         media = {name: inputs[name] for name in ("pixel_values", "clip_grid")}
-        first = meter.seconds(partial(ask, input_ids=ids, **media))
+        first = timer.seconds(partial(ask, input_ids=ids, **media))
         another = torch.cat([ids, ids[:, -workload.text_tokens :]], dim=1)
-        times.append((meter.seconds(partial(ask, input_ids=another, **media)), first))
+        times.append((timer.seconds(partial(ask, input_ids=another, **media)), first))
+
     second, first = zip(*times[1:])
     return _ratio_row(f"first token of a second question over the first's, {workload.name}", second, first)
 
 
-def long_rows(contestant: PVC, model, meter: Meter) -> list[Row]:
-    preset = contestant.preset
+def long_rows(spec: PVC, model, timer: DeviceTimer) -> list[Row]:
+    """Time and peak memory of a long video: encoding, and the first token."""
+    preset = spec.preset
     workload = Workload(frames=preset.long_frames)
-    inputs = contestant.inputs(workload, meter.device, meter.dtype)
+    inputs = spec.inputs(workload, timer.device, timer.dtype)
     media = {name: inputs[name] for name in ("pixel_values", "clip_grid")}
     held = weight_bytes(model) + inputs["pixel_values"].numel() * inputs["pixel_values"].element_size()
     hidden = workload.frames * memory_needs(model, preset).hidden_a_tile
-    tasks = {"encode": torch.no_grad()(partial(contestant.encode, model, media))}
+
+    tasks = {"encode": torch.no_grad()(partial(spec.encode, model, media))}
     if preset.has_llm:
-        tasks["first token"] = first_token(contestant, model, inputs)
+        tasks["first token"] = first_token(spec, model, inputs)
+
     rows = []
     for name, task in tasks.items():
-        seconds, peak = meter.seconds(task), meter.peak_bytes(task)
+        seconds, peak = timer.seconds(task), timer.peak_bytes(task)
         row = {"task": name, "frames": workload.frames, "s": seconds, "frames/s": workload.frames / seconds}
         row |= {"hidden states GB": hidden / 1e9, "peak over what was held GB": peak / 1e9}
         rows.append(row | {"over hidden states": peak / hidden, "peak in all GB": (peak + held) / 1e9})

@@ -29,7 +29,7 @@ TRIALS = 5  # of which the best says what the device can do
 
 
 @dataclass(frozen=True)
-class Meter:
+class DeviceTimer:
     """Measures on `device`, "cpu" or "cuda"; `dtype` is that of the arithmetic whose rate is asked for.
 
     Raises:
@@ -48,7 +48,7 @@ class Meter:
             raise ValueError(f"device is '{self.device}', but torch finds no GPU: use cpu")
 
     @classmethod
-    def named(cls, device: str | None, dtype: str) -> "Meter":
+    def named(cls, device: str | None, dtype: str) -> "DeviceTimer":
         """`device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32."""
         device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         name = {"cuda": "bfloat16"}.get(device.type, "float32") if dtype == "auto" else dtype
@@ -74,10 +74,11 @@ class Meter:
         return time.perf_counter() - start
 
     def interleaved(self, count: int, *functions: Callable[[], object]) -> list[list[float]]:
-        """Seconds of `count` calls of each function, in turns, every other round in reverse; after one call
-        of each that does not count.
+        """Seconds of `count` calls of each function, in turns, after one warm-up call of each.
+
+        Every other round runs in reverse order.
         """
-        times = [[] for _ in functions]
+        times: list[list[float]] = [[] for _ in functions]
         for round_ in range(-1, count):
             order = range(len(functions))
             for i in order if round_ % 2 else reversed(order):
@@ -96,6 +97,7 @@ class Meter:
             mark(REST)
             total = self.seconds(function)
         self.synchronize()
+
         spent: dict[str, float] = {}
         for (part, start), (_, end) in pairwise(marks):
             spent[part] = spent.get(part, 0.0) + self._between(start, end)
@@ -153,14 +155,14 @@ class Meter:
 
 @dataclass
 class Rates:
-    """The best rates that a device has shown: a busy machine shows less at times."""
+    """The best rates measured on a device; a busy machine gives lower ones at times."""
 
     flops_per_s: float = 0.0
     bytes_per_s: float = 0.0
 
-    def look(self, meter: Meter):
-        self.flops_per_s = max(self.flops_per_s, meter.matmul_flops_per_s())
-        self.bytes_per_s = max(self.bytes_per_s, meter.copied_bytes_per_s())
+    def update(self, timer: DeviceTimer):
+        self.flops_per_s = max(self.flops_per_s, timer.matmul_flops_per_s())
+        self.bytes_per_s = max(self.bytes_per_s, timer.copied_bytes_per_s())
 
     def row(self) -> dict[str, float]:
         return {"matmul TFLOP/s": self.flops_per_s / 1e12, "copy GB/s": self.bytes_per_s / 1e9}

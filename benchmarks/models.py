@@ -1,8 +1,7 @@
 """The models that are compared: PVC, its baselines, and native models of transformers, with random weights.
 
-Each contestant knows how it is built at a preset's size and what it is given for a workload; all answer
-through `generate`, and `encode` and `prefill` are the two steps of their first token. What is measured of
-them is left to the other files.
+A `BenchmarkModel` (a `spec` in the other files) builds its model at a preset's size and makes the inputs of a
+workload. All models answer through `generate`; `encode` and `prefill` are the two steps of their first token.
 """
 
 from dataclasses import dataclass
@@ -26,9 +25,9 @@ QWEN_MERGE, QWEN_FRAMES = 2, 2  # side of a merged block of patches; frames of o
 
 
 def build(model_class: type[PreTrainedModel], config, device: torch.device | str, dtype: torch.dtype):
-    """A model made on its device in its dtype, ready to answer, sdpa, every matrix drawn at random.
+    """A model on its device in its dtype, with sdpa and random matrices.
 
-    None may stay at a start of zero: some devices multiply zeros faster.
+    No parameter stays zero: some devices multiply zeros faster.
     """
     with torch.device(device):
         model = model_class._from_config(config, dtype=dtype, attn_implementation="sdpa").eval()
@@ -128,7 +127,7 @@ class NativeInternVL:
 class NativeQwen25VL:
     """transformers' Qwen2.5-VL: frames merged by two, 256 tokens for each two of 448 pixels.
 
-    An image's tiles are one picture of as many pixels.
+    An image's tiles are one image of as many pixels.
     """
 
     name: str

@@ -176,14 +176,14 @@ def run_part(options: argparse.Namespace) -> int:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
     from pvc.benchmarks import report
-    from pvc.benchmarks.measure import Meter
+    from pvc.benchmarks.measure import DeviceTimer
     from pvc.benchmarks.parts import PARTS, Part
 
-    meter = Meter.named(options.device, "auto")
-    part = Part(options.part, journal, options.preset, meter, begun + options.seconds)
+    timer = DeviceTimer.named(options.device, "auto")
+    part = Part(options.part, journal, options.preset, timer, begun + options.seconds)
     journal.append(
         part.name,
-        about=report.about(options.preset, options.command, meter.device, meter.dtype_name)
+        about=report.about(options.preset, options.command, timer.device, timer.dtype_name)
         | {"python": sys.version.split()[0]},
     )
 

@@ -21,11 +21,11 @@ from pvc.benchmarks.inference import (
     first_token_row,
     first_tokens_s,
     long_rows,
-    near_rows,
-    of_copy_rate,
+    roofline_rows,
+    with_copy_share,
 )
 from pvc.benchmarks.journal import Journal
-from pvc.benchmarks.measure import Meter, Rates
+from pvc.benchmarks.measure import DeviceTimer, Rates
 from pvc.benchmarks.models import PVC, BenchmarkModel, NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
@@ -47,7 +47,7 @@ class Part:
     name: str
     journal: Journal
     preset_name: str
-    meter: Meter
+    timer: DeviceTimer
     deadline: float  # by time.monotonic()
     statuses: list[str] = field(default_factory=list)  # of the steps that gave no result
 
@@ -58,8 +58,8 @@ class Part:
     @cached_property
     def rates(self) -> Rates:
         rates = Rates()
-        rates.look(self.meter)
-        self.meter.release()
+        rates.update(self.timer)
+        self.timer.release()
         return rates
 
     def row(self, table: str, row: Row):
@@ -73,7 +73,7 @@ class Part:
             return function()
         except Exception as error:  # whatever it is, the other steps' figures are not to be lost
             self.problem(name, error)
-        self.meter.release()  # here the error no longer holds what the step had made
+        self.timer.release()  # here the error no longer holds what the step had made
         return None
 
     def problem(self, step: str, error: Exception):
@@ -97,10 +97,10 @@ def _status_of(error: Exception) -> str:
 
 def device(part: Part):
     """What the device is and can do."""
-    meter = part.meter
-    row = {"device": hardware(meter.device)}
-    if meter.is_cuda:
-        facts = torch.cuda.get_device_properties(meter.device)
+    timer = part.timer
+    row = {"device": hardware(timer.device)}
+    if timer.is_cuda:
+        facts = torch.cuda.get_device_properties(timer.device)
         row |= {"memory GB": facts.total_memory / 1e9, "multiprocessors": facts.multi_processor_count}
         row |= {"capability": f"{facts.major}.{facts.minor}", "CUDA": torch.version.cuda or ""}
         row |= {"cuDNN": str(torch.backends.cudnn.version())}
@@ -114,7 +114,7 @@ def correctness(part: Part):
     """The checks of `correctness.py`; one that differs makes the part fail."""
     from pvc.benchmarks.correctness import checks, is_wrong
 
-    for check in checks(part.meter):
+    for check in checks(part.timer):
         row = part.step(check.name, check.row)
         if row is not None:
             part.row("Checks", row)
@@ -127,14 +127,14 @@ def correctness(part: Part):
 
 def inference(part: Part):
     """PVC, InternVL2 in this code and transformers' InternVL in turns; then decoding and long video."""
-    meter, preset = part.meter, part.preset
+    timer, preset = part.timer, part.preset
     part.row("What the device can do", part.rates.row())
 
     models = []
-    for contestant in _compared(preset):
-        build = partial(contestant.build, meter.device, meter.dtype)
-        model = part.step(f"building {contestant.name}", build)
-        models += [] if model is None else [(contestant, model)]
+    for spec in _compared(preset):
+        build = partial(spec.build, timer.device, timer.dtype)
+        model = part.step(f"building {spec.name}", build)
+        models += [] if model is None else [(spec, model)]
     if not models or models[0][0].name != "PVC":
         return  # said already
 
@@ -145,7 +145,7 @@ def inference(part: Part):
 
     pvc = models[0]
     del models
-    meter.release()
+    timer.release()
 
     ways = {"eager": {}} | ({"fast_decode": {"fast_decode": True}} if preset.compiles else {})
     for way, options in ways.items():
@@ -164,29 +164,29 @@ def _asked(preset: Preset) -> list[Workload]:
 
 
 def _first_tokens(part: Part, models: list, workload: Workload) -> bool:
-    spent_of_each = first_tokens_s(models, workload, part.meter, RUNS)
+    spent_of_each = first_tokens_s(models, workload, part.timer, RUNS)
     rows = [
-        first_token_row(contestant, model, workload, part.meter, spent)
-        for (contestant, model), spent in zip(models, spent_of_each)
+        first_token_row(spec, model, workload, part.timer, spent)
+        for (spec, model), spent in zip(models, spent_of_each)
     ]
     for row in rows:
         row["of PVC's time"] = row["first token ms"] / rows[0]["first token ms"]
         part.row("Time to the first token", row)
 
-    (contestant, model), spent = models[0], spent_of_each[0]
-    costs = counting.count_first_token(contestant, workload, model)
-    for row in near_rows(contestant.name, workload.name, spent, costs, part.rates):
-        part.row("How near each part is", row)
+    (spec, model), spent = models[0], spent_of_each[0]
+    costs = counting.count_first_token(spec, workload, model)
+    for row in roofline_rows(spec.name, workload.name, spent, costs, part.rates):
+        part.row("Roofline of each part", row)
     return True
 
 
 def _decoding(part: Part, built: tuple, way: str, options: dict):
-    row = decoding_row(*built, part.meter, way, **options)
-    part.row("Decoding", of_copy_rate(row, part.rates))
+    row = decoding_row(*built, part.timer, way, **options)
+    part.row("Decoding", with_copy_share(row, part.rates))
 
 
 def _long_video(part: Part, built: tuple):
-    for row in long_rows(*built, part.meter):
+    for row in long_rows(*built, part.timer):
         under = "yes" if row["peak in all GB"] < LONG_LIMIT_GB else "NO"
         part.row("Long video", row | {f"under {LONG_LIMIT_GB} GB": under})
 
@@ -196,39 +196,39 @@ def _long_video(part: Part, built: tuple):
 
 def profiled(part: Part):
     """The kernels of the slowest part of the first token of the longest video."""
-    meter, preset = part.meter, part.preset
-    contestant, workload = PVC("PVC", preset), preset.workloads[-1]
-    model = contestant.build(meter.device, meter.dtype)
+    timer, preset = part.timer, part.preset
+    spec, workload = PVC("PVC", preset), preset.workloads[-1]
+    model = spec.build(timer.device, timer.dtype)
 
-    (spent,) = first_tokens_s([(contestant, model)], workload, meter, runs=1)
+    (spent,) = first_tokens_s([(spec, model)], workload, timer, runs=1)
     groups = counting.grouped(spent)
     slowest = max((group for group in groups if group != counting.REST), key=groups.get)
-    function = _alone(slowest, contestant, model, workload, meter)
+    function = _alone(slowest, spec, model, workload, timer)
 
-    activity = ProfilerActivity.CUDA if meter.is_cuda else ProfilerActivity.CPU
+    activity = ProfilerActivity.CUDA if timer.is_cuda else ProfilerActivity.CPU
     with torch.no_grad(), profile(activities=[activity]) as profiler:
         function()
-        meter.synchronize()
+        timer.synchronize()
 
-    for row in _kernel_rows(profiler, meter):
+    for row in _kernel_rows(profiler, timer):
         part.row(f"Top kernels of the {slowest}, {workload.name}", row)
 
 
-def _alone(group: str, contestant: PVC, model, workload: Workload, meter: Meter) -> Callable[[], object]:
+def _alone(group: str, spec: PVC, model, workload: Workload, timer: DeviceTimer) -> Callable[[], object]:
     """The part of a first token as a function; run once, so that nothing is loaded while it is profiled."""
     if group == "prefill":
-        tokens = contestant.num_visual_tokens(workload) + workload.text_tokens
+        tokens = spec.num_visual_tokens(workload) + workload.text_tokens
         function = partial(counting.prefill, model, tokens)
     else:  # the projector is little, and goes with the ViT
-        function = partial(contestant.encode, model, contestant.media(workload, meter.device, meter.dtype))
+        function = partial(spec.encode, model, spec.media(workload, timer.device, timer.dtype))
 
     with torch.no_grad():
         function()
     return function
 
 
-def _kernel_rows(profiler: profile, meter: Meter) -> list[Row]:
-    name = "self_device_time_total" if meter.is_cuda else "self_cpu_time_total"
+def _kernel_rows(profiler: profile, timer: DeviceTimer) -> list[Row]:
+    name = "self_device_time_total" if timer.is_cuda else "self_cpu_time_total"
     events = sorted(profiler.key_averages(), key=lambda event: -getattr(event, name))
     total_us = sum(getattr(event, name) for event in events) or 1
 
@@ -251,18 +251,18 @@ def training(part: Part):
     from pvc.benchmarks import training as steps
 
     name = TRAINED.get(part.preset_name, part.preset_name)
-    contestant, meter = PVC("PVC", find_preset(name)), part.meter
-    steps.check(contestant, name, meter)
-    plan = steps.Plan.drawn(contestant, meter, TRAINING_STEPS)
-    peak = steps.peak_flops_per_s(meter)
+    spec, timer = PVC("PVC", find_preset(name)), part.timer
+    steps.check(spec, name, timer)
+    plan = steps.Plan.drawn(spec, timer, TRAINING_STEPS)
+    peak = steps.peak_flops_per_s(timer)
 
-    for attention in _attentions(meter):
+    for attention in _attentions(timer):
         with tempfile.TemporaryDirectory() as folder:
             measure = partial(
                 steps.measure_steps,
-                contestant,
+                spec,
                 plan,
-                meter,
+                timer,
                 part.rates.flops_per_s,
                 peak,
                 Path(folder),
@@ -273,16 +273,16 @@ def training(part: Part):
         if result is not None:
             part.row("Training", {"preset": name} | result[0])
         gc.collect()
-        meter.release()
+        timer.release()
 
 
-def _attentions(meter: Meter) -> list[str]:
+def _attentions(timer: DeviceTimer) -> list[str]:
     """Implementations that take packed rows here; flex attention's backward pass needs a GPU."""
     from transformers.utils import is_flash_attn_2_available
 
     others = {
-        "flex_attention": meter.is_cuda,
-        "flash_attention_2": meter.is_cuda and is_flash_attn_2_available(),
+        "flex_attention": timer.is_cuda,
+        "flash_attention_2": timer.is_cuda and is_flash_attn_2_available(),
     }
     return ["sdpa", *(name for name, is_there in others.items() if is_there)]
 
@@ -292,33 +292,33 @@ def _attentions(meter: Meter) -> list[str]:
 
 def throughput(part: Part):
     """Several requests at a time; layers of the ViT compiled."""
-    meter, preset = part.meter, part.preset
-    contestant = PVC("PVC", preset)
-    model = contestant.build(meter.device, meter.dtype)
+    timer, preset = part.timer, part.preset
+    spec = PVC("PVC", preset)
+    model = spec.build(timer.device, timer.dtype)
 
     for requests in REQUESTS:
-        step = partial(_batch_row, contestant, model, meter, requests)
+        step = partial(_batch_row, spec, model, timer, requests)
         row = part.step(f"{requests} requests", step)
         if row is not None:
             part.row("Requests at a time", row)
 
     layers = model.model.vision_model.encoder.layers
     for name, layer in {"spatial": layers[0], "temporal": layers[-1]}.items():
-        row = part.step(f"compiled layer, {name}", partial(_compiled_row, contestant, layer, name, meter))
+        row = part.step(f"compiled layer, {name}", partial(_compiled_row, spec, layer, name, timer))
         if row is not None:
             part.row("A layer of the ViT compiled", row)
 
 
-def _batch_row(contestant: PVC, model, meter: Meter, requests: int) -> Row:
+def _batch_row(spec: PVC, model, timer: DeviceTimer, requests: int) -> Row:
     """So many questions about an image each, answered in one call."""
-    workload, new_tokens = contestant.preset.workloads[0], contestant.preset.new_tokens
-    inputs = contestant.inputs(workload, meter.device, meter.dtype)
+    workload, new_tokens = spec.preset.workloads[0], spec.preset.new_tokens
+    inputs = spec.inputs(workload, timer.device, timer.dtype)
     batch = {name: x.repeat(requests, *[1] * (x.dim() - 1)) for name, x in inputs.items()}
     length = {"min_new_tokens": new_tokens, "max_new_tokens": new_tokens}
     function = partial(model.generate, **batch, **length, do_sample=False)
 
     function()
-    seconds, peak = meter.seconds(function), meter.peak_bytes(function)
+    seconds, peak = timer.seconds(function), timer.peak_bytes(function)
     return {
         "requests": requests,
         "workload": workload.name,
@@ -331,19 +331,19 @@ def _batch_row(contestant: PVC, model, meter: Meter, requests: int) -> Row:
 
 
 @torch.no_grad()
-def _compiled_row(contestant: PVC, layer, name: str, meter: Meter) -> Row:
+def _compiled_row(spec: PVC, layer, name: str, timer: DeviceTimer) -> Row:
     """One layer on a video's tiles, eager and compiled in turns; traced alone at sizes for tests."""
-    preset = contestant.preset
+    preset = spec.preset
     tiles = min(COMPILED_TILES, preset.frames[-1])
-    width = contestant.config.vision_config.hidden_size
-    x = torch.randn(tiles, preset.patches**2 + 1, width, device=meter.device, dtype=meter.dtype)
+    width = spec.config.vision_config.hidden_size
+    x = torch.randn(tiles, preset.patches**2 + 1, width, device=timer.device, dtype=timer.dtype)
     grid = torch.tensor([[tiles, 1, 1]] * tiles)
-    clips = (ClipLayout.from_grid(grid, tiles).to(meter.device),) if name == "temporal" else ()
+    clips = (ClipLayout.from_grid(grid, tiles).to(timer.device),) if name == "temporal" else ()
 
     backend = "inductor" if preset.compiles else "eager"
     compiled = torch.compile(layer, dynamic=False, backend=backend)
-    first_s = meter.seconds(lambda: compiled(x.clone(), *clips))
-    eager_s, compiled_s = meter.interleaved(
+    first_s = timer.seconds(lambda: compiled(x.clone(), *clips))
+    eager_s, compiled_s = timer.interleaved(
         5, lambda: layer(x.clone(), *clips), lambda: compiled(x.clone(), *clips)
     )
 

@@ -43,7 +43,7 @@ class Preset:
             peers are left out.
         side: pixels of a tile.
         image_tiles, frames: of the workloads whose first token is counted and timed.
-        pass_tiles: `max_encoder_tiles`.
+        chunk_tiles: `max_encoder_tiles`.
         long_frames: of the clip whose peak memory is measured.
         video_s: seconds of the video file that frames are read from.
         new_tokens: decoded for the rate of decoding.
@@ -58,7 +58,7 @@ class Preset:
     side: int = 448
     image_tiles: int = 13
     frames: tuple[int, ...] = (8, 16, 32, 64, 96)
-    pass_tiles: int = 32
+    chunk_tiles: int = 32
     long_frames: int = 1024
     video_s: int = 20
     new_tokens: int = 64
@@ -119,7 +119,7 @@ PRESETS = {
         llm={"num_hidden_layers": 0, "vocab_size": 64},
         image_tiles=1,
         frames=(2, 4),
-        pass_tiles=2,
+        chunk_tiles=2,
         long_frames=8,
     ),
     "small": Preset(
@@ -143,7 +143,7 @@ PRESETS = {
         qwen_text=_qwen(512, 9, 4, 1, 2752, vocab_size=10_000, rope_parameters=QWEN_ROPE),
         qwen_vision={"depth": 8, "hidden_size": 320, "intermediate_size": 855, "num_heads": 4},
         side=224,
-        pass_tiles=8,
+        chunk_tiles=8,
         frames=(8, 16, 32),
         long_frames=256,
     ),
@@ -173,7 +173,7 @@ PRESETS = {
         side=56,
         image_tiles=3,
         frames=(2, 4),
-        pass_tiles=2,
+        chunk_tiles=2,
         long_frames=64,
         video_s=1,
         new_tokens=4,
@@ -194,7 +194,7 @@ def pvc_config(preset: Preset, **changes) -> PVCConfig:
     vit = preset.vit | changes.pop("vision_config", {})
     config = {
         "force_image_size": preset.side,
-        "max_encoder_tiles": preset.pass_tiles,
+        "max_encoder_tiles": preset.chunk_tiles,
         "image_token_id": preset.llm.get("vocab_size", 92553) - 7,
     }
     return PVCConfig(vision_config=vit, llm_config=preset.llm, **config | changes)

@@ -1,8 +1,8 @@
-"""What `pvc bench` does: `count` and `run` make tables, of which `report.py` makes files.
+"""What `pvc bench` does: `count` and `run` make tables, which `report.py` writes as files.
 
-`count` needs no weights and no device; `run` measures random weights on one device, one contestant after the
-other, so that none needs more memory than it has alone. Tables are lists of rows, a row is a dict of column
-to value, columns name their units (10^9 bytes a GB, 10^12 FLOPs a TFLOP).
+`count` needs no weights and no device. `run` measures random weights on one device, one model after the
+other, so that only one is in memory. A table is a list of rows, a row a dict of column to value; columns name
+their units (10^9 bytes a GB, 10^12 FLOPs a TFLOP).
 """
 
 from collections.abc import Iterator
@@ -18,11 +18,11 @@ from pvc.benchmarks.inference import (
     first_token_row,
     first_tokens_s,
     long_rows,
-    near_rows,
-    of_copy_rate,
     ratio_rows,
+    roofline_rows,
+    with_copy_share,
 )
-from pvc.benchmarks.measure import Meter, Rates
+from pvc.benchmarks.measure import DeviceTimer, Rates
 from pvc.benchmarks.models import BenchmarkModel, benchmark_models
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.reading import read_media_s
@@ -44,14 +44,15 @@ def write_counts(folder: str, preset: str, command: str, say: Say) -> str:
 def write_measurements(
     folder: str, preset: str, device: str | None, dtype: str, runs: int, command: str, say: Say
 ) -> str:
-    """Measures and writes `run.json` and `run.md`, anew after each contestant; returns the latter.
+    """Measures and writes `run.json` and `run.md`, again after each model; returns the latter.
 
     `device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32.
     """
-    sizes, meter = find_preset(preset), Meter.named(device, dtype)
-    facts = report.about(preset, command, meter.device, meter.dtype_name)
+    sizes = find_preset(preset)
+    timer = DeviceTimer.named(device, dtype)
+    facts = report.about(preset, command, timer.device, timer.dtype_name)
     text = ""
-    for tables in run(sizes, meter, runs, say):
+    for tables in run(sizes, timer, runs, say):
         text = report.write(Path(folder), "run", facts, tables)
     return text
 
@@ -61,14 +62,14 @@ def write_measurements(
 
 def count(preset: Preset, say: Say) -> Tables:
     """FLOPs and bytes of the first token, by part and against frames; memory by formula; in bfloat16."""
-    countable = [contestant for contestant in benchmark_models(preset) if counting.is_countable(contestant)]
+    countable = [spec for spec in benchmark_models(preset) if counting.is_countable(spec)]
     parts, frames = [], []
-    for contestant in countable:
-        say(f"Counting {contestant.name}")
-        costs = counting.count_first_token(contestant, ONE_IMAGE)
-        parts.append({"model": contestant.name} | _tera_flops(costs))
-        for num_frames in preset.frames if is_for_videos(contestant) else ():
-            frames.append(_counted_video(contestant, Workload(frames=num_frames)))
+    for spec in countable:
+        say(f"Counting {spec.name}")
+        costs = counting.count_first_token(spec, ONE_IMAGE)
+        parts.append({"model": spec.name} | _tera_flops(costs))
+        for num_frames in preset.frames if is_for_videos(spec) else ():
+            frames.append(_counted_video(spec, Workload(frames=num_frames)))
     base = next(row for row in parts if row["model"].startswith("InternVL2"))["all"]
     for row in parts:
         row["over InternVL2"] = row["all"] / base
@@ -79,9 +80,9 @@ def count(preset: Preset, say: Say) -> Tables:
     return tables | ({"Memory by formula, bfloat16": _memory(countable)} if preset.has_llm else {})
 
 
-def is_for_videos(contestant: BenchmarkModel) -> bool:
-    """A video's frames are shown once: there is nothing to re-use."""
-    return getattr(contestant, "reuse", True)
+def is_for_videos(spec: BenchmarkModel) -> bool:
+    """Whether videos are measured: without re-use they cost the same, since frames are shown once."""
+    return getattr(spec, "reuse", True)
 
 
 def _tera_flops(costs: Costs) -> Row:
@@ -97,29 +98,29 @@ def _with_all_columns(rows: list[Row]) -> list[Row]:
     return [{column: row.get(column, 0) for column in order} for row in rows]
 
 
-def _counted_video(contestant: BenchmarkModel, workload: Workload) -> Row:
-    costs = counting.count_first_token(contestant, workload)
+def _counted_video(spec: BenchmarkModel, workload: Workload) -> Row:
+    costs = counting.count_first_token(spec, workload)
     prefill = grouped(costs).get("prefill", Cost()).flops
     flops = sum(cost.flops for cost in costs.values())
     return {
-        "model": contestant.name,
+        "model": spec.name,
         "frames": workload.frames,
-        "visual tokens": contestant.num_visual_tokens(workload),
+        "visual tokens": spec.num_visual_tokens(workload),
         "encoding TFLOP": (flops - prefill) / 1e12,
         "prefill TFLOP": prefill / 1e12,
         "TFLOP": flops / 1e12,
-        "moved GB": sum(cost.bytes for cost in costs.values()) / 1e9,
+        "memory traffic GB": sum(cost.bytes for cost in costs.values()) / 1e9,
     }
 
 
 def _memory(countable: list[BenchmarkModel], num_frames: int = 64) -> list[Row]:
     rows = []
-    for contestant in filter(is_for_videos, countable):
+    for spec in filter(is_for_videos, countable):
         with FakeTensorMode():
-            needs = memory_needs(contestant.build("cpu", torch.bfloat16), contestant.preset)
-        image, video = Workload(tiles=contestant.preset.image_tiles), Workload(frames=num_frames)
-        image_tokens, video_tokens = map(contestant.num_visual_tokens, (image, video))
-        row = {"model": contestant.name, "weights GB": needs.weights / 1e9}
+            needs = memory_needs(spec.build("cpu", torch.bfloat16), spec.preset)
+        image, video = Workload(tiles=spec.preset.image_tiles), Workload(frames=num_frames)
+        image_tokens, video_tokens = map(spec.num_visual_tokens, (image, video))
+        row = {"model": spec.name, "weights GB": needs.weights / 1e9}
         row |= {"cache kB a token": needs.cache_a_token / 1e3}
         row |= {f"{image.name}: cache GB": image_tokens * needs.cache_a_token / 1e9}
         row |= {f"{video.name}: cache GB": video_tokens * needs.cache_a_token / 1e9}
@@ -131,51 +132,55 @@ def _memory(countable: list[BenchmarkModel], num_frames: int = 64) -> list[Row]:
 # ---- measured
 
 
-def run(preset: Preset, meter: Meter, runs: int, say: Say) -> Iterator[Tables]:
+def run(preset: Preset, timer: DeviceTimer, runs: int, say: Say) -> Iterator[Tables]:
     """Times, rates and peaks, medians of `runs`; PVC's ratios from pairs in turns.
 
     Yields:
-        the tables after each contestant, with all that were measured so far.
+        the tables after each model, with all that were measured so far.
     """
-    rates, rows, near = Rates(), {}, []
+    rates = Rates()
+    rows: Tables = {}
+    rooflines: list[tuple] = []
     reading_s = {workload: read_media_s(preset, workload) for workload in preset.workloads}
-    for contestant in benchmark_models(preset):
+    for spec in benchmark_models(preset):
         say("Measuring the device")
-        rates.look(meter)
-        say(f"Building {contestant.name}")
-        model = contestant.build(meter.device, meter.dtype)
+        rates.update(timer)
+        say(f"Building {spec.name}")
+        model = spec.build(timer.device, timer.dtype)
         for workload in preset.workloads:
-            if workload.is_image or is_for_videos(contestant):
-                say(f"{contestant.name}: {workload.name}")
-                (spent,) = first_tokens_s([(contestant, model)], workload, meter, runs)
-                row = first_token_row(contestant, model, workload, meter, spent, reading_s[workload])
+            if workload.is_image or is_for_videos(spec):
+                say(f"{spec.name}: {workload.name}")
+                (spent,) = first_tokens_s([(spec, model)], workload, timer, runs)
+                row = first_token_row(spec, model, workload, timer, spent, reading_s[workload])
                 rows.setdefault("Time to the first token", []).append(row)
                 if workload in (preset.workloads[0], preset.workloads[-1]):
-                    costs = counting.count_first_token(contestant, workload, model)
-                    near.append((contestant.name, workload.name, spent, costs))
-        for title, more in _measured_once(contestant, model, meter, runs, say):
+                    costs = counting.count_first_token(spec, workload, model)
+                    rooflines.append((spec.name, workload.name, spent, costs))
+        for title, more in _measured_once(spec, model, timer, runs, say):
             rows.setdefault(title, []).extend(more)
         del model
-        meter.release()
-        yield _against(rates, rows, near)
+        timer.release()
+        yield _against(rates, rows, rooflines)
 
 
-def _measured_once(contestant, model, meter: Meter, runs: int, say: Say) -> Iterator[tuple[str, list[Row]]]:
-    """Titles of tables with rows of what does not go by workload."""
-    preset = contestant.preset
-    if preset.has_llm and is_for_videos(contestant):
-        say(f"{contestant.name}: decoding")
-        yield "Decoding", decoding_rows(contestant, model, meter)
-    if contestant.name == "PVC":
+def _measured_once(spec, model, timer: DeviceTimer, runs: int, say: Say) -> Iterator[tuple[str, list[Row]]]:
+    """Titles and rows of the tables that do not depend on the workload."""
+    preset = spec.preset
+    if preset.has_llm and is_for_videos(spec):
+        say(f"{spec.name}: decoding")
+        yield "Decoding", decoding_rows(spec, model, timer)
+    if spec.name == "PVC":
         say("Ratios, pairs in turns")
-        yield "Ratios, pairs in turns", ratio_rows(contestant, model, meter, runs)
-        say(f"{contestant.name}: {preset.long_frames} frames")
-        yield "Long video", long_rows(contestant, model, meter)
+        yield "Ratios, pairs in turns", ratio_rows(spec, model, timer, runs)
+        say(f"{spec.name}: {preset.long_frames} frames")
+        yield "Long video", long_rows(spec, model, timer)
 
 
-def _against(rates: Rates, rows: Tables, near: list[tuple]) -> Tables:
-    """The tables with what is said against the device's rates, which are the best that were seen so far."""
+def _against(rates: Rates, rows: Tables, rooflines: list[tuple]) -> Tables:
+    """The tables, with shares of the device's best rates so far."""
     tables = {"What the device can do": [rates.row()]} | rows
     if "Decoding" in rows:
-        tables["Decoding"] = [of_copy_rate(row, rates) for row in rows["Decoding"]]
-    return tables | {"How near each part is": [row for each in near for row in near_rows(*each, rates)]}
+        tables["Decoding"] = [with_copy_share(row, rates) for row in rows["Decoding"]]
+    return tables | {
+        "Roofline of each part": [row for each in rooflines for row in roofline_rows(*each, rates)]
+    }

@@ -3,7 +3,7 @@
 The steps are those of `pvc train pretrain-2b` on one device: `PVCTrainer` with the recipe's optimizer,
 parameter groups, gradient checkpointing and, in bfloat16, autocast over float32 weights. Weights are drawn at
 random on the device. Rows hold random tokens and tiles of samples whose sizes are drawn from a seed (text,
-pictures, videos: the constants below), packed and joined by `packing.py`. Reading media is left out: rows are
+images, videos: the constants below), packed and joined by `packing.py`. Reading media is left out: rows are
 made before the clock starts.
 
 MFU is the FLOPs that a step needs, over its time and the peak of the device. A step needs three times its
@@ -31,7 +31,7 @@ from transformers import PrinterCallback, TrainerCallback
 
 from pvc.benchmarks import report
 from pvc.benchmarks.counting import counted
-from pvc.benchmarks.measure import Meter
+from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.models import PVC, prefill
 from pvc.benchmarks.presets import find_preset
 from pvc.benchmarks.report import Row, Say, Tables
@@ -62,7 +62,7 @@ PEAK_FLOPS_PER_S = {  # dense bfloat16, by the name that CUDA tells; NVIDIA's da
 # samples: the recipe says images to videos and frames of a video; tokens are those at 64 visual tokens a tile
 FULL_TILE_TOKENS = 64
 TEXT_SHARE = 1 / 8  # of all samples
-MOST_TILES = 12  # of a picture, the thumbnail not counted; each number as often
+MOST_TILES = 12  # of an image, the thumbnail not counted; each number as often
 FRAME_WORDS = 8  # "Frame12: <img>…</img>\n" around the visual tokens
 QUESTION, ANSWER, TEXT_ANSWER = (16, 64), (16, 256), (64, 1024)  # fewest and most tokens
 FIRST_WORD, LAST_IDS = 10, 10  # ids at both ends of the vocabulary that no word is drawn from
@@ -78,10 +78,10 @@ class RandomRows(Dataset):
     all texts are shorter in proportion, so that a row holds as many frames at any size.
     """
 
-    def __init__(self, contestant: PVC, recipe: Recipe, number: int, seed: int = 0):
+    def __init__(self, spec: PVC, recipe: Recipe, number: int, seed: int = 0):
         self.config, self.side, self.recipe, self.seed = (
-            contestant.config,
-            contestant.preset.side,
+            spec.config,
+            spec.preset.side,
             recipe,
             seed,
         )
@@ -150,7 +150,7 @@ def grid_of(samples: Sequence[Encoded]) -> list[list[int]]:
 # ------------------------------------------------------------------------------------------------------ FLOPs
 
 
-def forward_flops(contestant: PVC, rows: Sequence[Sequence[Encoded]]) -> list[int]:
+def forward_flops(spec: PVC, rows: Sequence[Sequence[Encoded]]) -> list[int]:
     """FLOPs of the forward pass of each row, counted at its size on fake tensors.
 
     The ViT and the projector take the media of a row together; the LLM takes each sample alone, and the head
@@ -158,18 +158,18 @@ def forward_flops(contestant: PVC, rows: Sequence[Sequence[Encoded]]) -> list[in
     """
     grids = [torch.tensor(grid_of(row)) for row in rows]  # their values are read: they stay real
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = contestant.build("cpu", torch.bfloat16)
-        model.config.max_encoder_tiles = None  # training has no passes
-        return [_count_row(contestant, model, grid, row) for grid, row in zip(grids, rows)]
+        model = spec.build("cpu", torch.bfloat16)
+        model.config.max_encoder_tiles = None  # training has no chunks
+        return [_count_row(spec, model, grid, row) for grid, row in zip(grids, rows)]
 
 
-def _count_row(contestant: PVC, model, grid: torch.Tensor, samples: Sequence[Encoded]) -> int:
-    side = contestant.preset.side
+def _count_row(spec: PVC, model, grid: torch.Tensor, samples: Sequence[Encoded]) -> int:
+    side = spec.preset.side
 
     def forward():
         if len(grid):
             tiles = torch.empty(len(grid), 3, side, side, dtype=model.dtype)
-            contestant.encode(model, {"pixel_values": tiles, "clip_grid": grid})
+            spec.encode(model, {"pixel_values": tiles, "clip_grid": grid})
         for sample in samples:
             prefill(model, len(sample), num_logits=int((sample.labels[1:] != IGNORED).sum()))
 
@@ -182,17 +182,17 @@ def _count_row(contestant: PVC, model, grid: torch.Tensor, samples: Sequence[Enc
 class StepClock(TrainerCallback):
     """Seconds of each step, from its row on the host to the optimizer's end, with the device waited for."""
 
-    def __init__(self, meter: Meter, say: Say):
-        self.meter, self.say = meter, say
+    def __init__(self, timer: DeviceTimer, say: Say):
+        self.timer, self.say = timer, say
         self.seconds: list[float] = []
 
     def on_step_begin(self, args, state, control, **_):
         self.say(f"Step {state.global_step + 1} of {state.max_steps}")
-        self.meter.synchronize()
+        self.timer.synchronize()
         self._start = time.perf_counter()
 
     def on_step_end(self, args, state, control, **_):
-        self.meter.synchronize()
+        self.timer.synchronize()
         self.seconds.append(time.perf_counter() - self._start)
 
 
@@ -204,15 +204,15 @@ class StepTrainer(PVCTrainer):
         return DataLoader(self.train_dataset, batch_size=None, pin_memory=pinned)
 
 
-def recipe_for(meter: Meter, steps: int) -> Recipe:
+def recipe_for(timer: DeviceTimer, steps: int) -> Recipe:
     """The recipe on one device, with nothing logged or saved."""
     changes = {
         "parallel": "ddp",  # one process: there is nothing to share
         "rows_per_step": 1,
         "max_steps": steps,
-        "bf16": meter.dtype == torch.bfloat16,
-        "tf32": meter.is_cuda,
-        "use_cpu": not meter.is_cuda,
+        "bf16": timer.dtype == torch.bfloat16,
+        "tf32": timer.is_cuda,
+        "use_cpu": not timer.is_cuda,
         "save_strategy": "no",
         "logging_strategy": "no",
         "logging_nan_inf_filter": False,
@@ -223,17 +223,17 @@ def recipe_for(meter: Meter, steps: int) -> Recipe:
 
 
 def make_trainer(
-    contestant: PVC,
+    spec: PVC,
     recipe: Recipe,
     rows: RandomRows,
-    meter: Meter,
+    timer: DeviceTimer,
     folder: Path,
     clock: StepClock,
     attention: str = "sdpa",
 ) -> StepTrainer:
-    """Ready to train a model made on the meter's device, in float32; `attention` is the LLM's."""
+    """Ready to train a model made on the timer's device, in float32; `attention` is the LLM's."""
     arguments = training_arguments(recipe, folder)
-    model = contestant.build(meter.device, torch.float32)
+    model = spec.build(timer.device, torch.float32)
     model.set_attn_implementation({"llm_config": attention})
     model.config.new_parameters = new_parameters("average")
     choose_trained(model, recipe.train)
@@ -242,12 +242,12 @@ def make_trainer(
     return trainer
 
 
-def peak_bytes(trainer: StepTrainer, meter: Meter, row: dict) -> int:
+def peak_bytes(trainer: StepTrainer, timer: DeviceTimer, row: dict) -> int:
     """Most bytes of one more step: weights and the optimizer's states, and what forward and backward add."""
     states = [x for state in trainer.optimizer.state.values() for x in state.values() if torch.is_tensor(x)]
     held = sum(x.numel() * x.element_size() for x in [*trainer.model.parameters(), *states])
-    labels = (row["labels"] != IGNORED).sum().to(meter.device)
-    return held + meter.peak_bytes(partial(trainer.training_step, trainer.model_wrapped, row, labels))
+    labels = (row["labels"] != IGNORED).sum().to(timer.device)
+    return held + timer.peak_bytes(partial(trainer.training_step, trainer.model_wrapped, row, labels))
 
 
 # ---------------------------------------------------------------------------------------------------- results
@@ -267,38 +267,38 @@ def write_training(
         ValueError: for an unknown preset or one without an LLM, a dtype that is not trained in, or a device
             that the Trainer does not take or that has too little memory.
     """
-    contestant, meter = PVC("PVC", find_preset(preset)), Meter.named(device, dtype)
-    check(contestant, preset, meter)
-    facts = report.about(preset, command, meter.device, meter.dtype_name)
-    peak = peak_flops_per_s(meter)
+    spec, timer = PVC("PVC", find_preset(preset)), DeviceTimer.named(device, dtype)
+    check(spec, preset, timer)
+    facts = report.about(preset, command, timer.device, timer.dtype_name)
+    peak = peak_flops_per_s(timer)
     facts["MFU"] = f"of {peak / 1e12:,.0f} TFLOP/s" if peak else NO_PEAK
-    tables = measure(contestant, meter, steps, peak, Path(folder), say)
+    tables = measure(spec, timer, steps, peak, Path(folder), say)
     return report.write(Path(folder), "train", facts, tables)
 
 
-def peak_flops_per_s(meter: Meter) -> float | None:
+def peak_flops_per_s(timer: DeviceTimer) -> float | None:
     """Of the device in dense bfloat16; None where it is not known, or another dtype is trained in."""
-    return PEAK_FLOPS_PER_S.get(report.hardware(meter.device)) if meter.dtype == torch.bfloat16 else None
+    return PEAK_FLOPS_PER_S.get(report.hardware(timer.device)) if timer.dtype == torch.bfloat16 else None
 
 
-def check(contestant: PVC, name: str, meter: Meter):
+def check(spec: PVC, name: str, timer: DeviceTimer):
     """Raises a ValueError for what `write_training` cannot measure, and says why."""
-    if not contestant.preset.has_llm:
+    if not spec.preset.has_llm:
         raise ValueError(f"preset is {name!r}, which has no LLM to train: expected 8B, 2B, small or tiny")
-    if meter.dtype not in (torch.bfloat16, torch.float32):
+    if timer.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(
-            f"dtype is '{meter.dtype_name}': expected bfloat16 or float32, in which the recipe trains"
+            f"dtype is '{timer.dtype_name}': expected bfloat16 or float32, in which the recipe trains"
         )
-    if meter.device.index:
+    if timer.device.index:
         raise ValueError(
-            f"device is '{meter.device}', but the Trainer takes the first GPU that it sees: expected cuda, "
-            f"with CUDA_VISIBLE_DEVICES={meter.device.index}"
+            f"device is '{timer.device}', but the Trainer takes the first GPU that it sees: expected cuda, "
+            f"with CUDA_VISIBLE_DEVICES={timer.device.index}"
         )
-    needed = BYTES_A_PARAMETER * sum(x.numel() for x in meta_model(contestant.config).parameters())
-    if needed > (there := memory_bytes(meter.device)):
+    needed = BYTES_A_PARAMETER * sum(x.numel() for x in meta_model(spec.config).parameters())
+    if needed > (there := memory_bytes(timer.device)):
         raise ValueError(
             f"preset is {name!r}, whose weights, gradients and AdamW's moments take {needed / 1e9:.0f} GB in "
-            f"float32, but '{meter.device}' has {there / 1e9:.0f} GB: expected a smaller preset"
+            f"float32, but '{timer.device}' has {there / 1e9:.0f} GB: expected a smaller preset"
         )
 
 
@@ -310,17 +310,17 @@ def memory_bytes(device: torch.device) -> int:
 
 
 def measure(
-    contestant: PVC, meter: Meter, steps: int, peak_rate: float | None, folder: Path, say: Say
+    spec: PVC, timer: DeviceTimer, steps: int, peak_rate: float | None, folder: Path, say: Say
 ) -> Tables:
     """A row of what the timed steps come to, and a row for each."""
     say("Measuring the device")
-    matmul_flops_per_s = meter.matmul_flops_per_s()
-    meter.release()
+    matmul_flops_per_s = timer.matmul_flops_per_s()
+    timer.release()
 
     say("Counting FLOPs")
-    plan = Plan.drawn(contestant, meter, steps)
+    plan = Plan.drawn(spec, timer, steps)
 
-    total, each = measure_steps(contestant, plan, meter, matmul_flops_per_s, peak_rate, folder, say)
+    total, each = measure_steps(spec, plan, timer, matmul_flops_per_s, peak_rate, folder, say)
     return {"Training": [total], "Steps": each}
 
 
@@ -333,19 +333,17 @@ class Plan:
     flops: list[int]
 
     @classmethod
-    def drawn(cls, contestant: PVC, meter: Meter, steps: int) -> "Plan":
+    def drawn(cls, spec: PVC, timer: DeviceTimer, steps: int) -> "Plan":
         """`steps` to be timed, after those that warm up."""
-        recipe = recipe_for(meter, WARM_UP + steps)
-        rows = RandomRows(contestant, recipe, WARM_UP + steps)
-        return cls(
-            recipe, rows, [BACK_AND_FORTH * flops for flops in forward_flops(contestant, rows.samples)]
-        )
+        recipe = recipe_for(timer, WARM_UP + steps)
+        rows = RandomRows(spec, recipe, WARM_UP + steps)
+        return cls(recipe, rows, [BACK_AND_FORTH * flops for flops in forward_flops(spec, rows.samples)])
 
 
 def measure_steps(
-    contestant: PVC,
+    spec: PVC,
     plan: Plan,
-    meter: Meter,
+    timer: DeviceTimer,
     matmul_rate: float,
     peak_rate: float | None,
     folder: Path,
@@ -358,14 +356,14 @@ def measure_steps(
     """
     rows = plan.rows
     say("Building")
-    clock = StepClock(meter, say)
-    trainer = make_trainer(contestant, plan.recipe, rows, meter, folder, clock, attention)
+    clock = StepClock(timer, say)
+    trainer = make_trainer(spec, plan.recipe, rows, timer, folder, clock, attention)
     loss = trainer.train().training_loss
     each = [_step_row(*step) for step in zip(rows.samples, plan.flops, clock.seconds)][WARM_UP:]
 
     say("Measuring memory")
     longest = max(range(len(rows)), key=lambda i: num_moments(rows.samples[i]))
-    peak = peak_bytes(trainer, meter, rows[longest])
+    peak = peak_bytes(trainer, timer, rows[longest])
 
     seconds = sum(row["s"] for row in each)
     flops_per_s = sum(row["TFLOP"] for row in each) * 1e12 / seconds
@@ -376,7 +374,7 @@ def measure_steps(
         "tokens/s": sum(row["tokens"] for row in each) / seconds,
         "frames/s": sum(row["frames"] for row in each) / seconds,
         "TFLOP/s": flops_per_s / 1e12,
-        "of matmul rate": flops_per_s / matmul_rate,
+        "of measured GEMM peak": flops_per_s / matmul_rate,
     }
     total |= {"MFU": flops_per_s / peak_rate} if peak_rate else {}
     return total | {"peak GB": peak / 1e9, "loss": loss}, each
@@ -387,7 +385,7 @@ def _step_row(samples: Sequence[Encoded], flops: int, seconds: float) -> Row:
     return {
         "samples": len(samples),
         "tokens": sum(map(len, samples)),
-        "frames": sum(clip.frames for clip in clips),  # a picture is one
+        "frames": sum(clip.frames for clip in clips),  # an image is one
         "tiles": len(clip_rows(clips)),
         "TFLOP": flops / 1e12,
         "s": seconds,

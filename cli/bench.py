@@ -48,8 +48,16 @@ def bench(
                 from pvc.benchmarks.training import write_training
 
                 text = write_training(out, preset, device, dtype, runs, command, status.update)
-            plots = [] if action == "train" else report.plot(out)
 
         print(printable(text), end="")
-        if plots:
+        if action == "train":
+            return
+
+        try:
+            plots = report.plot(out)
+        except ImportError as error:
+            if action == "plot":
+                raise
+            log(f"no plot: {error}")  # the tables are written
+        else:
             log(f"plotted: {', '.join(map(str, plots))}")

@@ -214,13 +214,13 @@ class Dialogue:
 
     def _generate(self, messages: list[dict], streamer: Any) -> None:
         from pvc.conversation import get_conv_template
+        from pvc.loading import input_device
 
         inputs = self.processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self.media_options
         )
 
-        # weights that accelerate has offloaded are on "meta"; its hooks take inputs from any device
-        device = "cpu" if self.model.device.type == "meta" else self.model.device
+        device = input_device(self.model)
         stop = get_conv_template(self.processor.template).stop_token_ids(self.processor.tokenizer)
         options = self.generate_options | drop_none(eos_token_id=stop or None)
         self.model.generate(**inputs.to(device), streamer=streamer, cache=self.cache, **options)

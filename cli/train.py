@@ -51,7 +51,10 @@ def run_training(
     resume: Annotated[bool, Option("--resume", help="Go on after the last checkpoint, if any.")] = False,
     trust: Annotated[bool, TRUST] = False,
 ) -> None:
-    """Train MODEL by RECIPE. Several GPUs: torchrun --nproc-per-node N -m pvc.cli train …"""
+    """Train MODEL by RECIPE.
+
+    On several GPUs: torchrun --nproc-per-node N -m pvc.cli train …
+    """
     with report_errors(STARTUP_ERRORS):
         from pvc.training.recipe import Recipe, parse_changes, read_recipe
         from pvc.training.run import train

@@ -122,7 +122,8 @@ class Conversion:
         if values["model_type"] == RELEASED:
             config = released_config(values, options.template, image_token_id, options.temporal_layers)
             self._check_config(config, weights)
-            plan = plan_released(config, weights, options.key_map and read_key_map(options.key_map))
+            key_map = read_key_map(options.key_map) if options.key_map else None
+            plan = plan_released(config, weights, key_map)
             if "mlp_add_ops" in values:
                 said = values["mlp_add_ops"]
                 plan.remarks.append(f"mlp_add_ops is {said!r} there: what it means is not known, nor used")

@@ -1,10 +1,9 @@
-"""Checkpoints as files: JSON objects, safetensors read by name from mapped shards and written tensor by
-tensor, the files that a folder leads to, and a folder that is replaced as a whole.
+"""Checkpoints as files: JSON, safetensors, the files that a folder refers to, and atomic replacement.
 
-A checkpoint may be a stranger's: what is read here is checked, and an error names the file.
-
-safetensors' own writer takes all tensors of a file at once, two gigabytes here; `write_shards` holds one at
-a time. What the tensors are called and how they are made is left to `plan.py`.
+safetensors are read by name from mapped shards and written tensor by tensor: safetensors' own writer takes
+all tensors of a file at once, two gigabytes here, while `write_shards` holds one. A checkpoint may come from
+anybody, so that everything read here is checked, and an error names the file. Names and values of tensors are
+left to `plan.py`.
 """
 
 import json
@@ -112,7 +111,7 @@ def is_within(file: Path, folder: Path) -> bool:
     return is_snapshot and is_blob
 
 
-def check_code_within(folder: Path | str):
+def check_code_within(folder: str | os.PathLike):
     """Checks that all code which transformers would run for the model in `folder` lies in it.
 
     To be called before `trust_remote_code=True`: a folder that is trusted is not trusted to name files
@@ -357,7 +356,8 @@ def write_shards(
 
 def shard_names(infos: dict[str, TensorInfo], shard_bytes: int = SHARD_BYTES) -> Iterator[list[str]]:
     """The names of `infos` in runs of at most `shard_bytes`."""
-    run, size = [], 0
+    run: list[str] = []
+    size = 0
     for name, info in infos.items():
         if run and size + info.nbytes > shard_bytes:
             yield run
@@ -369,7 +369,8 @@ def shard_names(infos: dict[str, TensorInfo], shard_bytes: int = SHARD_BYTES) ->
 
 def _write_file(path: Path, infos: dict[str, TensorInfo], make, progress):
     """One safetensors file: the header's length (8 bytes), the header, the tensors as they lie in memory."""
-    header, offset = {"__metadata__": {"format": "pt"}}, 0
+    header: dict[str, dict] = {"__metadata__": {"format": "pt"}}
+    offset = 0
     for name, info in infos.items():
         end = offset + info.nbytes
         header[name] = {

@@ -191,8 +191,9 @@ def _words(name: str) -> list[str]:
 
 
 def _order(one: str, other: str) -> int:
-    """Below 0 where the first word in which the names differ, numbers or in/out, puts `one` first, above 0
-    where it puts `other` first, 0 where it does not say.
+    """Order of two names by the first word in which they differ: numbers, or words such as in and out.
+
+    Below 0 where `one` comes first, above 0 where `other` does, 0 where the word does not tell.
     """
     for a, b in zip(_words(one), _words(other)):
         if a.isdigit() and b.isdigit() and a != b:
@@ -263,7 +264,9 @@ def _modules(shapes: Shapes) -> dict[str, dict[str, _Module]]:
     for key, shape in shapes.items():
         scope, inside = _scope(key)
         # "_" too: torch's MultiheadAttention has in_proj_weight
-        name, leaf = re.fullmatch(r"(.+?)(?:[._](weight|bias))?", inside).groups("")
+        parts = re.fullmatch(r"(.+?)(?:[._](weight|bias))?", inside)
+        assert parts is not None
+        name, leaf = parts.groups("")
         module = scopes.setdefault(scope, {}).setdefault(name, _Module(name))
         module.keys[leaf], module.shapes[leaf] = key, shape
     return scopes
@@ -332,8 +335,9 @@ def _gate(module: _Module, places: Places) -> _Reading:
 def _siblings(
     readings: Mapping[str, _Reading], unread: Iterable[_Module], places: Places
 ) -> Iterator[_Reading]:
-    """The other Linear of each MLP of which one was read: what shares the longest beginning of its name and
-    is set apart by a number or in/out.
+    """The other Linear of each MLP of which one was read.
+
+    It shares the longest beginning of the name, and differs by a number or a word such as in and out.
     """
     for role in places:
         known = [reading.module for reading in readings.values() if reading.role == role]
@@ -427,7 +431,7 @@ class _Matching:
         problems = []
         for entry in sorted(key_map, key=len, reverse=True):
             pattern = re.escape(entry).replace(r"\*", r"(\d+)") + ("" if entry.endswith(".") else r"\Z")
-            hits = [match for name in self.source if (match := re.match(pattern, name))]
+            hits = [hit for name in self.source if (hit := re.match(pattern, name))]
             if not hits:
                 problems.append(f"no parameter of the checkpoint fits {entry!r}")
             for hit in hits:
@@ -466,7 +470,7 @@ class _Matching:
     def add_by_structure(self):
         sources = _modules({name: shape for name, shape in self.source.items() if name not in self.found})
         targets = _modules(self.target)
-        matches = []
+        matches: list[Match] = []
         for scope, modules in sources.items():
             roles = PROJECTOR_ROLES if scope == "projector" else LAYER_ROLES if scope else {}
             ours = targets.get(scope, {})
@@ -497,7 +501,8 @@ class _Matching:
 
     def _match_module(self, module: _Module, place: _Module, reason: str) -> Iterator[Match]:
         if not module.is_linear:
-            yield Match(*module.keys.values(), *place.keys.values(), reason)
+            (source,), (target,) = module.keys.values(), place.keys.values()
+            yield Match(source, target, reason)
             return
         for leaf, key in place.keys.items():
             if leaf in module.keys:
@@ -551,6 +556,6 @@ def _listing(notes: Mapping[str, str], shapes: Shapes) -> str:
     for note, lines in blocks.items():
         text += f"  {note}\n"
         for (_, shape), (first, *others) in lines.items():
-            layers = [re.search(LAYER, name)[2] for name in others]
+            layers = [found[2] for name in others if (found := re.search(LAYER, name))]
             text += f"    {first} {shape}{', and in layers ' if layers else ''}{', '.join(layers)}\n"
     return text

@@ -279,7 +279,7 @@ def main_dtype(weights: SourceWeights) -> torch.dtype:
     sizes: dict[torch.dtype, int] = {}
     for info in weights.infos.values():
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-    return max(sizes, key=sizes.get)
+    return max(sizes, key=lambda dtype: sizes[dtype])
 
 
 def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -> bool:
@@ -360,8 +360,8 @@ class FoldedProjector:
         dtype = self.weights.infos[self.weight].dtype
         hidden, width = self.weights.infos[self.weight].shape
         if name.endswith("bias"):
-            sources = (self.bias, self.weight, self.norm_bias)
-            return Recipe(TensorInfo((hidden,), dtype), self._bias, sources, "LayerNorm's bias folded in")
+            biases = (self.bias, self.weight, self.norm_bias)
+            return Recipe(TensorInfo((hidden,), dtype), self._bias, biases, "LayerNorm's bias folded in")
 
         width = width * (self.block // self.small) ** 2
         sources = (self.weight, self.norm_weight)

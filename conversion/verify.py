@@ -15,8 +15,11 @@ from pvc.modeling_pvc import PVCForConditionalGeneration
 
 @dataclass
 class Difference:
-    """Largest absolute difference of what two models give, and the size of what they give (root mean
-    square).
+    """How far two models' outputs differ.
+
+    Attributes:
+        largest: largest absolute difference.
+        size: root mean square of the outputs.
     """
 
     what: str
@@ -29,8 +32,9 @@ class Difference:
 
 @torch.no_grad()
 def verify(folder: Path, target: Path, seed: int = 0) -> list[Difference]:
-    """The ViT's features (the result's gates zero) and the LLM's logits of source and result, on random
-    pixels and ids, one model in memory at a time.
+    """Compares the ViT's features and the LLM's logits of source and result on random pixels and ids.
+
+    The result's temporal gates are set to zero, and one model is in memory at a time.
 
     A source in transformers' own layout is run by transformers' own class. The remote code's layout, whose
     code does not run on today's transformers, is run as InternVL2, a configuration of this code that tests
@@ -42,11 +46,13 @@ def verify(folder: Path, target: Path, seed: int = 0) -> list[Difference]:
     pixels = torch.randn(2, vit.num_channels, vit.image_size, vit.image_size, generator=generator)
     ids = torch.randint(min(1000, llm.vocab_size), (2, 16), generator=generator)
     ids[ids == result.config.image_token_id] = 0
+
     for name, parameter in result.named_parameters():
         if name.endswith("temporal_gate"):
             parameter.zero_()
     ours = [result.model.vision_model(pixels).last_hidden_state, result(input_ids=ids).logits]
     del result
+
     theirs = _run_source(folder, pixels, ids)
     return [
         Difference(what, (a.float() - b.float()).abs().max().item(), b.float().square().mean().sqrt().item())

@@ -1,6 +1,7 @@
-"""Asks PVC about a picture, two pictures and a video, read from files: `python -m pvc.demo [MODEL]`."""
+"""Asks PVC about an image, two images and a video, read from files: `python -m pvc.demo [MODEL]`."""
 
 import argparse
+from typing import Any
 
 import torch
 from transformers import AutoModel, AutoTokenizer
@@ -9,11 +10,11 @@ from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.preprocess import load_image, load_video
 
 ASSETS = CHECKPOINT / "assets"
-PICTURES = (ASSETS / "picture1.png", ASSETS / "picture2.png")
+IMAGES = (ASSETS / "picture1.png", ASSETS / "picture2.png")
 VIDEO = ASSETS / "video.mp4"
 
 
-def main():
+def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split(":")[0])
     parser.add_argument(
         "model", nargs="?", default=str(CHECKPOINT), help="folder or Hub id (default: PVC-Tiny)"
@@ -25,7 +26,7 @@ def main():
     size, max_num = model.config.force_image_size, model.config.max_dynamic_patch
     generation_config = {"max_new_tokens": 24, "do_sample": False}
 
-    def ask(question, right, pixel_values, **media):
+    def ask(question: str, right: str, pixel_values: torch.Tensor, **media: Any) -> None:
         answer = model.chat(tokenizer, pixel_values, question, generation_config, **media)
         mark = "right" if answer == right else f"wrong: {right}"
         print(f"  Question: {question}\n  Answer: {answer} ({mark})\n")
@@ -33,13 +34,13 @@ def main():
     if path == str(CHECKPOINT):
         print(f"{ABOUT_CHECKPOINT}\n")
 
-    print(f"One picture ({PICTURES[0].name})")
-    first = load_image(PICTURES[0], input_size=size, max_num=max_num)
+    print(f"One image ({IMAGES[0].name})")
+    first = load_image(IMAGES[0], input_size=size, max_num=max_num)
     ask("Name all shapes from left to right.", "red circle, blue square", first)
     ask("Is the blue square left, right, above or below, seen from the red circle?", "right", first)
 
-    print(f"Two pictures ({PICTURES[0].name}, {PICTURES[1].name})")
-    second = load_image(PICTURES[1], input_size=size, max_num=max_num)
+    print(f"Two images ({IMAGES[0].name}, {IMAGES[1].name})")
+    second = load_image(IMAGES[1], input_size=size, max_num=max_num)
     both = {"data_flag": [2], "num_patches_list": [len(first), len(second)]}
     question = "Image-1: <image>\nImage-2: <image>\nIn which picture is the red circle?"
     ask(question, "first", torch.cat([first, second]), **both)

@@ -1,9 +1,8 @@
-"""What the runs of `ablations.py` say: Markdown tables in the shape of the paper's, and plots in that of its
-Figure 3.
+"""The results of `ablations.py` as Markdown tables in the paper's shape, and as plots like its Figure 3.
 
-A figure is the mean over seeds in percent, behind it the standard deviation (of the sample) where there are
-several. Beside ours stand the paper's, of benchmarks of the same kind: InfoVQA for detail in pictures,
-MVBench for short videos. Their size says nothing here, their order may.
+A figure is the mean over seeds in percent, with the sample standard deviation where there are several.
+Beside ours are the paper's figures for benchmarks of the same kind: InfoVQA for detail in images, MVBench for
+short videos. Compare their order, not their size.
 """
 
 from collections.abc import Sequence
@@ -26,7 +25,7 @@ class Row(NamedTuple):
 
 TABLES = {
     "Components (Table 3)": (
-        Row("256-tokens", "16 tokens a picture (the paper's 256)", 59.1, 61.9),
+        Row("256-tokens", "16 tokens an image (the paper's 256)", 59.1, 61.9),
         Row("repeated", "4 tokens (the paper's 64), repeated", 52.6, 58.0),
         Row("progressive", "+ progressive encoding", 58.1, 61.8),
         Row("pvc", "+ adaptive compression: PVC", 58.5, 62.4),
@@ -43,7 +42,7 @@ TABLES = {
     ),
 }
 CURVES = {"repeated": "without progressive encoding", "pvc": "PVC"}
-AXES = {"pictures": "repeats of the picture", "videos": "frames of the video"}
+AXES = {"pictures": "repeats of the image", "videos": "frames of the video"}
 COLOURS = ("#d62728", "#1f77b4")
 
 Results = Sequence[dict]
@@ -54,7 +53,7 @@ def report(results: Results, baseline: dict[str, float]) -> str:
 
     Args:
         results: of the runs, as `ablations.py` writes them.
-        baseline: by task, the share of the commonest answer.
+        baseline: by task, the share of the majority baseline.
     """
     parts = [f"### {title}\n\n{_table(rows, results, baseline)}" for title, rows in TABLES.items()]
     parts += [f"### Over {axis} (Figure 3)\n\n{_curves(kind, results)}" for kind, axis in AXES.items()]
@@ -66,10 +65,10 @@ def _table(rows: Sequence[Row], results: Results, baseline: dict[str, float]) ->
     lines = []
     for row in rows:
         scores = [as_trained(result) for result in results if result["name"] == row.name]
-        cells = [spread([score[task] for score in scores]) for task in baseline]
+        cells = [mean_std([score[task] for score in scores]) for task in baseline]
         lines.append([row.label, *cells, str(len(scores)), str(row.info_vqa), str(row.mv_bench)])
-    blind = [f"{100 * share:.1f}" for share in baseline.values()]
-    lines.append(["*the commonest answer*", *blind, "", "", ""])
+    majority = [f"{100 * share:.1f}" for share in baseline.values()]
+    lines.append(["*majority baseline*", *majority, "", "", ""])
     return markdown(head, lines)
 
 
@@ -82,7 +81,7 @@ def _curves(kind: str, results: Results) -> str:
     }
     numbers = sorted({number for points in curves.values() for number in points})
     lines = [
-        [label, *(spread(points.get(number, [])) for number in numbers)] for label, points in curves.items()
+        [label, *(mean_std(points.get(number, [])) for number in numbers)] for label, points in curves.items()
     ]
     return markdown(["", *map(str, numbers)], lines)
 
@@ -121,7 +120,7 @@ def curve(results: Results, name: str, kind: str, task: str) -> dict[int, list[f
     return dict(sorted(points.items()))
 
 
-def spread(shares: Sequence[float]) -> str:
+def mean_std(shares: Sequence[float]) -> str:
     """Mean and standard deviation in percent; "" of nothing."""
     if not shares:
         return ""
@@ -155,7 +154,7 @@ def draw_figure(results: Results, path: Path):
                 axes.set_xticks(numbers or axes.get_xticks())
             axes.set(title=task, xlabel=AXES[kind])
             axes.grid(alpha=0.3)
-        figure.axes[0].set_ylabel("right answers, %")
+        figure.axes[0].set_ylabel("accuracy, %")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
         figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)

@@ -1,20 +1,20 @@
-"""The claims of the paper's ablations, tried at small scale: many small PVCs are trained and compared.
+"""The paper's ablations at small scale: many small PVCs are trained and compared.
 
     python -m pvc.tiny.ablations FOLDER            train and evaluate what FOLDER has no result of
-    python -m pvc.tiny.ablations FOLDER --report   its tables as Markdown, its plots in FOLDER/claims.svg
+    python -m pvc.tiny.ablations FOLDER --report   tables as Markdown; plots go to FOLDER/claims.svg
 
 As in the paper, all begin with the same ViT and LLM, here those of a small InternVL that is trained first:
 its ViT is pre-trained on dense labels (`vision_pretraining.py`), then all of it on answers. Each
-configuration is the whole PVC with some fields changed; what is not ViT or LLM is drawn anew, the projector
-too. All are trained on small worlds (`dataset.py`) in the same order, for the same number of packed rows, and
-asked the same held-out questions. A run is a configuration and a seed, which draws what is new and the
-data. What is in FOLDER:
+configuration is the whole PVC with some fields changed; all but ViT and LLM is initialised at random, the
+projector too. All are trained on synthetic data in the same order, for the same number of packed rows, and
+evaluated on the same held-out questions. A run is a configuration and a seed, which determines new
+parameters and the data. FOLDER holds
 
     starts/NAME-SEED        the model before the run
-    runs/NAME-SEED          and after it; meanwhile the checkpoint from which a run that was cut off goes on
-    results/NAME-SEED.json  written last, and all that the report reads
+    runs/NAME-SEED          the model after it; until then its last checkpoint, from which a run resumes
+    results/NAME-SEED.json  written last; the report reads these alone
 
-Scoring is `scoring.py`'s, tables and plots are `ablation_report.py`'s.
+Scoring is left to `scoring.py`, tables and plots to `ablation_report.py`.
 """
 
 import argparse
@@ -37,12 +37,12 @@ from pvc.modeling_intern_vit import init_constant_start
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tiny.ablation_report import draw_figure, report
-from pvc.tiny.build import generation_config, spread
+from pvc.tiny.build import generation_config, init_weights_by_width
 from pvc.tiny.scoring import exact_match
-from pvc.tiny.synthetic.dataset import SmallWorlds
+from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.image_tasks import TILE
 from pvc.tiny.tokenizer import write_tokenizer
-from pvc.tiny.vision_pretraining import teach
+from pvc.tiny.vision_pretraining import pretrain
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import last_checkpoint, save_folder
 from pvc.training.recipe import Recipe, parse_changes, read_recipe
@@ -66,16 +66,16 @@ REPEATS, FRAMES = (1, 2, 3, 4), (2, 4, 6, 8)  # the tables have the last of each
 FEWEST_FRAMES = 4  # in training, where there are as many: with fewer, most answers cannot be known
 
 # what the runs are trained on and asked; the tasks that tell all teach of looking what the others use
-PICTURES = ("name_all", "name_all", "place")
+IMAGES = ("name_all", "name_all", "place")
 VIDEOS = ("tell_order",)
-SAMPLES = (200_000, 100_000)  # pictures and videos to be drawn from: more than any run sees
+SAMPLES = (200_000, 100_000)  # images and videos to be drawn from: more than any run sees
 HELD_OUT = 300  # samples of each task
 
 RUNS, BASE = "runs", "base"
 BASE_CONFIGURATION, BASE_SEED = "256-tokens", 1000
-BASE_PICTURES = ("name_all", "name_all", "count", "place")  # more than it is needed for, as InternVL
+BASE_IMAGES = ("name_all", "name_all", "count", "place")  # more than it is needed for, as InternVL
 BASE_VIDEOS = ("tell_order", "tell_order", "motion")
-SEEING = {"steps": 3000, "batch": 16, "learning_rate": 3e-3, "tasks": (*BASE_PICTURES, "motion")}
+VISION_PRETRAINING = {"steps": 3000, "batch": 16, "learning_rate": 3e-3, "tasks": (*BASE_IMAGES, "motion")}
 
 
 # ----------------------------------------------------------------------------------------------------- models
@@ -123,7 +123,7 @@ def new_model(name: str, seed: int, tokenizer: InternLM2Tokenizer, base: Path | 
     """The model before a run: random, but for the ViT and the LLM of the folder `base`."""
     torch.manual_seed(seed)
     model = PVCForConditionalGeneration(configuration(name, tokenizer))
-    spread(model)
+    init_weights_by_width(model)
     for module in model.modules():
         init_constant_start(module)
     if base is not None:
@@ -147,7 +147,7 @@ def write_start(folder: Path, name: str, seed: int, base: Path | None = None):
     model = new_model(name, seed, tokenizer, base)
     if base is None:
         model.set_attn_implementation("eager")  # as the recipes
-        teach(model.model, seed=seed, **SEEING)
+        pretrain(model.model, seed=seed, **VISION_PRETRAINING)
     processor = PVCProcessor(PVCImageProcessor.from_model_config(model.config), tokenizer)
     generation = generation_config(tokenizer)
     save_folder(unfinished, type(model), model.config, generation, model.state_dict(), processor)
@@ -157,7 +157,7 @@ def write_start(folder: Path, name: str, seed: int, base: Path | None = None):
 # ------------------------------------------------------------------------------------------------------- runs
 
 
-Tasks = tuple[tuple[str, ...], tuple[str, ...]]  # of pictures, and of videos
+Tasks = tuple[tuple[str, ...], tuple[str, ...]]  # of images, and of videos
 
 
 def result_path(folder: Path, name: str, seed: int) -> Path:
@@ -172,13 +172,13 @@ def pending(folder: Path, names: list[str], seeds: int) -> list[tuple[str, int]]
 
 def run_base(folder: Path, recipes: dict):
     """Trains the InternVL whose ViT and LLM all others begin with, if it is not there yet."""
-    tasks = (BASE_PICTURES, BASE_VIDEOS)
+    tasks = (BASE_IMAGES, BASE_VIDEOS)
     _train(folder, BASE, BASE_CONFIGURATION, BASE_SEED, recipes[BASE], tasks=tasks, frames=FRAMES[-1])
 
 
 def run_one(folder: Path, name: str, seed: int, recipes: dict):
     """Trains and evaluates one configuration and writes its result; goes on where it was cut off."""
-    run, base, tasks = f"{name}-{seed}", folder / "runs" / BASE, (PICTURES, VIDEOS)
+    run, base, tasks = f"{name}-{seed}", folder / "runs" / BASE, (IMAGES, VIDEOS)
     frames = most_frames(configuration(name, InternLM2Tokenizer.from_pretrained(base)))
     facts = _train(folder, run, name, seed, recipes[RUNS], tasks=tasks, frames=frames, base=base)
     result = {"name": name, "seed": seed} | facts | _scores(folder / "runs" / run, name)
@@ -210,7 +210,7 @@ def _train(
 
 
 def training_data(tasks: Tasks, seed: int) -> dict:
-    """A meta JSON of small worlds: of pictures and of videos."""
+    """A meta JSON of synthetic data: of images and of videos."""
     return {
         names[0]: {"small_worlds": {"tasks": names, "seed": seed}, "length": length}
         for names, length in zip(tasks, SAMPLES)
@@ -218,8 +218,9 @@ def training_data(tasks: Tasks, seed: int) -> dict:
 
 
 def _training_facts(output: Path) -> dict:
-    """Counts and losses, kept once for all; removes the checkpoints. `seconds` are those of the steps alone,
-    also where the run was cut off and has stood still.
+    """Counts and losses, kept once for all; removes the checkpoints.
+
+    `seconds` are those of the steps alone, also where the run was interrupted.
     """
     path = output / "training.json"
     if not path.exists():
@@ -240,23 +241,23 @@ def _training_facts(output: Path) -> dict:
 
 
 def _scores(output: Path, name: str) -> dict:
-    """Accuracy by task, of pictures by repeats and of videos by frames."""
+    """Accuracy by task, of images by repeats and of videos by frames."""
     model = PVCForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
     processor = load_processor(output)
     repeats, frames = [model.config.image_repeats], [most_frames(model.config)]
     if name in CURVES:
         repeats, frames = REPEATS, FRAMES
-    pictures = {}
+    images = {}
     for number in repeats:
         processor.image_processor.image_repeats = number
-        pictures[number] = exact_match(model, processor, held_out(PICTURES), frames=1)
+        images[number] = exact_match(model, processor, held_out(IMAGES), frames=1)
     videos = {number: exact_match(model, processor, held_out(VIDEOS), frames=number) for number in frames}
-    return {"parameters": model.num_parameters(), "pictures": pictures, "videos": videos}
+    return {"parameters": model.num_parameters(), "pictures": images, "videos": videos}
 
 
-def held_out(tasks: tuple[str, ...]) -> SmallWorlds:
+def held_out(tasks: tuple[str, ...]) -> SyntheticDataset:
     tasks = tuple(dict.fromkeys(tasks))
-    return SmallWorlds(HELD_OUT * len(tasks), held_out=True, tasks=tasks)
+    return SyntheticDataset(HELD_OUT * len(tasks), held_out=True, tasks=tasks)
 
 
 def write_json(path: Path, value):
@@ -270,9 +271,11 @@ def write_json(path: Path, value):
 # --------------------------------------------------------------------------------------------------- campaign
 
 
-def campaign(folder: Path, names: list[str], *, seeds: int, jobs: int, recipes: dict):
-    """Makes the results that `folder` lacks: first what all begin with, on `jobs` threads, then as many runs
-    at a time of one thread each. A run that fails ends it, when those beside it have ended.
+def run_all(folder: Path, names: list[str], *, seeds: int, jobs: int, recipes: dict):
+    """Makes the results that `folder` lacks.
+
+    First what all begin with, on `jobs` threads, then as many runs at a time of one thread each. A run that
+    fails ends it, when those beside it have ended.
 
     Raises:
         ValueError: where what is in `folder` was made with other recipes.
@@ -338,13 +341,13 @@ def main():
     arguments = parser.parse_args()
     if arguments.report:
         results = read_results(arguments.folder)
-        baseline = held_out(PICTURES).majority_baseline() | held_out(VIDEOS).majority_baseline()
+        baseline = held_out(IMAGES).majority_baseline() | held_out(VIDEOS).majority_baseline()
         print(report(results, baseline), end="")
         draw_figure(results, arguments.figure or arguments.folder / "claims.svg")
         return
     names = arguments.only or list(CONFIGURATIONS)
     recipes = read_recipes(parse_changes(arguments.set))
-    campaign(arguments.folder, names, seeds=arguments.seeds, jobs=arguments.jobs, recipes=recipes)
+    run_all(arguments.folder, names, seeds=arguments.seeds, jobs=arguments.jobs, recipes=recipes)
 
 
 if __name__ == "__main__":

@@ -2,18 +2,18 @@
 
     python -m pvc.tiny.tokenizer START          the tokenizer's files
     python -m pvc.tiny.build start START          InternVL-Tiny beside them, random
-    torchrun … -m pvc.tiny.vision_pretraining START              its ViT learns to see
+    torchrun … -m pvc.tiny.vision_pretraining START              vision pre-training of its ViT
     python -m pvc.tiny.build internvl START INTERNVL     the same in InternVL2's layout
     pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
     torchrun … -m pvc.tiny.vision_pretraining PVC --steps 4000   then videos, and the projector
-    $TRAIN tiny-pretrain --model PVC --output ONE        its LLM learns to look, and what is new
-    $TRAIN tiny-tune --model ONE --output TWO            its LLM goes on, on other worlds
-    $TRAIN tiny-tune --model TWO --output THREE          and on others again: another seed in the JSON
-    python -m pvc.tiny.build mean TWO THREE TINY  their mean tells more than either
+    $TRAIN tiny-pretrain --model PVC --output ONE        its LLM, and new parameters
+    $TRAIN tiny-tune --model ONE --output TWO            its LLM, on more tasks
+    $TRAIN tiny-tune --model TWO --output THREE          again, with another seed in the JSON
+    python -m pvc.tiny.build mean TWO THREE TINY  their mean scores better than either
     python -m pvc.tiny.build install TINY ROOT    the result, in bfloat16
 
 TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
-the recipe: small worlds, drawn as they are asked for.
+the recipe: synthetic data, drawn when a row needs them.
 
 The classes of PVC at a size that a CPU trains and a repository holds: tiles of 96 pixels, 9 visual tokens a
 tile.
@@ -50,7 +50,7 @@ TABLES = ("tok_embeddings.weight", "position_embedding", "class_embedding")
 TABLE_STD = 0.5
 BRANCH_ENDS = ("attn.proj.weight", "fc2.weight", "attention.wo.weight", "feed_forward.w2.weight")
 BEFORE_SHARE = 0.3  # of the weights that training went on from, in `mean`
-NUM_FRAMES = 8  # of a video, unless it is said: the small worlds' states are that long
+NUM_FRAMES = 8  # of a video, unless it is said: the synthetic data' states are that long
 
 
 def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
@@ -93,13 +93,14 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
 
 
 def start(folder: Path, seed: int = 0):
-    """Writes InternVL-Tiny with random weights, and the code, into `folder`, where the tokenizer's files
-    already lie.
+    """Writes InternVL-Tiny with random weights, and the code, into `folder`.
+
+    The tokenizer's files are there already.
     """
     tokenizer = InternLM2Tokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     model = PVCForConditionalGeneration(internvl_tiny_config(tokenizer))
-    spread(model)
+    init_weights_by_width(model)
     model.generation_config = generation_config(tokenizer)
     model.save_pretrained(folder)
     images = PVCImageProcessor.from_model_config(model.config)
@@ -116,9 +117,11 @@ def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
 
 
 @torch.no_grad()
-def spread(model: PVCForConditionalGeneration):
-    """Draws all weights anew, by width: 0.02, the usual spread, is for widths of thousands, and so narrow a
-    model learns nothing for long from there. The layers that end a branch start smaller, by their number.
+def init_weights_by_width(model: PVCForConditionalGeneration):
+    """Draws all weights anew, by width.
+
+    0.02, the usual standard deviation, is for widths of thousands; so narrow a model learns slowly from it.
+    The layers that end a branch start smaller, by their number.
     """
     depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
     for name, parameter in model.named_parameters():

@@ -12,64 +12,66 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from pvc.modeling_pvc import PVCModel
 from pvc.preprocess import build_transform, get_index
-from pvc.tiny.synthetic.dataset import SmallWorlds
+from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE
-from pvc.tiny.synthetic.sampler import LOOKS
+from pvc.tiny.synthetic.sampler import SHAPE_SPECS
 from pvc.tiny.synthetic.scenes import COLOURS, Box, Scene, draw, draw_shape, text_extent
 from pvc.tiny.synthetic.tasks import TASKS
-from pvc.tiny.synthetic.video_tasks import DIRECTIONS, ENOUGH, way_of
+from pvc.tiny.synthetic.video_tasks import DIRECTIONS, SUFFICIENT_FRAMES, direction_of
 
-PICTURES_SEEN = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
-TASKS_SEEN = (*PICTURES_SEEN, "motion", "tell_order")
-VIDEOS_SEEN = ("motion", "colour_change", "moving_shape", "tell_order")
-WAYS = ("still", *DIRECTIONS)
+IMAGE_TASKS = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
+ALL_TASKS = (*IMAGE_TASKS, "motion", "tell_order")
+VIDEO_TASKS = ("motion", "colour_change", "moving_shape", "tell_order")
+DIRECTION_CLASSES = ("still", *DIRECTIONS)
 CELLS = (2, 4)  # rows and columns of a patch: a letter may be narrower than a patch
 BLOCK = 4  # patches on a side of what becomes one visual token
 HALVES = 2  # of a block: it may be crossed by two lines of small letters
 NOTHING = 0
 LETTERS = ["", *ascii_lowercase, *digits]  # the first stands behind the last letter
-CLASSES = ["nothing", *LETTERS[1:], *map(str, LOOKS), *(f"{colour} bar" for colour in COLOURS)]
+CLASSES = ["nothing", *LETTERS[1:], *map(str, SHAPE_SPECS), *(f"{colour} bar" for colour in COLOURS)]
 CLASS = {name: number for number, name in enumerate(CLASSES)}
-SHAPES = ["nothing", *map(str, LOOKS)]
-MOSTLY_NOTHING = ("cells", "shapes", "was")  # of the labels
+SHAPES = ["nothing", *map(str, SHAPE_SPECS)]
+SPARSE_LABELS = ("cells", "shapes", "previous")  # of the labels
 MAX_LETTERS = 8
 UNKNOWN = -100  # as in `F.cross_entropy`
 
 
 class Labels(NamedTuple):
-    """What is to be seen in a tile of `P` patches; `UNKNOWN` where there is nothing to say. Of several tiles,
-    all have one dimension more.
+    """Labels of a tile of `P` patches; `UNKNOWN` where there is none.
+
+    Of several tiles, all have one dimension more.
     """
 
     cells: torch.Tensor  # (P, cells of a patch): places in CLASSES
     letters: torch.Tensor  # (P / 16, HALVES, MAX_LETTERS): places in LETTERS
     middle: torch.Tensor  # (P, 2): column and row of patches
-    ways: torch.Tensor  # (P,): places in WAYS
+    directions: torch.Tensor  # (P,): places in WAYS
     shapes: torch.Tensor  # (P,): places in SHAPES, of what has its middle there
-    was: torch.Tensor  # (P,): places in CLASSES, of what was seen there before what is
+    previous: torch.Tensor  # (P,): places in CLASSES, of what was seen there before what is
 
 
-class Thing(NamedTuple):
+class Item(NamedTuple):
     """A shape, text or bar of a scene."""
 
     middle: tuple[float, float]
     letters: list[tuple[str, Box]]
 
 
-def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Thing]]:
-    """What each pixel belongs to, as two pictures: places in `CLASSES`, and numbers of things, from 1. A
-    letter fills its box.
+def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Item]]:
+    """What each pixel belongs to, as two images: indices into `CLASSES`, and numbers of things, from 1.
+
+    A letter fills its box.
     """
     classes, numbers = (Image.new("L", scene.size, NOTHING) for _ in range(2))
     on_classes, on_numbers = ImageDraw.Draw(classes), ImageDraw.Draw(numbers)
     things = []
     for bar in scene.bars:
-        things.append(Thing(_middle(bar.box), []))
+        things.append(Item(_center(bar.box), []))
         on_classes.rectangle(bar.box, fill=CLASS[f"{bar.colour} bar"])
         on_numbers.rectangle(bar.box, fill=len(things))
     for shape in scene.shapes:
-        things.append(Thing((shape.x, shape.y), []))
-        draw_shape(on_classes, scene, shape, CLASS[str(shape.look)])
+        things.append(Item((shape.x, shape.y), []))
+        draw_shape(on_classes, scene, shape, CLASS[str(shape.spec)])
         draw_shape(on_numbers, scene, shape, len(things))
     for text in scene.texts:
         letters = []
@@ -79,7 +81,7 @@ def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Thing]]:
             box = (text.x + left, text.baseline + top, text.x + right - 1, text.baseline + bottom - 1)
             on_classes.rectangle(box, fill=CLASS[letter])
             letters.append((letter, box))
-        things.append(Thing(_middle(text.box), letters))
+        things.append(Item(_center(text.box), letters))
         on_numbers.rectangle(text.box, fill=len(things))
     return classes, numbers, things
 
@@ -88,12 +90,12 @@ def _end(text: str, letter_height: int) -> float:
     return text_extent(text, letter_height)[2] if text else 0
 
 
-def _middle(box: Box) -> tuple[float, float]:
+def _center(box: Box) -> tuple[float, float]:
     return (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
 
 
 def tile_boxes(size: tuple[int, int]) -> list[Box]:
-    """The parts of a picture that are tiles; of several, the last is the whole, the thumbnail."""
+    """The parts of an image that are tiles; of several, the last is the whole, the thumbnail."""
     width, height = size
     boxes = [(x, y, x + TILE, y + TILE) for y in range(0, height, TILE) for x in range(0, width, TILE)]
     return boxes if len(boxes) == 1 else [*boxes, (0, 0, width, height)]
@@ -102,7 +104,7 @@ def tile_boxes(size: tuple[int, int]) -> list[Box]:
 def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = None) -> Labels:
     """What is to be seen in a tile of a scene: `box` is what the tile shows, `before` the frame before it.
 
-    What was on its patches is left unknown: see `what_was`.
+    What was on its patches is left unknown: see `previous_classes`.
     """
     classes, numbers, things = maps_of(scene)
     classes, numbers = (
@@ -123,7 +125,7 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
         _cells(classes),
         _letters(pixels, things, box, side),
         np.array([[UNKNOWN, UNKNOWN], *middles])[shown],
-        np.array([UNKNOWN, *_ways(scene, before)])[shown],
+        np.array([UNKNOWN, *_directions(scene, before)])[shown],
         _shapes(scene, box, side),
         np.full(side**2, UNKNOWN),
     )
@@ -137,9 +139,10 @@ def _cells(classes: np.ndarray) -> np.ndarray:
     return rearrange(middles, "p ch cw -> p (ch cw)")
 
 
-def _letters(pixels: np.ndarray, things: list[Thing], box: Box, side: int) -> np.ndarray:
-    """The letters, in the box, of the text that has most of each half of a block; `pixels (P, 1 + things)`
-    are how many a thing has of each patch.
+def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.ndarray:
+    """The letters, in the box, of the text that has most of each half of a block.
+
+    `pixels (P, 1 + things)`: how many pixels a thing has of each patch.
     """
     of_halves = reduce(
         pixels * [False, *(bool(thing.letters) for thing in things)],
@@ -150,12 +153,12 @@ def _letters(pixels: np.ndarray, things: list[Thing], box: Box, side: int) -> np
         ph=BLOCK // HALVES,
         pw=BLOCK,
     )
-    told = np.full((1 + len(things), MAX_LETTERS), UNKNOWN)
+    spelled = np.full((1 + len(things), MAX_LETTERS), UNKNOWN)
     for number, thing in enumerate(things, start=1):
-        if seen := [LETTERS.index(letter) for letter, where in thing.letters if _is_in(_middle(where), box)]:
+        if seen := [LETTERS.index(letter) for letter, where in thing.letters if _is_in(_center(where), box)]:
             letters = [*seen, LETTERS.index("")][:MAX_LETTERS]
-            told[number, : len(letters)] = letters
-    return told[of_halves.argmax(-1)]
+            spelled[number, : len(letters)] = letters
+    return spelled[of_halves.argmax(-1)]
 
 
 def _shapes(scene: Scene, box: Box, side: int) -> np.ndarray:
@@ -164,20 +167,20 @@ def _shapes(scene: Scene, box: Box, side: int) -> np.ndarray:
     for shape in scene.shapes:
         if _is_in((shape.x, shape.y), box):
             column, row = _patch_at((shape.x, shape.y), box, side)
-            shapes[row, column] = SHAPES.index(str(shape.look))
+            shapes[row, column] = SHAPES.index(str(shape.spec))
     return shapes.flatten()
 
 
-def what_was(cells: torch.Tensor) -> torch.Tensor:
+def previous_classes(cells: torch.Tensor) -> torch.Tensor:
     """Of `cells (frames, P, cells of a patch)`, what was on each patch before what is there: `(frames, P)`.
 
     It is nothing from the first frame on, until what is there changes.
     """
     now = cells.amax(-1)
-    was = torch.full_like(now, NOTHING)
+    previous = torch.full_like(now, NOTHING)
     for frame in range(1, len(now)):
-        was[frame] = torch.where(now[frame] == now[frame - 1], was[frame - 1], now[frame - 1])
-    return was
+        previous[frame] = torch.where(now[frame] == now[frame - 1], previous[frame - 1], now[frame - 1])
+    return previous
 
 
 def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
@@ -186,14 +189,16 @@ def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
     return [min(max(int(place * side), 0), side - 1) for place in places]
 
 
-def _ways(scene: Scene, before: Scene | None) -> list[int]:
-    """Of the scene's things, as `maps_of` orders them, which way each has moved. Shapes that come or go do it
-    while there are no others that could be taken for them.
+def _directions(scene: Scene, before: Scene | None) -> list[int]:
+    """The direction in which each of the scene's things has moved, as `maps_of` orders them.
+
+    Shapes that come or go do it while there are no others that could be taken for them.
     """
     of_shapes = [UNKNOWN] * len(scene.shapes)
     if before is not None and len(before.shapes) == len(scene.shapes):
         of_shapes = [
-            WAYS.index(way_of(was, shape) or "still") for was, shape in zip(before.shapes, scene.shapes)
+            DIRECTION_CLASSES.index(direction_of(previous, shape) or "still")
+            for previous, shape in zip(before.shapes, scene.shapes)
         ]
     return [UNKNOWN] * len(scene.bars) + of_shapes + [UNKNOWN] * len(scene.texts)
 
@@ -203,11 +208,11 @@ def _is_in(point: tuple[float, float], box: Box) -> bool:
 
 
 class Clip(NamedTuple):
-    """A tile of a picture, or frames of a video, and what is to be seen there."""
+    """A tile of an image, or frames of a video, and what is to be seen there."""
 
     tiles: torch.Tensor  # (frames, 3, TILE, TILE), as the processor makes them
     grid: torch.Tensor  # (frames, 3): see `InternVisionModel.forward`
-    labels: Labels  # of each moment: of a picture that is repeated, those of the tile again and again
+    labels: Labels  # of each time step: of an image that is repeated, those of the tile again and again
 
     def to(self, device: torch.device) -> "Clip":
         """Tiles and labels there; the grid stays, its values are read."""
@@ -216,18 +221,18 @@ class Clip(NamedTuple):
 
 
 class LabelledClips(IterableDataset):
-    """Endless `Clip`s of small worlds.
+    """Endless `Clip`s of synthetic data.
 
     Args:
-        repeats: of a picture.
-        frames: of a video; 1: it is shown as a picture.
+        repeats: of an image.
+        frames: of a video; 1: it is shown as an image.
     """
 
     def __init__(
         self,
         seed: int,
         patch_size: int,
-        tasks: tuple[str, ...] = TASKS_SEEN,
+        tasks: tuple[str, ...] = ALL_TASKS,
         *,
         repeats: int = 1,
         frames: int = 1,
@@ -237,26 +242,26 @@ class LabelledClips(IterableDataset):
 
     @classmethod
     def for_model(cls, model: PVCModel, seed: int, tasks: tuple[str, ...] | None = None):
-        """What its ViT is to see: one that looks back in time, pictures that are repeated and videos."""
+        """What its ViT is to see: one that specs back in time, images that are repeated and videos."""
         patch_size = model.config.vision_config.patch_size
         if not model.config.vision_config.num_temporal_layers:
-            return cls(seed, patch_size, tasks or TASKS_SEEN)
-        tasks = tasks or (*PICTURES_SEEN, *PICTURES_SEEN, *VIDEOS_SEEN)
-        return cls(seed, patch_size, tasks, repeats=model.config.image_repeats, frames=ENOUGH)
+            return cls(seed, patch_size, tasks or ALL_TASKS)
+        tasks = tasks or (*IMAGE_TASKS, *IMAGE_TASKS, *VIDEO_TASKS)
+        return cls(seed, patch_size, tasks, repeats=model.config.image_repeats, frames=SUFFICIENT_FRAMES)
 
     def __iter__(self):
         worker = get_worker_info()
-        worlds = SmallWorlds(2**40, seed=self.seed, tasks=self.tasks)
+        dataset = SyntheticDataset(2**40, seed=self.seed, tasks=self.tasks)
         for index in count(worker.id if worker else 0, worker.num_workers if worker else 1):
-            scenes = worlds.sample(index).scenes
-            if TASKS[worlds.task_of(index)].media == "video" and self.frames > 1:
+            scenes = dataset.sample(index).scenes
+            if TASKS[dataset.task_of(index)].media == "video" and self.frames > 1:
                 yield self.video(scenes)
             else:
                 scene = scenes[index // len(self.tasks) % len(scenes)]
                 boxes = tile_boxes(scene.size)
-                yield self.picture(scene, boxes[index // len(self.tasks) % len(boxes)])
+                yield self.image(scene, boxes[index // len(self.tasks) % len(boxes)])
 
-    def picture(self, scene: Scene, box: Box) -> Clip:
+    def image(self, scene: Scene, box: Box) -> Clip:
         tile = build_transform(TILE)(draw(scene).crop(box))
         labels = labels_of(scene, box, self.patch_size)
         return Clip(
@@ -275,11 +280,11 @@ class LabelledClips(IterableDataset):
         return Clip(
             torch.stack([transform(draw(scene)) for scene in chosen]),
             torch.tensor([[self.frames, 1, 1]] * self.frames),
-            labels._replace(was=what_was(labels.cells)),
+            labels._replace(previous=previous_classes(labels.cells)),
         )
 
 
-def together(clips: list[Clip]) -> Clip:
+def collate_clips(clips: list[Clip]) -> Clip:
     """Clips one after another, as one."""
     tiles, grids, labels = zip(*clips)
     return Clip(torch.cat(tiles), torch.cat(grids), Labels(*map(torch.cat, zip(*labels))))

@@ -22,8 +22,10 @@ def packed_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """As transformers calls it: `(B, heads, S, d)`, keys and values with fewer heads where they are shared,
-    and what eager attention adds to the scores -> `(B, S, heads, d)`.
+    """Attention as transformers calls it.
+
+    `(B, heads, S, d)`, keys and values with fewer heads where they are shared, and what eager attention adds
+    to the scores -> `(B, S, heads, d)`.
 
     Raises:
         ValueError: for dropout, which no configuration of PVC has.

@@ -1,10 +1,10 @@
-"""How often a model answers small worlds rightly, by task: exact match in one pass over packed rows.
+"""Exact match of a model on synthetic data, by task, in one forward pass over packed rows.
 
     python -m pvc.tiny.scoring MODEL --samples 200      a table of all tasks, held out, as Markdown
 
 Greedy decoding gives an answer exactly when, behind the question and each beginning of that answer, the
-likeliest token is the answer's next, and in the end the token that ends it. All these places are seen in one
-pass over question and answer, many samples in a row; nothing is generated.
+likeliest token is the answer's next one, and at the end the token that ends it. One forward pass over
+question and answer computes all these predictions, many samples in a row; nothing is generated.
 """
 
 import argparse
@@ -16,8 +16,8 @@ import torch
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
-from pvc.tiny.synthetic.dataset import SmallWorlds, mean_by_group
-from pvc.tiny.synthetic.reader import SyntheticDataSet
+from pvc.tiny.synthetic.dataset import SyntheticDataset, mean_by_group
+from pvc.tiny.synthetic.reader import SceneDataSet
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.encoding import Encoded, Encoder
 from pvc.training.data.packing import collate
@@ -31,7 +31,7 @@ ROW_TOKENS = 1024
 def exact_match(
     model: PVCForConditionalGeneration,
     processor: PVCProcessor,
-    worlds: SmallWorlds,
+    dataset: SyntheticDataset,
     *,
     frames: int,
     row_tokens: int = ROW_TOKENS,
@@ -39,18 +39,18 @@ def exact_match(
     """The share of samples by task whose answer greedy decoding would give, token for token.
 
     Args:
-        processor: says how often a picture is shown, and that it is one tile or several.
+        processor: says how often an image is shown, and that it is one tile or several.
         frames: of each video, evenly spread.
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
     encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
-    data_set, nothing_drawn = SyntheticDataSet("held-out", worlds), np.random.default_rng(0)
-    samples = (encoder.encode(data_set.read(i), None, nothing_drawn) for i in range(len(worlds)))
+    data_set, unused_rng = SceneDataSet("held-out", dataset), np.random.default_rng(0)
+    samples = (encoder.encode(data_set.read(i), None, unused_rng) for i in range(len(dataset)))
     was_training = model.training
     model.eval()
     marks = [mark for row in rows(samples, row_tokens) for mark in answered(model, encoder, row)]
     model.train(was_training)
-    return worlds.mean_by_task(marks)
+    return dataset.mean_by_task(marks)
 
 
 def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]:
@@ -102,13 +102,13 @@ def main():
     processor = load_processor(arguments.model)
     model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     number = arguments.samples * len(arguments.tasks)
-    worlds = SmallWorlds(number, seed=arguments.seed, held_out=True, tasks=arguments.tasks)
-    columns = {"the commonest answer": worlds.majority_baseline()}
+    dataset = SyntheticDataset(number, seed=arguments.seed, held_out=True, tasks=arguments.tasks)
+    columns = {"majority baseline": dataset.majority_baseline()}
     for repeats in arguments.repeats or [processor.image_processor.image_repeats]:
         shown = copy.deepcopy(processor)
         shown.image_processor.image_repeats = repeats
         heading = f"{repeats} repeats" if repeats > 1 else "1 repeat"
-        columns[heading] = exact_match(model, shown, worlds, frames=arguments.frames)
+        columns[heading] = exact_match(model, shown, dataset, frames=arguments.frames)
     print(table(columns))
 
 

@@ -1,8 +1,8 @@
 """Makes the tokenizer files of PVC-Tiny: `python -m pvc.tiny.tokenizer FOLDER`.
 
 A SentencePiece BPE model of InternLM2's kind, trained on sentences which this file writes itself, from a
-fixed seed: about pictures and videos, with random words and numbers to be read, the questions of the small
-worlds, and the system messages of the prompt templates. Two runs give the same bytes. Layout of the ids:
+fixed seed: about images and videos, with random words and numbers to be read, the questions of the small
+scenes, and the system messages of the prompt templates. Two runs give the same bytes. Layout of the ids:
 
     0 … 2     <unk>, <s>, </s>
     3 … 258   <0x00> … <0xFF>
@@ -11,7 +11,7 @@ worlds, and the system messages of the prompt templates. Two runs give the same 
     2039 …    InternVL's media tokens, behind the SentencePiece model; 2048 ids in all
 
 Pieces that are no whole words of those sentences are unused: a word without meaning comes letter by letter,
-as it is read from a picture.
+as it is read from an image.
 """
 
 import argparse
@@ -74,16 +74,16 @@ WORDS = {
 TEMPLATES = """\
 What colour is the {shape}? The {shape} is {colour}.
 What shape is {colour}? It is a {look} {colour} {shape}.
-Is there a {colour} {shape} in the picture? Yes, there is. No, there is not.
+Is there a {colour} {shape} in the image? Yes, there is. No, there is not.
 Where is the {colour} {shape}? It is in the {side}, {relation} the {colour} {shape}.
 How many {shape}s are in the image? There are {number} {shape}s. {digits}
 How many {colour} {thing}s can you see? {number}
 Which is {compare}, the {colour} {shape} or the {colour} {shape}? The {shape} on the {side} is {compare}.
-The picture shows a {look} {colour} {thing} {relation} a {thing} on a {colour} background.
+The image shows a {look} {colour} {thing} {relation} a {thing} on a {colour} background.
 Describe the image in detail. The image shows {number} {thing}s and a {colour} {shape}.
 A {person} with a {colour} {other} {action} {relation} the {place}. The {part} of the {thing} is {look}.
 What is the {person} doing? The {person} {action} in the {place} and {action} {pace} with the {other}.
-What text is written in the picture? It says {word}.
+What text is written in the image? It says {word}.
 Read the word on the {side}. {word} {word}
 What number is shown? {digits}
 In which {order} frame does the {shape} change colour? It turns from {colour} to {colour}.
@@ -100,9 +100,9 @@ Answer the question with a single word, phrase or number. Answer with the letter
 Choose the best answer: (A) {colour} (B) {shape} (C) {thing} (D) {digits} Options: A. B. C. D.
 Are the two images the same? No, the {order} image has {number} {shape}s, the {order} has {compare}.
 What is different between the images? In the {order} image the {thing} is {compare} and {colour}.
-Please describe the {order} picture and compare it with the {order} one. Explain why.
+Please describe the {order} image and compare it with the {order} one. Explain why.
 Do both videos show a {thing}? Who, when, where, why and how? I cannot see that {look} {part}.
-Frame{digits}: Image-{digits}: video picture frame {digits}
+Frame{digits}: Image-{digits}: video image frame {digits}
 You can read the text, count the objects and say what they are. user system assistant
 """
 SENTENCES = 6000
@@ -132,12 +132,12 @@ def corpus() -> Iterator[str]:
 
 
 def question_forms() -> list[str]:
-    """How the small worlds are asked about, with slots."""
+    """How the synthetic data are asked about, with slots."""
     return [form for task in TASKS.values() for form in task.training + task.held_out]
 
 
 def answer_starts() -> set[str]:
-    """The words that an answer of the small worlds may begin with, but for words without meaning."""
+    """The words that an answer of the synthetic data may begin with, but for words without meaning."""
     return {word for kind in ANSWERS for word in WORDS[kind].split()} | {"yes", "no"}
 
 
@@ -204,8 +204,10 @@ def _only_whole_words(model: bytes) -> bytes:
 
 
 def _user_defined_piece(name: str) -> bytes:
-    """`ModelProto { pieces { piece: name, score: 0, type: USER_DEFINED } }` in protobuf's wire format (each
-    field: its number and kind in a byte, the length where it has one, the value)."""
+    """`ModelProto { pieces { piece: name, score: 0, type: USER_DEFINED } }` in protobuf's wire format.
+
+    Each field: its number and kind in a byte, the length where it has one, the value.
+    """
     text = name.encode()
     fields = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0) + b"\x18\x04"
     return b"\x0a" + bytes([len(fields)]) + fields

@@ -1,29 +1,25 @@
-"""Teaches the ViT of InternVL-Tiny to see, before there is an LLM; then that of PVC-Tiny to look back in
-time, and its projector to hand on what is seen.
+"""Vision pre-training of PVC-Tiny on dense labels: the ViT, temporal attention, and the projector.
 
     torchrun --nproc-per-node 2 -m pvc.tiny.vision_pretraining FOLDER     on two cores, with OMP_NUM_THREADS=1
     python -m pvc.tiny.vision_pretraining FOLDER --workers 14             on a GPU
 
-InternVL begins with a ViT that others have trained, on more pictures than PVC ever saw; this stands for it.
-Linear heads, thrown away in the end, say
+InternVL begins with a ViT that was pre-trained on many images; this stands for it. Linear heads, which are
+thrown away at the end, predict
 
-- of each patch what is drawn in its cells: which letter or digit, a shape of which kind and colour, a bar of
-  which colour; where the middle is of the shape, text or bar that it is a part of; and which shape has its
-  middle there, so that shapes can be counted and found;
-- of each block of 4x4 patches, which the projector will make one visual token, what is written in the text
-  that crosses its upper half, and its lower, letter by letter;
-- of each patch of a video's frames, which way the shape on it has moved since the frame before, and what was
-  to be seen there before what is: another colour, say. Temporal attention alone can know that: a ViT without
-  it is shown single frames;
-- of each visual token what the LLM will have to know of its block: what is written, and which shapes are in
-  its patches, their ways, and what was there before. A projector that begins at random, as that of PVC does,
-  learns little of this from answers.
+- for each patch: the class of each of its cells (letter, digit, shape or bar by colour), the centre of the
+  shape, text or bar that it is part of, and which shape has its centre there, so that shapes can be counted;
+- for each block of 4x4 patches, which the projector makes one visual token: the letters of the text in its
+  upper half and in its lower half;
+- for each patch of a video's frames: the direction in which its shape has moved, and the class that was there
+  before. Only temporal attention can know this: a ViT without it is shown single frames;
+- for each visual token: what the LLM needs of its block (letters, shapes, directions, previous classes). A
+  projector that begins at random, as PVC's does, learns little of this from answers.
 
-The small worlds know all of this, so that a tile gives a thousand labels and not the few tokens of an answer:
-what answers hardly begin to teach takes minutes on a CPU.
+A tile gives about a thousand labels, an answer a few tokens: minutes on a CPU replace hours of training on
+answers.
 
-`dense_labels.py` knows what is to be seen where. Only PVC-Tiny needs this: the paper trains what PVC adds
-with the recipes alone, on millions of samples.
+The labels are made by `dense_labels.py`. Only PVC-Tiny needs this: the paper trains what PVC adds with the
+recipes alone, on millions of samples.
 """
 
 import argparse
@@ -49,35 +45,35 @@ from pvc.tiny.dense_labels import (
     BLOCK,
     CELLS,
     CLASSES,
+    DIRECTION_CLASSES,
     HALVES,
     LETTERS,
     MAX_LETTERS,
-    MOSTLY_NOTHING,
     NOTHING,
     SHAPES,
+    SPARSE_LABELS,
     UNKNOWN,
-    WAYS,
     Clip,
     LabelledClips,
     Labels,
-    together,
+    collate_clips,
 )
 from pvc.tiny.synthetic.image_tasks import TILE
 from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
 
 logger = logging.get_logger(__name__)
 
-OF_BLOCKS = ("letters",)  # of the labels; others are of patches
-TOLD_BY_TOKENS = ("letters", "ways", "shapes", "was")
+BLOCK_LABELS = ("letters",)  # of the labels; others are of patches
+SUPERVISED_ON_TOKENS = ("letters", "directions", "shapes", "previous")
 BY_TOKENS = " by tokens"
 
 
-class Teller(nn.Module):
-    """A linear head that tells one kind of labels, `choices` as in `Seer.choices`.
+class LinearHead(nn.Module):
+    """A linear head for one kind of labels, `choices` as in `DenseLabelModel.choices`.
 
     Args:
-        width: of what it tells them from.
-        side: 1, or where it tells each patch of a block: how many stand on a side of the block.
+        width: of its input.
+        side: 1; or, where it predicts each patch of a block, the patches on a side of the block.
     """
 
     def __init__(self, width: int, choices: tuple[int, ...], side: int = 1):
@@ -86,20 +82,21 @@ class Teller(nn.Module):
         self.linear = nn.Linear(width, side**2 * math.prod(choices))
 
     def forward(self, seen: torch.Tensor) -> torch.Tensor:
-        """Logits `(B, N * side^2, …, choices)` of what is seen `(B, N, width)`, row by row of a square."""
-        told = rearrange(
+        """Features `(B, N, width)`, row by row of a square -> logits `(B, N * side^2, …, choices)`."""
+        predicted = rearrange(
             self.linear(seen),
             "b (h w) (sh sw n) -> b (h sh w sw) n",
             h=math.isqrt(seen.shape[1]),
             sh=self.side,
             sw=self.side,
         )
-        return told.unflatten(-1, self.choices).float()
+        return predicted.unflatten(-1, self.choices).float()
 
 
-class Seer(nn.Module):
-    """A ViT, the projector where it makes a visual token of each block, and the heads that tell what is to be
-    seen in patches, in blocks and in visual tokens.
+class DenseLabelModel(nn.Module):
+    """A ViT with linear heads on patches, blocks and visual tokens.
+
+    The projector, and heads on its tokens, are there where a visual token is a block.
     """
 
     def __init__(self, model: PVCModel):
@@ -109,79 +106,82 @@ class Seer(nn.Module):
             "cells": (CELLS[0] * CELLS[1], len(CLASSES)),
             "letters": (HALVES, MAX_LETTERS, len(LETTERS)),
             "middle": (2, self.side),
-            "ways": (len(WAYS),),
+            "directions": (len(DIRECTION_CLASSES),),
             "shapes": (len(SHAPES),),
-            "was": (len(CLASSES),),
+            "previous": (len(CLASSES),),
         }
         width, token_width = model.config.vision_config.hidden_size, model.config.llm_config.hidden_size
-        self.of_patches, self.of_blocks, self.of_tokens = (nn.ModuleDict() for _ in range(3))
+        self.patch_heads, self.block_heads, self.token_heads = (nn.ModuleDict() for _ in range(3))
         self.projector = model.projector if model.projector.block == BLOCK else None
         for name, choices in self.choices.items():
-            if name in OF_BLOCKS:
-                self.of_blocks[name] = Teller(BLOCK**2 * width, choices)
+            if name in BLOCK_LABELS:
+                self.block_heads[name] = LinearHead(BLOCK**2 * width, choices)
             else:
-                self.of_patches[name] = Teller(width, choices)
-            if self.projector and name in TOLD_BY_TOKENS:
-                self.of_tokens[name] = Teller(token_width, choices, side=1 if name in OF_BLOCKS else BLOCK)
+                self.patch_heads[name] = LinearHead(width, choices)
+            if self.projector and name in SUPERVISED_ON_TOKENS:
+                self.token_heads[name] = LinearHead(
+                    token_width, choices, side=1 if name in BLOCK_LABELS else BLOCK
+                )
 
     def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits `(moments, …, choices)` by name of the labels, of tiles and their grid as in a `Clip`; those
-        that visual tokens tell as well are there a second time, `BY_TOKENS` behind the name.
+        """Logits `(time steps, …, choices)` by name of the labels; `tiles` and `grid` as in a `Clip`.
+
+        Those of visual tokens have `BY_TOKENS` behind the name.
         """
         clips = ClipLayout.from_grid(grid, len(tiles)).to(tiles.device)
         hidden_states = self.vit(tiles, clips=clips).last_hidden_state
         patches = hidden_states[:, 1:]
         blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
-        logits = {name: tell(patches) for name, tell in self.of_patches.items()}
-        logits |= {name: tell(blocks) for name, tell in self.of_blocks.items()}
+        logits = {name: head(patches) for name, head in self.patch_heads.items()}
+        logits |= {name: head(blocks) for name, head in self.block_heads.items()}
         if self.projector:
             tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))
             tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
-            logits |= {name + BY_TOKENS: tell(tokens) for name, tell in self.of_tokens.items()}
+            logits |= {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
         return logits
 
     def loss(self, clip: Clip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
         loss = 0
-        for name, told in logits.items():
+        for name, predicted in logits.items():
             name = name.removesuffix(BY_TOKENS)
-            right = getattr(clip.labels, name)
-            weight = told.new_ones(told.shape[-1])
-            if name in MOSTLY_NOTHING:
+            target = getattr(clip.labels, name)
+            weight = predicted.new_ones(predicted.shape[-1])
+            if name in SPARSE_LABELS:
                 weight[NOTHING] = 0.1
             if name == "letters":  # the last, which few words have, count as much as the first
-                parts = zip(told.unbind(-2), right.unbind(-1), strict=True)
+                parts = zip(predicted.unbind(-2), target.unbind(-1), strict=True)
                 loss = loss + sum(_mean_loss(*part, weight) for part in parts) / MAX_LETTERS
             else:
-                loss = loss + _mean_loss(told, right, weight)
+                loss = loss + _mean_loss(predicted, target, weight)
         return loss, logits
 
 
-def _mean_loss(told: torch.Tensor, right: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+def _mean_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Cross entropy of logits `(…, choices)`, a mean over what is known; `weight (choices,)`."""
-    told, right = told.flatten(0, -2), right.flatten()
-    size = ((right != UNKNOWN) * weight[right.clamp(min=0)]).sum().clamp(min=1)
-    return F.cross_entropy(told, right, weight, reduction="sum") / size
+    predicted, target = predicted.flatten(0, -2), target.flatten()
+    size = ((target != UNKNOWN) * weight[target.clamp(min=0)]).sum().clamp(min=1)
+    return F.cross_entropy(predicted, target, weight, reduction="sum") / size
 
 
-def told_rightly(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float]:
-    """Shares of what there is to tell of each kind, leaving out where nothing is; of texts as a whole."""
+def accuracy(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float]:
+    """Share of correct predictions by kind of label, background left out; texts count as a whole."""
     shares = {}
-    for teller, told in logits.items():
-        name = teller.removesuffix(BY_TOKENS)
-        right = getattr(labels, name)
-        is_right, is_known = told.argmax(-1) == right, right != UNKNOWN
+    for head, predicted in logits.items():
+        name = head.removesuffix(BY_TOKENS)
+        target = getattr(labels, name)
+        is_correct, is_known = predicted.argmax(-1) == target, target != UNKNOWN
         if name == "letters":
-            is_right, is_known = (is_right | ~is_known).all(-1), is_known.any(-1)
-        elif name in MOSTLY_NOTHING:
-            is_known &= right != NOTHING
+            is_correct, is_known = (is_correct | ~is_known).all(-1), is_known.any(-1)
+        elif name in SPARSE_LABELS:
+            is_known &= target != NOTHING
         if is_known.any():
-            shares[teller] = is_right[is_known].float().mean().item()
+            shares[head] = is_correct[is_known].float().mean().item()
     return shares
 
 
-def teach(
+def pretrain(
     model: PVCModel,
     *,
     steps: int,
@@ -190,18 +190,17 @@ def teach(
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
     workers: int = 0,
-) -> Seer:
-    """Trains what `Seer` has of `model` in place, where it lies, on clips of `tasks`, in bfloat16 where
-    matrices are multiplied; logs loss and what is told rightly. Of several processes each takes `batch` clips
-    of its own; `workers` draw them beside it.
+) -> DenseLabelModel:
+    """Trains ViT and projector of `model` in place on clips of `tasks`, in bfloat16 autocast.
 
-    AdaLN in the projector is left to the answers. Matrices of layers are trained with Muon, which needs a
-    third fewer steps than AdamW here; the rest with AdamW.
+    Loss and accuracy are logged. Each of several processes takes `batch` clips of its own, drawn in `workers`
+    processes beside it. AdaLN in the projector is left to training on answers. Matrices of layers are trained
+    with Muon, which needs a third fewer steps than AdamW here; the rest with AdamW.
     """
     torch.manual_seed(seed)
-    seer = Seer(model).to(model.device).train()
+    labeller = DenseLabelModel(model).to(model.device).train()
     of_matrices, others = [], []
-    for name, parameter in seer.named_parameters():
+    for name, parameter in labeller.named_parameters():
         if model.config.adaptive_compression and name.startswith("projector.norm."):
             continue
         (of_matrices if is_matrix(name, parameter) else others).append(parameter)
@@ -216,12 +215,12 @@ def teach(
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
     rank = _rank()
     labelled = LabelledClips.for_model(model, seed + rank, tasks)
-    clips = DataLoader(labelled, batch_size=batch, collate_fn=together, num_workers=workers)
+    clips = DataLoader(labelled, batch_size=batch, collate_fn=collate_clips, num_workers=workers)
     parameters = of_matrices + others
     for step, clip in zip(range(1, steps + 1), clips):
         clip = clip.to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
-            loss, logits = seer.loss(clip)
+            loss, logits = labeller.loss(clip)
         loss.backward(inputs=parameters)
         _average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -229,10 +228,10 @@ def teach(
         schedule.step()
         optimizer.zero_grad()
         if step % 100 == 0 and rank == 0:
-            shares = told_rightly(logits, clip.labels)
-            right = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            logger.warning(f"step {step}: loss {loss.item():.3f}; right: {right}")
-    return seer
+            shares = accuracy(logits, clip.labels)
+            target = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
+            logger.warning(f"step {step}: loss {loss.item():.3f}; accuracy: {target}")
+    return labeller
 
 
 def _rank() -> int:
@@ -243,9 +242,9 @@ def _average_gradients(parameters: list[nn.Parameter]):
     """Of all processes, where there are several."""
     if dist.is_initialized():
         gradients = [parameter.grad for parameter in parameters]
-        together = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(together)
-        torch.nn.utils.vector_to_parameters(together / dist.get_world_size(), gradients)
+        collate_clips = torch.cat([gradient.flatten() for gradient in gradients])
+        dist.all_reduce(collate_clips)
+        torch.nn.utils.vector_to_parameters(collate_clips / dist.get_world_size(), gradients)
 
 
 @torch.no_grad()
@@ -285,7 +284,7 @@ def main():
         dtype=torch.float32,
         attn_implementation=cpu_attention.NAME if device.type == "cpu" else "sdpa",
     ).to(device)
-    teach(
+    pretrain(
         model.model,
         steps=arguments.steps,
         batch=arguments.batch,
@@ -294,7 +293,7 @@ def main():
     )
     if not model.config.vision_config.num_temporal_layers:
         clips = LabelledClips.for_model(model.model, seed=1)
-        to_unit_size(model.model.vision_model, together(list(islice(clips, 64))).tiles.to(device))
+        to_unit_size(model.model.vision_model, collate_clips(list(islice(clips, 64))).tiles.to(device))
     if _rank() == 0:
         model.save_pretrained(arguments.folder)
 

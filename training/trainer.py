@@ -102,8 +102,10 @@ def parameter_groups(
     muon_lr_multiplier: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict]:
-    """The optimizer's groups of what `requires_grad`: up to four, those from a checkpoint first; behind them
-    up to two of matrices for Muon, where it has a multiplier.
+    """The optimizer's groups of what `requires_grad`.
+
+    Up to four, those from a checkpoint first; behind them up to two of matrices for Muon, where it has a
+    multiplier.
 
     Weights of two or more dimensions decay. Vectors do not: biases, norms, LayerScale and the gates, which
     decay would hold at their start. The paper tells the number (0.01, or 0.05 for the 8B), not what decays.
@@ -131,7 +133,7 @@ def parameter_groups(
             "params": parameters,
             "lr": learning_rate
             * (new_parameter_lr_multiplier if new else 1)
-            * (muon_lr_multiplier if for_muon else 1),
+            * (muon_lr_multiplier if for_muon and muon_lr_multiplier is not None else 1),
             "weight_decay": weight_decay if decays else 0.0,
             IS_MATRIX: for_muon,
         }
@@ -207,7 +209,7 @@ class PVCTrainer(Trainer):
         vars(self.plain_model.config).pop("use_cache", None)
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:
+        if self.optimizer is None:  # type: ignore[has-type]
             model = self.model if model is None else model
             if self.args.muon_lr_multiplier is None:
                 optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -276,6 +278,7 @@ class PVCTrainer(Trainer):
     def _speed(self) -> dict[str, float]:
         """Tokens and frames a second of all processes, since the last log."""
         self._exchange_counts()
+        assert self._last_log is not None
         then, seen_then = self._last_log
         self._last_log = (time.monotonic(), self.seen.clone())
         rates = (self.seen - seen_then) / (self._last_log[0] - then)
@@ -372,6 +375,7 @@ class PVCTrainer(Trainer):
         """
         super()._save_rng_state(output_dir)
         self._exchange_counts()
+        assert self.loader is not None
         states = gather_object([self.loader.state_dict()])
         if self.args.should_save:
             state = {"seen": self.seen.tolist(), "ranks": states}
@@ -385,6 +389,7 @@ class PVCTrainer(Trainer):
             return
         state = json.loads((Path(checkpoint) / DATA_STATE).read_text(encoding="utf-8"))
         self.seen = torch.tensor(state["seen"])
+        assert self.loader is not None
         self.loader.load_state_dict(state_of_rank(state["ranks"], self.args.process_index))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
@@ -411,7 +416,7 @@ def state_of_rank(states: list[dict], rank: int) -> dict:
 
     `states` are those of all processes of the run that was stopped, however many it had.
     """
-    streams = {}
+    streams: dict = {}
     for state in states:
         for name, stream in state["streams"].items():
             if name not in streams or stream["packs"] > streams[name]["packs"]:

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from typer.testing import CliRunner
 
 from pvc.benchmarks import report, training
-from pvc.benchmarks.measure import Meter
+from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.models import PVC
 from pvc.benchmarks.presets import PRESETS
 from pvc.benchmarks.training import RandomRows, StepClock, forward_flops, make_trainer, recipe_for
@@ -20,12 +20,12 @@ from pvc.cli import app
 from pvc.training.data.encoding import IGNORED
 from pvc.training.trainer import with_needed_logits
 
-CPU = Meter(torch.device("cpu"), torch.float32)
+CPU = DeviceTimer(torch.device("cpu"), torch.float32)
 TINY = PVC("PVC", PRESETS["tiny"])
 
 
-def drawn(contestant: PVC, number: int) -> RandomRows:
-    return RandomRows(contestant, recipe_for(CPU, number), number)
+def drawn(spec: PVC, number: int) -> RandomRows:
+    return RandomRows(spec, recipe_for(CPU, number), number)
 
 
 def clips_of(samples) -> list:
@@ -149,7 +149,7 @@ def bench(*arguments) -> tuple[int, str]:
 
 
 def test_the_command_reports_rates_memory_and_mfu(tmp_path, monkeypatch):
-    monkeypatch.setattr(training, "peak_flops_per_s", lambda meter: 1e12)
+    monkeypatch.setattr(training, "peak_flops_per_s", lambda timer: 1e12)
     options = ["--preset", "tiny", "--device", "cpu", "--dtype", "float32", "--runs", "2"]
     code, said = bench(*options, "--out", str(tmp_path))
     assert code == 0 and (tmp_path / "train.md").read_text() in said, said
@@ -166,7 +166,7 @@ def test_the_command_reports_rates_memory_and_mfu(tmp_path, monkeypatch):
 
 
 def test_the_peak_is_that_of_a_known_device_in_bfloat16(monkeypatch):
-    bfloat16 = Meter(torch.device("cpu"), torch.bfloat16)
+    bfloat16 = DeviceTimer(torch.device("cpu"), torch.bfloat16)
     assert training.peak_flops_per_s(bfloat16) is None
 
     hardware = report.about("", "", CPU.device)["hardware"]

@@ -20,12 +20,12 @@ from pvc import CHECKPOINT
 from pvc.benchmarks import correctness, on_gpu, parts
 from pvc.benchmarks.correctness import Check, Small, checks, is_wrong
 from pvc.benchmarks.journal import DONE, Journal
-from pvc.benchmarks.measure import Meter
+from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.parts import Part
 
 pytestmark = pytest.mark.slow  # one lane of CI is enough for figures
 
-CPU = Meter(torch.device("cpu"), torch.float32)
+CPU = DeviceTimer(torch.device("cpu"), torch.float32)
 HIDDEN = ("av", "decord", "torchcodec", "typer", "rich", "matplotlib", "accelerate", "peft", "datasets")
 MINUTES = "12"  # of a busy machine
 
@@ -88,7 +88,7 @@ def test_every_part_runs_without_the_packages_that_a_bare_machine_lacks(run_twic
     for name, tables in {
         "device": ["Device"],
         "correctness": ["Checks"],
-        "inference": ["Time to the first token", "How near each part is", "Decoding", "Long video"],
+        "inference": ["Time to the first token", "Roofline of each part", "Decoding", "Long video"],
         "throughput": ["Requests at a time", "A layer of the ViT compiled"],
     }.items():
         assert set(tables) <= attempts[name].tables.keys()
@@ -167,7 +167,7 @@ def test_if_the_models_do_not_fit_together_pvc_is_measured_alone(tmp_path, monke
     measure = parts.first_tokens_s
 
     def only_one_fits(models, *rest):
-        seen.append([contestant.name for contestant, _ in models])
+        seen.append([spec.name for spec, _ in models])
         if len(models) > 1:
             out_of_memory()
         return measure(models, *rest)

@@ -393,7 +393,7 @@ def test_weights_changed_through_data_are_noticed(model, cache):
     model.generate(ids, **settings, cache=cache)
     model.model.language_model.layers[0].attention.wqkv.weight.data.mul_(-3)
     assert torch.equal(model.generate(ids, **settings, cache=cache), model.generate(ids, **settings))
-    assert len(cache.said)
+    assert len(cache.prompt_keys)
     before = cache.state
     model.lm_head.weight.data.add_(1)
     cache.start(model, {})

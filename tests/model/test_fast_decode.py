@@ -84,7 +84,7 @@ def test_a_dialogue_cache_goes_on_after_fast_answers_and_before_them(llm, fast):
         settings = GREEDY | {"max_new_tokens": 6}
         expected = model.generate(**said, **settings)
         assert torch.equal(model.generate(**said, **settings, **way, cache=cache), expected)
-        assert len(cache.said) == expected.shape[1] - 1
+        assert len(cache.prompt_keys) == expected.shape[1] - 1
         said |= {"input_ids": torch.cat([expected, expected[:, :2]], dim=1), "attention_mask": None}
     assert counters["stats"]["unique_graphs"] == 1
 

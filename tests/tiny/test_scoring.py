@@ -1,4 +1,4 @@
-"""Scores of small worlds: one pass tells what greedy decoding would say, and PVC-Tiny's are the README's."""
+"""One forward pass scores what greedy decoding would say, and PVC-Tiny scores as tiny/README.md says."""
 
 import re
 
@@ -8,10 +8,10 @@ import torch
 from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.scoring import exact_match, table
-from pvc.tiny.synthetic.dataset import SmallWorlds
+from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.training.run import load_processor
 
-README = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+README = (CHECKPOINT / "tiny" / "README.md").read_text(encoding="utf-8")
 README_SAMPLES = 100  # of each task
 
 
@@ -21,13 +21,13 @@ def pvc_tiny():
     return model.eval(), load_processor(CHECKPOINT)
 
 
-def chat_says(model, processor, worlds: SmallWorlds, index: int) -> str:
-    item, sample = worlds[index], worlds.sample(index)
+def chat_says(model, processor, dataset: SyntheticDataset, index: int) -> str:
+    item, sample = dataset[index], dataset.sample(index)
     if "video" in item:
         media = [processor.image_processor.video(item["video"], num_frames=8)]
     else:
-        pictures = item["image"] if isinstance(item["image"], list) else [item["image"]]
-        media = [processor.image_processor.image(picture) for picture in pictures]
+        images = item["image"] if isinstance(item["image"], list) else [item["image"]]
+        media = [processor.image_processor.image(image) for image in images]
     tiles = torch.cat([each.tiles for each in media])
     is_video = "video" in item
     return model.chat(
@@ -41,17 +41,17 @@ def chat_says(model, processor, worlds: SmallWorlds, index: int) -> str:
 
 
 def test_one_pass_counts_what_chat_answers(pvc_tiny):
-    worlds = SmallWorlds(24, seed=8, tasks=("shape", "colour", "which_picture", "moving_shape"))
-    answers = [chat_says(*pvc_tiny, worlds, index) for index in range(len(worlds))]
-    scores = exact_match(*pvc_tiny, worlds, frames=8)
-    assert scores == worlds.evaluate(answers)
+    dataset = SyntheticDataset(24, seed=8, tasks=("shape", "colour", "which_picture", "moving_shape"))
+    answers = [chat_says(*pvc_tiny, dataset, index) for index in range(len(dataset))]
+    scores = exact_match(*pvc_tiny, dataset, frames=8)
+    assert scores == dataset.evaluate(answers)
     assert 0 < sum(scores.values()) < len(scores)  # neither all nor none: something was compared
 
 
 def test_scores_do_not_depend_on_the_rows_that_samples_share(pvc_tiny):
-    worlds = SmallWorlds(24, seed=9, tasks=("shape", "number"))
-    assert exact_match(*pvc_tiny, worlds, frames=8, row_tokens=4096) == exact_match(
-        *pvc_tiny, worlds, frames=8, row_tokens=512
+    dataset = SyntheticDataset(24, seed=9, tasks=("shape", "number"))
+    assert exact_match(*pvc_tiny, dataset, frames=8, row_tokens=4096) == exact_match(
+        *pvc_tiny, dataset, frames=8, row_tokens=512
     )
 
 
@@ -71,6 +71,8 @@ def test_the_table_has_a_line_for_each_task_and_the_mean_of_its_group():
 def test_pvc_tiny_answers_as_often_as_the_readme_says(pvc_tiny, task):
     said = float(re.search(rf"^\| `{task}` \|.* ([\d.]+)% \|$", README, re.MULTILINE)[1]) / 100
     number = 40
-    found = exact_match(*pvc_tiny, SmallWorlds(number, seed=5, held_out=True, tasks=[task]), frames=8)[task]
+    found = exact_match(*pvc_tiny, SyntheticDataset(number, seed=5, held_out=True, tasks=[task]), frames=8)[
+        task
+    ]
     spread = (max(said * (1 - said), 0.02) * (1 / number + 1 / README_SAMPLES)) ** 0.5
     assert abs(found - said) < 3.5 * spread

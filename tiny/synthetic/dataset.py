@@ -1,12 +1,12 @@
-"""Small worlds: pictures and videos with questions and answers, made by a generator, to train PVC-Tiny.
+"""Synthetic images and videos with questions and answers, to train PVC-Tiny.
 
-    python -m pvc.tiny.synthetic.dataset FOLDER --samples 1000     as files, in InternVL's JSONL
-    SmallWorlds(1000, seed=0)                               in memory, drawn when asked for
+    python -m pvc.tiny.synthetic FOLDER --samples 1000      as files, in InternVL's JSONL
+    SyntheticDataset(1000, seed=0)                          in memory, drawn when asked for
 
-A sample is a function of seed, index and split, and right by construction. What is held out from training
-are whole random streams, phrasings of the questions and one of eight words and numbers to be read. The
-questions stand in `tasks.py`, the worlds in `image_tasks.py` and `video_tasks.py`. Tiles and
-tokens are left to the processor.
+A sample is a function of seed, index and split, and correct by construction. Held out from training are whole
+random streams, phrasings of the questions, and one of eight words and numbers to be read. The questions are
+in `tasks.yaml`, the scenes in `image_tasks.py` and `video_tasks.py`. Tiles and tokens are left to the
+processor.
 """
 
 import argparse
@@ -19,20 +19,18 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from pvc.tiny.synthetic import image_tasks as pictures
-from pvc.tiny.synthetic import video_tasks as videos
-from pvc.tiny.synthetic.follow_ups import further
-from pvc.tiny.synthetic.sampler import Chance
+from pvc.tiny.synthetic import image_tasks, video_tasks  # noqa: F401 - they register the samplers
+from pvc.tiny.synthetic.follow_ups import ask_follow_ups
+from pvc.tiny.synthetic.sampler import SceneSampler
 from pvc.tiny.synthetic.scenes import Scene, draw
-from pvc.tiny.synthetic.tasks import TASKS, phrasings
+from pvc.tiny.synthetic.tasks import SAMPLERS, TASKS, phrasings
 from pvc.tiny.synthetic.video_files import write_video
 
-WORLDS = {task: getattr(videos if TASKS[task].media == "video" else pictures, task) for task in TASKS}
 SPLITS = ("training", "held-out")
 
 
 class Sample(NamedTuple):
-    """A question about scenes: a picture, several, or the frames of a video, as the task's `media` says."""
+    """A question about scenes: an image, several, or the frames of a video, as the task's `media` says."""
 
     task: str
     scenes: list[Scene]
@@ -42,7 +40,7 @@ class Sample(NamedTuple):
 
     @property
     def prompt(self) -> str:
-        """The question behind the places of its media."""
+        """The question behind the placeholders of its media."""
         if TASKS[self.task].media == "images":
             places = "".join(f"Image-{i + 1}: <image>\n" for i in range(len(self.scenes)))
         else:
@@ -51,11 +49,11 @@ class Sample(NamedTuple):
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
-        """Questions, the first with the places of the media, and their answers."""
+        """Questions, the first with placeholders of the media, and their answers."""
         return ((self.prompt, self.answer), *self.more_turns)
 
     def record(self) -> dict:
-        """The sample as a line of InternVL's JSONL, with PIL pictures where that has paths."""
+        """The sample as a line of InternVL's JSONL, with PIL images where that has paths."""
         media, drawn = TASKS[self.task].media, [draw(scene) for scene in self.scenes]
         if media == "video":
             shown = {"video": drawn}
@@ -70,7 +68,7 @@ class Sample(NamedTuple):
         return {"task": self.task, **shown, "conversations": conversations}
 
 
-class SmallWorlds(Dataset):
+class SyntheticDataset(Dataset):
     """Samples of the tasks in turn, each drawn when it is asked for.
 
     Args:
@@ -78,9 +76,9 @@ class SmallWorlds(Dataset):
         seed: any number; together with the split it determines the samples.
         held_out: for evaluation: phrasings, words and random streams that are not in training.
         tasks: names from `TASKS`, all by default; one that is named twice comes twice as often.
-        turns: most questions about a world, of the task's own kind or others; `evaluate` asks the first.
+        turns: most questions about a scene, of the task's own kind or others; `evaluate` asks the first.
 
-    Items are dicts like the lines of InternVL's JSONL, with a PIL picture or a list of them under "image" or
+    Items are dicts like the lines of InternVL's JSONL, with a PIL image or a list of them under "image" or
     "video", the task under "task" and the index under "id".
     """
 
@@ -109,7 +107,7 @@ class SmallWorlds(Dataset):
         return {"id": index, **self.sample(index).record()}
 
     def sample(self, index: int) -> Sample:
-        """The sample as it was made: what is in its pictures, not yet drawn.
+        """The sample as it was made: what is in its images, not yet drawn.
 
         Raises:
             IndexError: no such sample.
@@ -118,16 +116,16 @@ class SmallWorlds(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"index {index}: expected 0 to {self.length - 1}")
         task = self.task_of(index)
-        chance = Chance(f"{self.seed}/{index}/{task}", held_out=self.held_out)
-        world = WORLDS[task](chance)
+        rng = SceneSampler(f"{self.seed}/{index}/{task}", held_out=self.held_out)
+        sampled = SAMPLERS[task](rng)
 
         def asked(task: str, slots: dict[str, str]) -> str:
-            return chance.choice(phrasings(task, held_out=self.held_out)).format(**slots)
+            return rng.choice(phrasings(task, held_out=self.held_out)).format(**slots)
 
-        question = asked(task, world.slots)
-        more = further(chance, task, world, self.turns - 1)
+        question = asked(task, sampled.slots)
+        more = ask_follow_ups(rng, task, sampled, self.turns - 1)
         more_turns = tuple((asked(name, slots), answer) for name, slots, answer in more)
-        return Sample(task, world.scenes, question, world.answer, more_turns)
+        return Sample(task, sampled.scenes, question, sampled.answer, more_turns)
 
     def evaluate(self, answers: Sequence[str]) -> dict[str, float]:
         """The share of right answers by task: those equal to the sample's, but for white space around them.
@@ -152,7 +150,7 @@ class SmallWorlds(Dataset):
         return self.tasks[index % len(self.tasks)]
 
     def majority_baseline(self) -> dict[str, float]:
-        """The share of the commonest answer by task: what one gets who never looks."""
+        """The share of the majority baseline by task: what one gets who never specs."""
         answers = defaultdict(Counter)
         for index in range(self.length):
             sample = self.sample(index)
@@ -161,19 +159,19 @@ class SmallWorlds(Dataset):
 
 
 def mean_by_group(scores: dict[str, float]) -> dict[str, float]:
-    """The mean of scores by task over the tasks of each group: reading, shapes, charts, …"""
+    """The mean of scores by task over the tasks of each group (reading, shapes, charts and others)."""
     groups = defaultdict(list)
     for task, score in scores.items():
         groups[TASKS[task].group].append(score)
     return {group: sum(scores) / len(scores) for group, scores in groups.items()}
 
 
-def export(worlds: SmallWorlds, folder: Path) -> None:
-    """Writes `worlds.jsonl`, its media as PNG and MP4 under `media/`, and the meta file `meta.json`."""
+def export(dataset: SyntheticDataset, folder: Path) -> None:
+    """Writes `scenes.jsonl`, its media as PNG and MP4 under `media/`, and the meta file `meta.json`."""
     (folder / "media").mkdir(parents=True, exist_ok=True)
     with open(folder / "worlds.jsonl", "w", encoding="utf-8") as lines:
-        for index in logging.tqdm(range(len(worlds)), desc="Drawing"):
-            record = _with_files(worlds[index], folder)
+        for index in logging.tqdm(range(len(dataset)), desc="Drawing"):
+            record = _with_files(dataset[index], folder)
             lines.write(json.dumps(record) + "\n")
     meta = {
         "root": str(folder.resolve()),
@@ -181,40 +179,40 @@ def export(worlds: SmallWorlds, folder: Path) -> None:
         "data_augment": False,
         "max_dynamic_patch": 6,
         "repeat_time": 1,
-        "length": len(worlds),
+        "length": len(dataset),
     }
     (folder / "meta.json").write_text(json.dumps({"small_worlds": meta}, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_files(record: dict, folder: Path) -> dict:
-    """The record with its media written, and their paths in place of the pictures."""
+    """The record with its media written, and their paths in place of the images."""
     name = f"media/{record['id']:06d}"
     if "video" in record:
         write_video(folder / f"{name}.mp4", record["video"])
         return record | {"video": f"{name}.mp4"}
     several = isinstance(record["image"], list)
     paths = []
-    for i, picture in enumerate(record["image"] if several else [record["image"]]):
+    for i, image in enumerate(record["image"] if several else [record["image"]]):
         paths.append(f"{name}-{i + 1}.png" if several else f"{name}.png")
-        picture.save(folder / paths[-1])
+        image.save(folder / paths[-1])
     return record | {"image": paths if several else paths[0]}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write small worlds as InternVL's JSONL and its media.")
+    parser = argparse.ArgumentParser(description="Write synthetic data as InternVL's JSONL and its media.")
     parser.add_argument("folder", type=Path)
     parser.add_argument("--samples", type=int, default=len(TASKS) * 10)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     arguments = parser.parse_args()
-    worlds = SmallWorlds(
+    dataset = SyntheticDataset(
         arguments.samples,
         seed=arguments.seed,
         held_out=arguments.split == "held-out",
         tasks=arguments.tasks,
     )
-    export(worlds, arguments.folder)
+    export(dataset, arguments.folder)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from PIL import Image
 
-from pvc.tiny.synthetic.dataset import SmallWorlds
+from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.scenes import Scene, draw
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.meta import MetaEntry
@@ -37,27 +37,27 @@ class SceneSource:
         return [draw(scene) for scene in self.scenes]
 
 
-class SyntheticDataSet(DataSet):
-    """The samples of a `SmallWorlds` as training takes them."""
+class SceneDataSet(DataSet):
+    """The samples of a `SyntheticDataset` as training takes them."""
 
-    def __init__(self, name: str, worlds: SmallWorlds, **fields):
+    def __init__(self, name: str, dataset: SyntheticDataset, **fields):
         super().__init__(name, **fields)
-        self.worlds = worlds
+        self.dataset = dataset
 
     @cached_property
     def kinds(self) -> np.ndarray:
-        media = [VIDEO if TASKS[task].media == "video" else IMAGE for task in self.worlds.tasks]
-        return np.resize(np.array([KINDS.index(kind) for kind in media], np.int8), len(self.worlds))
+        media = [VIDEO if TASKS[task].media == "video" else IMAGE for task in self.dataset.tasks]
+        return np.resize(np.array([KINDS.index(kind) for kind in media], np.int8), len(self.dataset))
 
     def read(self, index: int) -> Sample:
-        sample = self.worlds.sample(index)
-        where = f"small worlds, seed {self.worlds.seed}:{index}"
+        sample = self.dataset.sample(index)
+        where = f"small worlds, seed {self.dataset.seed}:{index}"
         if TASKS[sample.task].media == "video":
             return Sample(where, sample.turns, video=SceneSource(sample.scenes))
         return Sample(where, sample.turns, images=tuple(map(SceneSource, sample.scenes)))
 
 
-def read_entry(entry: MetaEntry) -> SyntheticDataSet:
+def read_entry(entry: MetaEntry) -> SceneDataSet:
     """The data set of an entry; a ValueError names what of it cannot be."""
     common = entry.common()
     settings, length = entry.fields[KEY], entry.fields.get("length")
@@ -65,7 +65,7 @@ def read_entry(entry: MetaEntry) -> SyntheticDataSet:
     if not isinstance(settings, dict) or "annotation" in entry.fields:
         raise ValueError(f"{where}: expected an object, and no annotation beside it")
     try:
-        worlds = SmallWorlds(length, **settings)
+        dataset = SyntheticDataset(length, **settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{where} of length {length!r}: {error}") from error
-    return SyntheticDataSet(worlds=worlds, **common)
+    return SceneDataSet(dataset=dataset, **common)

@@ -1,7 +1,7 @@
-"""What the small worlds draw by lot: words, numbers, looks of shapes, their places and sizes.
+"""`SceneSampler`: random words, numbers, shapes, their positions and sizes.
 
-A `Chance` is a stream of random numbers that knows whether it makes worlds for training or held-out ones.
-The two never draw the same word.
+A `SceneSampler` is a stream of random numbers for one split, training or held-out. The two splits never
+produce the same word.
 """
 
 from hashlib import sha256
@@ -9,12 +9,12 @@ from itertools import product
 from random import Random
 from string import ascii_lowercase
 
-from pvc.tiny.synthetic.scenes import COLOURS, KINDS, LETTER_HEIGHTS, Box, Look, Shape, Text, text_extent
+from pvc.tiny.synthetic.scenes import COLOURS, KINDS, LETTER_HEIGHTS, Box, Shape, ShapeSpec, Text, text_extent
 
-LOOKS = [Look(*look) for look in product(COLOURS, KINDS)]
+SHAPE_SPECS = [ShapeSpec(*spec) for spec in product(COLOURS, KINDS)]
 MARGIN = 2  # pixels between things, and between a thing and the edge
 MIN_RADIUS = 8
-# largest radius of a shape in parts of the picture's shorter side, where it is one of 0, 1, 2, … 5
+# largest radius of a shape in parts of the image's shorter side, where it is one of 0, 1, 2, … 5
 MAX_RADIUS = (0.3, 0.3, 0.22, 0.18, 0.15, 0.13)
 HELD_OUT_ONE_IN = 8
 
@@ -27,11 +27,11 @@ def is_held_out(text: str) -> bool:
     return len(text) > 2 and sha256(text.encode()).digest()[0] % HELD_OUT_ONE_IN == 0
 
 
-class Chance(Random):
-    """Python's generator with what the worlds draw; `held_out` says for which split.
+class SceneSampler(Random):
+    """Python's generator with what the scenes draw; `held_out` says for which split.
 
-    The stream is one of the split and the key: `Chance("0/7", held_out=True)` and
-    `Chance("0/7", held_out=False)` share nothing.
+    The stream is one of the split and the key: `SceneSampler("0/7", held_out=True)` and
+    `SceneSampler("0/7", held_out=False)` share nothing.
     """
 
     def __init__(self, key: str, *, held_out: bool):
@@ -63,15 +63,17 @@ class Chance(Random):
         """A light colour."""
         return tuple(self.randint(225, 255) for _ in range(3))
 
-    def looks(self, count: int, among: list[Look] = LOOKS, *, distinct: bool = False) -> list[Look]:
+    def specs(
+        self, count: int, among: list[ShapeSpec] = SHAPE_SPECS, *, distinct: bool = False
+    ) -> list[ShapeSpec]:
         return self.sample(among, count) if distinct else self.choices(among, k=count)
 
     def radius(self, size: tuple[int, int], count: int) -> int:
-        """Of one of `count` shapes in a picture of `size`."""
+        """Of one of `count` shapes in an image of `size`."""
         return self.randint(MIN_RADIUS, round(MAX_RADIUS[count] * min(size)))
 
     def text(self, text: str, size: tuple[int, int]) -> Text:
-        """The text anywhere in a picture of `size`, as high as fits and by lot."""
+        """The text anywhere in an image of `size`, as high as fits and at random."""
         low, high = LETTER_HEIGHTS
         while True:
             height = self.randint(low, high)
@@ -83,22 +85,27 @@ class Chance(Random):
             high = height - 1
 
     def shapes(
-        self, looks: list[Look], size: tuple[int, int], *, avoid: list[Box] = (), crowd: int | None = None
+        self,
+        specs: list[ShapeSpec],
+        size: tuple[int, int],
+        *,
+        avoid: list[Box] = (),
+        crowd: int | None = None,
     ) -> list[Shape]:
-        """Shapes of the given looks, whole, apart from each other and from the boxes in `avoid`.
+        """Shapes of the given specs, whole, apart from each other and from the boxes in `avoid`.
 
-        They are as large as where there are `crowd` of them, so many as `looks` where it is left out.
+        They are as large as where there are `crowd` of them, so many as `specs` where it is left out.
         """
         shapes = []
-        while len(shapes) < len(looks):
+        while len(shapes) < len(specs):
             taken = [*avoid, *(shape.box for shape in shapes)]
-            shape = self.shape(looks[len(shapes)], size, avoid=taken, crowd=crowd or len(looks))
+            shape = self.shape(specs[len(shapes)], size, avoid=taken, crowd=crowd or len(specs))
             shapes = [*shapes, shape] if shape else []  # no room left: all again
         return shapes
 
     def shape(
         self,
-        look: Look,
+        spec: ShapeSpec,
         size: tuple[int, int],
         *,
         crowd: int,
@@ -113,7 +120,7 @@ class Chance(Random):
             edge = drawn + MARGIN
             x = self.uniform(max(left, edge), min(right, size[0] - edge))
             y = self.uniform(max(top, edge), min(bottom, size[1] - edge))
-            shape = Shape(look, x, y, drawn)
+            shape = Shape(spec, x, y, drawn)
             if all(are_apart(shape.box, box) for box in avoid):
                 return shape
         return None

@@ -29,7 +29,7 @@ H_PER_EM = 0.76  # DejaVu Sans: height of the letter h in parts of the font's si
 Box = tuple[float, float, float, float]  # left, top, right, bottom
 
 
-class Look(NamedTuple):
+class ShapeSpec(NamedTuple):
     """What a shape is called by: one of `COLOURS` and one of `KINDS`."""
 
     colour: str
@@ -42,7 +42,7 @@ class Look(NamedTuple):
 class Shape(NamedTuple):
     """A shape in the square of `radius` around its centre (x, y)."""
 
-    look: Look
+    spec: ShapeSpec
     x: float
     y: float
     radius: int
@@ -95,7 +95,7 @@ def font_path() -> str:
         if bundled.is_file():
             return str(bundled)
     try:
-        return ImageFont.truetype("DejaVuSans.ttf").path  # Pillow looks into the system's folders of fonts
+        return ImageFont.truetype("DejaVuSans.ttf").path  # Pillow specs into the system's folders of fonts
     except OSError as error:
         raise FileNotFoundError(
             "the font DejaVu Sans was not found: `pip install matplotlib` brings it along, and so do "
@@ -116,19 +116,19 @@ def text_extent(text: str, letter_height: int) -> Box:
 
 
 def draw(scene: Scene) -> Image.Image:
-    """The scene as an RGB picture; shapes at whole pixels.
+    """The scene as an RGB image; shapes at whole pixels.
 
     A shape that leaves on one side comes in on the opposite one.
     """
-    picture = Image.new("RGB", scene.size, scene.background)
-    canvas = ImageDraw.Draw(picture)
+    image = Image.new("RGB", scene.size, scene.background)
+    canvas = ImageDraw.Draw(image)
     for bar in scene.bars:
         canvas.rectangle(bar.box, fill=COLOURS[bar.colour])
     for shape in scene.shapes:
-        draw_shape(canvas, scene, shape, COLOURS[shape.look.colour])
+        draw_shape(canvas, scene, shape, COLOURS[shape.spec.colour])
     for text in scene.texts:
         canvas.text((text.x, text.baseline), text.text, fill=INK, font=_font(text.letter_height), anchor="ls")
-    return picture
+    return image
 
 
 def draw_shape(canvas: ImageDraw.ImageDraw, scene: Scene, shape: Shape, fill) -> None:
@@ -149,7 +149,7 @@ def _with_copies(centre: int, radius: int, side: int) -> list[int]:
 
 
 def _draw_at(canvas: ImageDraw.ImageDraw, shape: Shape, fill) -> None:
-    kind, x, y, radius = shape.look.kind, shape.x, shape.y, shape.radius
+    kind, x, y, radius = shape.spec.kind, shape.x, shape.y, shape.radius
     if kind == "circle":
         canvas.ellipse(shape.box, fill=fill)
     elif kind == "square":

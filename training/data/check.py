@@ -44,9 +44,10 @@ class Part:
     shortened: int = 0
 
     def row(self) -> tuple[str, ...]:
-        numbers = (_mean(self.tokens), max(self.tokens, default=0), _mean(self.answers))
-        numbers += (_mean(self.tiles), max(self.tiles, default=0), self.shortened)
-        return self.data_set, self.kind, *(f"{x:,.0f}" for x in (self.samples, self.an_epoch, *numbers))
+        of_tokens = (_mean(self.tokens), max(self.tokens, default=0), _mean(self.answers))
+        of_tiles = (_mean(self.tiles), max(self.tiles, default=0), self.shortened)
+        numbers = (self.samples, self.an_epoch, *of_tokens, *of_tiles)
+        return self.data_set, self.kind, *(f"{x:,.0f}" for x in numbers)
 
 
 @dataclass
@@ -100,7 +101,7 @@ def check(
     mixture = Mixture(data_sets, options.seed, options.image_to_video)
     parts = _parts(data_sets, mixture)
     report = Report(list(parts.values()), {}, _notes(data_sets), options.max_tokens, decode)
-    unread = Counter()  # (data set, key) -> samples
+    unread: Counter = Counter()  # (data set, key) -> samples
     for name, kind, measured in _measured(_Samples(data_sets, processor, options, decode), num_workers):
         if isinstance(measured, BrokenSample):
             report.broken[measured.where] = measured.why

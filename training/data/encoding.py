@@ -186,10 +186,12 @@ class Encoder:
         return wanted, smaller
 
     def _video_choices(self, sample: Sample, frames: int):
-        tiles = self._num_tiles(sample.video.size(), self.frame_tiles) if self.frame_tiles > 1 else 1
+        video = sample.video
+        assert video is not None
+        tiles = self._num_tiles(video.size(), self.frame_tiles) if self.frame_tiles > 1 else 1
 
         def showing(frames: int) -> list[MediaFile]:
-            return [MediaFile(sample.video, Clip(frames, tiles, self.images.video_repeats), self.frame_tiles)]
+            return [MediaFile(video, Clip(frames, tiles, self.images.video_repeats), self.frame_tiles)]
 
         def smaller(tokens: int) -> list[MediaFile]:
             fewer = range(FEWEST_FRAMES, frames)
@@ -221,7 +223,9 @@ class Encoder:
         if sample.system is not None:
             conversation.system_message = sample.system
         left = media_tokens([file.clip for file in media], self.images.tokens_per_tile)
-        ids, labels, start = [], [], 0
+        ids: list[int] = []
+        labels: list[int] = []
+        start = 0
         for question, answer in sample.turns:
             frames = media[0].clip.frames if sample.video else None
             conversation.append_message(conversation.roles[0], _segments(question, frames))

@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from heapq import heapreplace
 from itertools import accumulate
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -143,7 +143,7 @@ class Stream:
         while tokens >= 0 and len(broken) <= self.most_broken and in_a_row <= 2 * self.most_broken:
             position = self._next_position()
             try:
-                sample = self.encode(position)
+                sample: Any = self.encode(position)
             except BrokenSample as error:
                 sample = error
                 broken.add(error.where)
@@ -189,7 +189,7 @@ def _longest_first(lengths: Sequence[int]) -> list[int]:
 
 def _worst_fit(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[list[int]] | None:
     """Samples, the longest first, each into the row with most room; None where one fits into none."""
-    rows = [[] for _ in range(num_rows)]
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
     emptiest = [(-max_tokens, row) for row in range(num_rows)]  # a heap of (-room, row)
     for i in _longest_first(lengths):
         room, row = emptiest[0]
@@ -202,7 +202,8 @@ def _worst_fit(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[l
 
 def _best_fit(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[list[int]] | None:
     """Samples, the longest first, each into the row with least room that it fits into; None as above."""
-    rows, rooms = [[] for _ in range(num_rows)], [max_tokens] * num_rows
+    rows: list[list[int]] = [[] for _ in range(num_rows)]
+    rooms = [max_tokens] * num_rows
     for i in _longest_first(lengths):
         fitting = [row for row in range(num_rows) if lengths[i] <= rooms[row]]
         if not fitting:

@@ -185,12 +185,12 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
     system, turns = _turns(record.get("conversations"))
     questions = [question for question, _ in turns]
     ignored = _ignored(record, questions, bool(images or video), video is not None)
-    turns = _placed(turns, len(images), video is not None)
+    placed = _placed(turns, len(images), video is not None)
     if video:
         source = VideoFileSource(_found(video, roots), clip_s)
-        return Sample(where, turns, system, video=source, clip_s=clip_s, ignored=ignored)
+        return Sample(where, placed, system, video=source, clip_s=clip_s, ignored=ignored)
     found = tuple(FileSource(_found(image, roots)) for image in images)
-    return Sample(where, turns, system, images=found, ignored=ignored)
+    return Sample(where, placed, system, images=found, ignored=ignored)
 
 
 def _ignored(record: dict, questions: Sequence[str], has_media: bool, has_video: bool) -> tuple[str, ...]:

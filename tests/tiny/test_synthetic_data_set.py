@@ -1,4 +1,4 @@
-"""Small worlds as a data set of a meta JSON: the same samples as when they are written to files first."""
+"""Synthetic data as a data set of a meta JSON: the same samples as when they are written to files first."""
 
 import json
 
@@ -9,7 +9,7 @@ from builders import tiny_model
 
 from pvc import CHECKPOINT
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
-from pvc.tiny.synthetic.dataset import SmallWorlds, export
+from pvc.tiny.synthetic.dataset import SyntheticDataset, export
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
@@ -35,7 +35,7 @@ def meta_of(folder, **fields):
 
 
 def test_what_is_drawn_is_what_would_have_been_written_to_files(encoder, tmp_path):
-    export(SmallWorlds(6, seed=3, tasks=TASKS), tmp_path)
+    export(SyntheticDataset(6, seed=3, tasks=TASKS), tmp_path)
     (written,), (drawn,) = read_meta(tmp_path / "meta.json"), read_meta(meta_of(tmp_path))
     assert len(drawn) == 6 and (drawn.kinds == written.kinds).all()
     for index in range(6):

@@ -16,24 +16,24 @@ from pvc.tiny.dense_labels import (
     BLOCK,
     CLASS,
     CLASSES,
+    DIRECTION_CLASSES,
     LETTERS,
     MAX_LETTERS,
     NOTHING,
     SHAPES,
     UNKNOWN,
-    VIDEOS_SEEN,
-    WAYS,
+    VIDEO_TASKS,
     LabelledClips,
+    collate_clips,
     labels_of,
     maps_of,
+    previous_classes,
     tile_boxes,
-    together,
-    what_was,
 )
-from pvc.tiny.synthetic.dataset import SmallWorlds
+from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE
-from pvc.tiny.synthetic.scenes import COLOURS, Look, Scene, Shape, Text, draw
-from pvc.tiny.vision_pretraining import BY_TOKENS, Seer, Teller, teach, to_unit_size
+from pvc.tiny.synthetic.scenes import COLOURS, Scene, Shape, ShapeSpec, Text, draw
+from pvc.tiny.vision_pretraining import BY_TOKENS, DenseLabelModel, LinearHead, pretrain, to_unit_size
 
 HERE = Path(__file__).parent
 PATCH = 8
@@ -41,11 +41,11 @@ WHITE = (255, 255, 255)
 
 
 def scenes(task: str, count: int = 20):
-    worlds = SmallWorlds(count, tasks=[task])
-    return [worlds.sample(index).scenes[0] for index in range(count)]
+    dataset = SyntheticDataset(count, tasks=[task])
+    return [dataset.sample(index).scenes[0] for index in range(count)]
 
 
-def seeing_model(num_temporal_layers: int = 0, **config):
+def vision_model(num_temporal_layers: int = 0, **config):
     torch.manual_seed(0)
     vit = {"image_size": TILE, "patch_size": PATCH, "num_temporal_layers": num_temporal_layers}
     return tiny_model(vision_config=vit, force_image_size=TILE, **config)
@@ -64,20 +64,20 @@ def written(letters: torch.Tensor) -> set[str]:
 def test_each_shape_is_labelled_where_its_colour_is():
     for scene in scenes("name_all"):
         scene = scene._replace(texts=())
-        labels, picture = classes_of(scene), np.asarray(draw(scene))
+        labels, image = classes_of(scene), np.asarray(draw(scene))
         for shape in scene.shapes:
-            is_colour = (picture == COLOURS[shape.look.colour]).all(-1)
+            is_colour = (image == COLOURS[shape.spec.colour]).all(-1)
             same_colour = [
-                CLASS[str(one.look)] for one in scene.shapes if one.look.colour == shape.look.colour
+                CLASS[str(one.spec)] for one in scene.shapes if one.spec.colour == shape.spec.colour
             ]
-            assert CLASS[str(shape.look)] in labels[is_colour]
+            assert CLASS[str(shape.spec)] in labels[is_colour]
             assert (np.isin(labels, same_colour) == is_colour).all()
 
 
 def test_each_letter_is_labelled_where_its_ink_is():
     for scene in scenes("read_all"):
-        labels, picture = classes_of(scene), np.asarray(draw(scene)).mean(-1)
-        ink = picture < 100
+        labels, image = classes_of(scene), np.asarray(draw(scene)).mean(-1)
+        ink = image < 100
         assert (labels[ink] != NOTHING).mean() > 0.98  # letters overlap their neighbours by a pixel at most
         drawn = {CLASS[letter] for text in scene.texts for letter in text.text}
         assert set(np.unique(labels[ink])) - {NOTHING} == drawn
@@ -105,12 +105,12 @@ def test_the_patch_in_a_shapes_middle_tells_which_it_is():
     for scene in scenes("count"):
         labels = [labels_of(scene, box, PATCH) for box in tile_boxes(scene.size)]
         found = [[SHAPES[place] for place in one.shapes.tolist() if place] for one in labels]
-        there = sorted(str(shape.look) for shape in scene.shapes)
-        assert sorted(found[-1]) == there  # in the whole picture; and each in one of its tiles
+        there = sorted(str(shape.spec) for shape in scene.shapes)
+        assert sorted(found[-1]) == there  # in the whole image; and each in one of its tiles
         assert len(found) == 1 or sorted(sum(found[:-1], [])) == there
         for shape in scene.shapes if len(found) == 1 else ():
             patch = int(shape.y // PATCH) * (TILE // PATCH) + int(shape.x // PATCH)
-            assert SHAPES[labels[0].shapes[patch]] == str(shape.look)
+            assert SHAPES[labels[0].shapes[patch]] == str(shape.spec)
 
 
 def test_halves_of_blocks_tell_the_text_that_crosses_them():
@@ -135,16 +135,16 @@ def test_of_a_text_across_tiles_each_tells_the_letters_that_it_shows():
 
 
 def test_the_middle_of_what_goes_over_the_edge_is_inside():
-    shape = Shape(Look("red", "circle"), x=TILE - 0.4, y=20, radius=10)
+    shape = Shape(ShapeSpec("red", "circle"), x=TILE - 0.4, y=20, radius=10)
     labels = labels_of(Scene(ONE_TILE, WHITE, (shape,)), (0, 0, *ONE_TILE), PATCH)
     assert labels.middle[20 // PATCH * (TILE // PATCH)].tolist() == [TILE // PATCH - 1, 20 // PATCH]
 
 
 def test_boxes_are_of_the_tiles_that_a_picture_is_cut_into():
     for scene in {scene.size: scene for scene in scenes("read_all", 100)}.values():
-        picture, transform = draw(scene), build_transform(TILE)
-        tiles = torch.stack([transform(picture.crop(box)) for box in tile_boxes(scene.size)])
-        assert torch.equal(tiles, image_tiles(picture, TILE, max_num=6))
+        image, transform = draw(scene), build_transform(TILE)
+        tiles = torch.stack([transform(image.crop(box)) for box in tile_boxes(scene.size)])
+        assert torch.equal(tiles, image_tiles(image, TILE, max_num=6))
 
 
 def test_tiles_are_those_of_the_processor_and_differ_by_seed():
@@ -158,48 +158,50 @@ def test_tiles_are_those_of_the_processor_and_differ_by_seed():
 
 @pytest.mark.parametrize("task", ["motion", "moving_shape"])
 def test_patches_of_frames_tell_the_way_that_their_shape_has_moved(task):
-    told = set()
+    predicted = set()
     clips = LabelledClips(0, PATCH, (task,), frames=8)
-    worlds = SmallWorlds(20, tasks=[task])
+    dataset = SyntheticDataset(20, tasks=[task])
     for clip, index in zip(clips, range(20)):
-        sample = worlds.sample(index)
+        sample = dataset.sample(index)
         assert len(clip.tiles) == 8 and clip.grid.tolist() == [[8, 1, 1]] * 8
-        assert (clip.labels.ways[0] == UNKNOWN).all()  # nothing was before
-        ways = {WAYS[way] for way in clip.labels.ways.unique().tolist() if way != UNKNOWN}
-        told |= ways
+        assert (clip.labels.directions[0] == UNKNOWN).all()  # nothing was before
+        directions = {
+            DIRECTION_CLASSES[way] for way in clip.labels.directions.unique().tolist() if way != UNKNOWN
+        }
+        predicted |= directions
         if len(sample.scenes[0].shapes) == 1:
-            assert ways == {sample.answer}
+            assert directions == {sample.answer}
         is_shape = (clip.labels.cells[1:] != NOTHING).any(-1)
-        assert (clip.labels.ways[1:] != UNKNOWN)[is_shape].all()
-    assert told == set(WAYS)
+        assert (clip.labels.directions[1:] != UNKNOWN)[is_shape].all()
+    assert predicted == set(DIRECTION_CLASSES)
 
 
 def test_what_comes_and_goes_moves_nowhere():
     clips = LabelledClips(0, PATCH, ("tell_order", "colour_change"), frames=8)
-    ways = torch.cat([clip.labels.ways for clip in islice(clips, 10)])
-    assert {WAYS[way] for way in ways[ways != UNKNOWN].tolist()} == {"still"}
+    directions = torch.cat([clip.labels.directions for clip in islice(clips, 10)])
+    assert {DIRECTION_CLASSES[way] for way in directions[directions != UNKNOWN].tolist()} == {"still"}
 
 
 def test_patches_of_frames_tell_what_was_there_before_what_is():
-    worlds = SmallWorlds(20, tasks=["colour_change"])
+    dataset = SyntheticDataset(20, tasks=["colour_change"])
     for index, clip in zip(range(20), LabelledClips(0, PATCH, ("colour_change",), frames=8)):
-        scenes = worlds.sample(index).scenes
-        looks = [looks for looks, _ in groupby(str(scene.shapes[0].look) for scene in scenes)]
-        before = dict(zip(looks, ["nothing", *looks]))
+        scenes = dataset.sample(index).scenes
+        specs = [specs for specs, _ in groupby(str(scene.shapes[0].spec) for scene in scenes)]
+        before = dict(zip(specs, ["nothing", *specs]))
         is_shape = (clip.labels.cells != NOTHING).any(-1)
-        for cells, was in zip(clip.labels.cells[is_shape], clip.labels.was[is_shape]):
-            assert CLASSES[was] == before[CLASSES[cells.max()]]
-        assert (clip.labels.was[~is_shape] == NOTHING).all()
+        for cells, previous in zip(clip.labels.cells[is_shape], clip.labels.previous[is_shape]):
+            assert CLASSES[previous] == before[CLASSES[cells.max()]]
+        assert (clip.labels.previous[~is_shape] == NOTHING).all()
 
 
 def test_where_a_shape_is_gone_patches_tell_it_until_another_has_come_and_gone():
-    red, blue = (Shape(Look(colour, "square"), x=20, y=20, radius=10) for colour in ("red", "blue"))
+    red, blue = (Shape(ShapeSpec(colour, "square"), x=20, y=20, radius=10) for colour in ("red", "blue"))
     shown = [(), (red,), (), (), (blue,), ()]
     frames = [labels_of(Scene(ONE_TILE, WHITE, shapes), (0, 0, *ONE_TILE), PATCH) for shapes in shown]
-    was = what_was(torch.stack([labels.cells for labels in frames]))
+    previous = previous_classes(torch.stack([labels.cells for labels in frames]))
     middle = 20 // PATCH * (TILE // PATCH) + 20 // PATCH
-    told = [CLASSES[place] for place in was[:, middle]]
-    assert told == ["nothing", "nothing", "red square", "red square", "nothing", "blue square"]
+    predicted = [CLASSES[place] for place in previous[:, middle]]
+    assert predicted == ["nothing", "nothing", "red square", "red square", "nothing", "blue square"]
 
 
 def test_a_repeated_picture_has_its_labels_at_every_moment():
@@ -207,27 +209,27 @@ def test_a_repeated_picture_has_its_labels_at_every_moment():
     assert clip.grid.tolist() == [[1, 1, 4]]
     for labels in clip.labels:
         assert len(labels) == 4 and (labels == labels[:1]).all()
-    assert (clip.labels.ways == UNKNOWN).all() and (clip.labels.was == UNKNOWN).all()
+    assert (clip.labels.directions == UNKNOWN).all() and (clip.labels.previous == UNKNOWN).all()
 
 
 def test_a_vit_that_looks_back_in_time_is_shown_videos_and_taught_ways():
-    model = seeing_model(num_temporal_layers=1).model
-    seer = teach(model, steps=2, batch=2, learning_rate=1e-2, tasks=VIDEOS_SEEN)
+    model = vision_model(num_temporal_layers=1).model
+    labeller = pretrain(model, steps=2, batch=2, learning_rate=1e-2, tasks=VIDEO_TASKS)
     vit = model.vision_model
     layer = vit.encoder.layers[-1]
     assert layer.temporal_gate.any()  # it was zero
-    clip = next(iter(LabelledClips.for_model(model, 1, VIDEOS_SEEN)))
+    clip = next(iter(LabelledClips.for_model(model, 1, VIDEO_TASKS)))
     assert len(clip.tiles) == 8
-    ways = seer(clip.tiles, clip.grid)["ways"]
-    torch.nn.functional.cross_entropy(ways.flatten(0, 1), clip.labels.ways.flatten()).backward()
+    directions = labeller(clip.tiles, clip.grid)["directions"]
+    torch.nn.functional.cross_entropy(directions.flatten(0, 1), clip.labels.directions.flatten()).backward()
     assert all(p.grad.any() for p in layer.temporal_attn.parameters())
 
 
 def test_a_worker_draws_the_clips_that_would_be_drawn_here():
     weights = []
     for workers in (0, 1):
-        model = seeing_model().model
-        teach(model, steps=2, batch=2, learning_rate=1e-3, workers=workers)
+        model = vision_model().model
+        pretrain(model, steps=2, batch=2, learning_rate=1e-3, workers=workers)
         weights.append(model.state_dict())
     for name, value in weights[0].items():
         assert torch.equal(value, weights[1][name]), name
@@ -235,55 +237,55 @@ def test_a_worker_draws_the_clips_that_would_be_drawn_here():
 
 @pytest.mark.slow
 def test_teaching_lowers_the_loss_and_leaves_the_llm_and_the_projectors_adaln():
-    model = seeing_model()
+    model = vision_model()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    seer = teach(model.model, steps=60, batch=6, learning_rate=3e-3)
+    labeller = pretrain(model.model, steps=60, batch=6, learning_rate=3e-3)
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {".".join(name.split(".")[:3]) for name in changed} == {
         "model.vision_model.embeddings",
         "model.vision_model.encoder",
         "model.projector.mlp",
     }
-    clip = together(list(islice(LabelledClips(1, PATCH), 8)))
-    for name, told in seer(clip.tiles, clip.grid).items():
-        assert told.shape[:-1] == getattr(clip.labels, name.removesuffix(BY_TOKENS)).shape
-    assert seer.loss(clip)[0] < 0.75 * Seer(seeing_model().model).loss(clip)[0]
+    clip = collate_clips(list(islice(LabelledClips(1, PATCH), 8)))
+    for name, predicted in labeller(clip.tiles, clip.grid).items():
+        assert predicted.shape[:-1] == getattr(clip.labels, name.removesuffix(BY_TOKENS)).shape
+    assert labeller.loss(clip)[0] < 0.75 * DenseLabelModel(vision_model().model).loss(clip)[0]
 
 
 def test_visual_tokens_tell_what_patches_do_where_each_is_of_one_block():
     clip = next(iter(LabelledClips(0, PATCH)))
-    patches = {"cells", "letters", "middle", "ways", "shapes", "was"}
-    of_tokens = {name + BY_TOKENS for name in ("letters", "ways", "shapes", "was")}
-    assert set(Seer(seeing_model().model)(clip.tiles, clip.grid)) == patches | of_tokens
-    of_internvl = seeing_model(downsample_ratio=0.5, adaptive_compression=False)
-    assert set(Seer(of_internvl.model)(clip.tiles, clip.grid)) == patches
+    patches = {"cells", "letters", "middle", "directions", "shapes", "previous"}
+    tokens = {name + BY_TOKENS for name in ("letters", "directions", "shapes", "previous")}
+    assert set(DenseLabelModel(vision_model().model)(clip.tiles, clip.grid)) == patches | tokens
+    of_internvl = vision_model(downsample_ratio=0.5, adaptive_compression=False)
+    assert set(DenseLabelModel(of_internvl.model)(clip.tiles, clip.grid)) == patches
 
 
 def test_the_eighth_letters_that_few_words_have_count_as_much_as_the_first(monkeypatch):
-    clip = together(list(islice(LabelledClips(0, PATCH, ("read_all",)), 8)))
+    clip = collate_clips(list(islice(LabelledClips(0, PATCH, ("read_all",)), 8)))
     known = (clip.labels.letters != UNKNOWN).sum((0, 1, 2))
     assert 0 < known[-1] < known[0] / 2
     letters = torch.zeros(*clip.labels.letters.shape, len(LETTERS), requires_grad=True)
-    monkeypatch.setattr(Seer, "forward", lambda *_: {"letters": letters})
-    Seer(seeing_model().model).loss(clip)[0].backward()
+    monkeypatch.setattr(DenseLabelModel, "forward", lambda *_: {"letters": letters})
+    DenseLabelModel(vision_model().model).loss(clip)[0].backward()
     of_places = letters.grad.abs().sum((0, 1, 2, 4))
     torch.testing.assert_close(of_places, of_places[:1].expand(MAX_LETTERS))
 
 
 def test_what_visual_tokens_tell_of_patches_stands_where_the_projector_took_them_from():
     side = TILE // PATCH
-    of_patches = torch.randn(2, side, side, 5)
-    of_blocks = pixel_shuffle(of_patches, BLOCK).flatten(1, 2)
-    tell = Teller(BLOCK**2 * 5, (5,), side=BLOCK)
-    tell.linear = torch.nn.Identity()
-    assert torch.equal(tell(of_blocks), of_patches.flatten(1, 2))
+    patches = torch.randn(2, side, side, 5)
+    blocks = pixel_shuffle(patches, BLOCK).flatten(1, 2)
+    head = LinearHead(BLOCK**2 * 5, (5,), side=BLOCK)
+    head.linear = torch.nn.Identity()
+    assert torch.equal(head(blocks), patches.flatten(1, 2))
 
 
 def test_scaling_to_unit_size_changes_the_size_alone():
-    vit = seeing_model().model.vision_model
+    vit = vision_model().model.vision_model
     for layer in vit.encoder.layers:
         layer.ls1.data.uniform_(1, 2)
-    tiles = together(list(islice(LabelledClips(0, PATCH), 4))).tiles
+    tiles = collate_clips(list(islice(LabelledClips(0, PATCH), 4))).tiles
     before = vit(tiles).last_hidden_state
     size = before[:, 1:].square().mean().sqrt()
     to_unit_size(vit, tiles)
@@ -298,11 +300,11 @@ import torch
 from torch import distributed as dist
 
 sys.path[:0] = {tests!r}
-from test_seeing import seeing_model, teach
+from test_vision_pretraining import vision_model, pretrain
 
 dist.init_process_group("gloo")
-model = seeing_model().model
-teach(model, steps=3, batch=2, learning_rate=1e-3)
+model = vision_model().model
+pretrain(model, steps=3, batch=2, learning_rate=1e-3)
 torch.save(model.state_dict(), sys.argv[1] + str(dist.get_rank()))
 """
 
@@ -312,8 +314,8 @@ def test_processes_teach_one_model_with_tiles_of_their_own(tmp_path):
     script = TAUGHT.format(tests=[str(HERE), str(HERE.parent / "support")])
     assert in_processes(2, "-c", script, str(tmp_path / "model")) == [0, 0]
     first, second = (torch.load(tmp_path / f"model{rank}") for rank in range(2))
-    alone = seeing_model().model
-    teach(alone, steps=3, batch=2, learning_rate=1e-3)
+    alone = vision_model().model
+    pretrain(alone, steps=3, batch=2, learning_rate=1e-3)
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert any(not torch.equal(first[name], value) for name, value in alone.state_dict().items())

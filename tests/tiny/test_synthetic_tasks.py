@@ -1,4 +1,4 @@
-"""The small worlds: answers follow from what is drawn and are balanced; what is held out is not trained on.
+"""The synthetic data: answers follow from what is drawn and are balanced; what is held out is not trained on.
 
 The answers are found again from the scenes' fields, and by other ways than the generator's. Where pixels can
 tell, they are asked.
@@ -17,18 +17,18 @@ from PIL import Image, ImageChops, ImageFont
 from torch.utils.data import DataLoader
 
 from pvc.preprocess import get_index, read_frames
-from pvc.tiny.synthetic import dataset as worlds
-from pvc.tiny.synthetic import scenes as worlds_drawing
-from pvc.tiny.synthetic.dataset import WORLDS, SmallWorlds, mean_by_group
-from pvc.tiny.synthetic.follow_ups import TASKS_OF, further
-from pvc.tiny.synthetic.sampler import Chance, is_held_out
+from pvc.tiny.synthetic import dataset, tasks
+from pvc.tiny.synthetic import scenes as scene_drawing
+from pvc.tiny.synthetic.dataset import SAMPLERS, SyntheticDataset, mean_by_group
+from pvc.tiny.synthetic.follow_ups import TASKS_OF, ask_follow_ups
+from pvc.tiny.synthetic.sampler import SceneSampler, is_held_out
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, draw
 from pvc.tiny.synthetic.tasks import TASKS
 
-SEEDS = 60  # worlds of each task
+SEEDS = 60  # scenes of each task
 TILE = 96
 VIDEOS = [task for task in TASKS if TASKS[task].media == "video"]
-# The share of the commonest answer may be that of chance, and what 500 draws add to it.
+# The share of the majority baseline may be that of chance, and what 500 draws add to it.
 MOST_BLIND = {
     **dict.fromkeys(("word", "word_at", "chart_highest", "read_chart"), 0.02),
     **dict.fromkeys(("read_all", "name_all", "tell_order"), 0.06),
@@ -38,12 +38,12 @@ MOST_BLIND = {
     **dict.fromkeys(("shape", "relation", "motion", "count_blinks"), 0.33),
     **dict.fromkeys(("place", "count_appear"), 0.27),
     **dict.fromkeys(("exists", "chart_compare", "order_before", "same"), 0.57),
-    **dict.fromkeys(("more", "which_picture"), 0.5),  # of two pictures or three
+    **dict.fromkeys(("more", "which_picture"), 0.5),  # of two images or three
 }
 
 
 def made(task: str, seeds: int = SEEDS, *, held_out: bool = False):
-    return [WORLDS[task](Chance(f"{seed}", held_out=held_out)) for seed in range(seeds)]
+    return [SAMPLERS[task](SceneSampler(f"{seed}", held_out=held_out)) for seed in range(seeds)]
 
 
 # --------------------------------------------------------------- the answers, found again from the scenes
@@ -54,14 +54,14 @@ def only(values):
     return value
 
 
-def is_one_of(things: str, look) -> bool:
+def is_one_of(things: str, spec) -> bool:
     """Whether a shape belongs to "red shapes", "circles", …"""
     *colour, kind = things.removesuffix("s").split()
-    return kind in ("shape", look.kind) and colour in ([], [look.colour])
+    return kind in ("shape", spec.kind) and colour in ([], [spec.colour])
 
 
 def named(scene, name: str):
-    return only(shape for shape in scene.shapes if name in ("shape", str(shape.look)))
+    return only(shape for shape in scene.shapes if name in ("shape", str(shape.spec)))
 
 
 def seen_word(scenes, slots):
@@ -118,7 +118,7 @@ def chart_compare(scenes, slots):
     return "yes" if heights[slots["word"]] > heights[slots["other_word"]] else "no"
 
 
-def way_of(scenes, name: str) -> np.ndarray:
+def direction_of(scenes, name: str) -> np.ndarray:
     """Pixels (right, down) that a shape moved in all, over the edges too."""
     centres = np.array([named(scene, name)[1:3] for scene in scenes])
     steps = np.diff(centres, axis=0)
@@ -126,7 +126,7 @@ def way_of(scenes, name: str) -> np.ndarray:
 
 
 def motion(scenes, slots):
-    right, down = way_of(scenes, slots["it"])
+    right, down = direction_of(scenes, slots["it"])
     assert min(abs(right), abs(down)) < 1e-6 and max(abs(right), abs(down)) >= 18
     if abs(right) > abs(down):
         return "right" if right > 0 else "left"
@@ -134,8 +134,8 @@ def motion(scenes, slots):
 
 
 def moving_shape(scenes, slots):
-    names = [str(shape.look) for shape in scenes[0].shapes]
-    return only(name for name in names if np.abs(way_of(scenes, name)).max() > 1)
+    names = [str(shape.spec) for shape in scenes[0].shapes]
+    return only(name for name in names if np.abs(direction_of(scenes, name)).max() > 1)
 
 
 def appearances(scenes) -> list:
@@ -143,7 +143,7 @@ def appearances(scenes) -> list:
     always = set.intersection(*(set(scene.shapes) for scene in scenes)) if len(scenes) else set()
     seen = [tuple(shape for shape in scene.shapes if shape not in always) for scene in scenes]
     assert max(map(len, seen)) <= 1
-    return [str(shapes[0].look) for shapes, _ in groupby(seen) if shapes]
+    return [str(shapes[0].spec) for shapes, _ in groupby(seen) if shapes]
 
 
 def order_nth(scenes, slots):
@@ -153,13 +153,13 @@ def order_nth(scenes, slots):
 
 
 def colour_change(scenes, slots):
-    colours = [colour for colour, _ in groupby(only(scene.shapes).look.colour for scene in scenes)]
+    colours = [colour for colour, _ in groupby(only(scene.shapes).spec.colour for scene in scenes)]
     place = colours.index(slots["colour"]) + {"before": -1, "after": 1}[slots["when"]]
     return colours[place] if 0 <= place < len(colours) else None
 
 
 def best_picture(scenes, matches):
-    counts = [sum(matches(shape.look) for shape in scene.shapes) for scene in scenes]
+    counts = [sum(matches(shape.spec) for shape in scene.shapes) for scene in scenes]
     assert sorted(counts)[-2:-1] != [max(counts)]
     return ("first", "second", "third")[counts.index(max(counts))]
 
@@ -174,7 +174,7 @@ def before(scenes, slots):
 
 
 def rows_of_texts(scenes, slots):
-    """All texts of a picture as one reads them: by rows, whose baselines are further apart than letters."""
+    """All texts of an image as one reads them: by rows, whose baselines are further apart than letters."""
     rows = []
     for text in sorted(scenes[0].texts, key=lambda text: text.box[3]):
         is_same_row = rows and text.box[1] < rows[-1][-1].box[3] and text.box[3] > rows[-1][-1].box[1]
@@ -184,7 +184,7 @@ def rows_of_texts(scenes, slots):
 
 def names_from_left(scenes, slots):
     shapes = sorted(scenes[0].shapes, key=lambda shape: sum(shape.box[::2]))
-    return ", ".join(str(shape.look) for shape in shapes)
+    return ", ".join(str(shape.spec) for shape in shapes)
 
 
 def labels_and_values(scenes, slots):
@@ -193,7 +193,7 @@ def labels_and_values(scenes, slots):
 
 
 def names_in_order(scenes, slots):
-    return ", ".join(str(shapes[0].look) for shapes, _ in groupby(scene.shapes for scene in scenes) if shapes)
+    return ", ".join(str(shapes[0].spec) for shapes, _ in groupby(scene.shapes for scene in scenes) if shapes)
 
 
 TRUTH = {
@@ -205,16 +205,16 @@ TRUTH = {
     "number": seen_word,
     "word_at": word_at,
     "colour": lambda scenes, slots: only(
-        shape.look.colour for shape in scenes[0].shapes if shape.look.kind == slots["kind"]
+        shape.spec.colour for shape in scenes[0].shapes if shape.spec.kind == slots["kind"]
     ),
     "shape": lambda scenes, slots: only(
-        shape.look.kind for shape in scenes[0].shapes if shape.look.colour == slots["colour"]
+        shape.spec.kind for shape in scenes[0].shapes if shape.spec.colour == slots["colour"]
     ),
     "count": lambda scenes, slots: str(
-        sum(is_one_of(slots["things"], shape.look) for shape in scenes[0].shapes)
+        sum(is_one_of(slots["things"], shape.spec) for shape in scenes[0].shapes)
     ),
     "exists": lambda scenes, slots: yes_if(
-        any(slots["an_it"].split()[1:] == str(shape.look).split() for shape in scenes[0].shapes)
+        any(slots["an_it"].split()[1:] == str(shape.spec).split() for shape in scenes[0].shapes)
     ),
     "relation": relation,
     "place": place,
@@ -228,22 +228,24 @@ TRUTH = {
     "colour_change": colour_change,
     "count_blinks": lambda scenes, slots: str(appearances(scenes).count(slots["it"])),
     "count_appear": lambda scenes, slots: str(
-        sum(is_one_of(slots["things"], worlds_drawing.Look(*name.split())) for name in appearances(scenes))
+        sum(
+            is_one_of(slots["things"], scene_drawing.ShapeSpec(*name.split())) for name in appearances(scenes)
+        )
     ),
     "same": lambda scenes, slots: yes_if(
         ImageChops.difference(draw(scenes[0]), draw(scenes[1])).getbbox() is None
     ),
-    "more": lambda scenes, slots: best_picture(scenes, lambda look: is_one_of(slots["things"], look)),
-    "which_picture": lambda scenes, slots: best_picture(scenes, lambda look: str(look) == slots["it"]),
+    "more": lambda scenes, slots: best_picture(scenes, lambda spec: is_one_of(slots["things"], spec)),
+    "which_picture": lambda scenes, slots: best_picture(scenes, lambda spec: str(spec) == slots["it"]),
 }
 
 
 @pytest.mark.parametrize("held_out", [False, True])
 @pytest.mark.parametrize("task", TASKS)
 def test_the_answer_follows_from_the_scenes(task, held_out):
-    for world in made(task, held_out=held_out):
-        assert TRUTH[task](world.scenes, world.slots) == world.answer, world
-        assert re.fullmatch(TASKS[task].answers, world.answer)
+    for sampled in made(task, held_out=held_out):
+        assert TRUTH[task](sampled.scenes, sampled.slots) == sampled.answer, sampled
+        assert re.fullmatch(TASKS[task].answers, sampled.answer)
 
 
 # ------------------------------------------------------------------------------------------- time is needed
@@ -251,24 +253,24 @@ def test_the_answer_follows_from_the_scenes(task, held_out):
 
 def test_backwards_a_shape_moves_the_other_way():
     opposite = {"left": "right", "right": "left", "up": "down", "down": "up"}
-    for world in made("motion"):
-        assert motion(world.scenes[::-1], world.slots) == opposite[world.answer]
+    for sampled in made("motion"):
+        assert motion(sampled.scenes[::-1], sampled.slots) == opposite[sampled.answer]
 
 
 @pytest.mark.parametrize("task", ["order_nth", "order_before", "colour_change"])
 def test_backwards_the_order_is_another(task):
-    for world in made(task):
-        assert TRUTH[task](world.scenes[::-1], world.slots) != world.answer
+    for sampled in made(task):
+        assert TRUTH[task](sampled.scenes[::-1], sampled.slots) != sampled.answer
 
 
 @pytest.mark.parametrize("moment", [0, 0.5, 1])
 def test_where_a_shape_is_says_nothing_about_its_direction(moment):
-    """The best guess from the place at one moment, learnt on half of the clips, is no better than chance."""
+    """The best guess from the position at one time step, fitted on half of the clips, is at chance."""
     cells, answers = [], []
-    for world in made("motion", 2000):
-        shape = named(world.scenes[round(moment * (len(world.scenes) - 1))], world.slots["it"])
+    for sampled in made("motion", 2000):
+        shape = named(sampled.scenes[round(moment * (len(sampled.scenes) - 1))], sampled.slots["it"])
         cells.append((int(3 * shape.x / TILE), int(3 * shape.y / TILE)))
-        answers.append(world.answer)
+        answers.append(sampled.answer)
     learnt = {
         cell: statistics.mode(answer for c, answer in zip(cells[::2], answers[::2]) if c == cell)
         for cell in set(cells[::2])
@@ -279,21 +281,21 @@ def test_where_a_shape_is_says_nothing_about_its_direction(moment):
 
 @pytest.mark.parametrize("task", ["order_nth", "order_before", "colour_change", "count_appear"])
 def test_no_frame_shows_two_events(task):
-    assert max(len(scene.shapes) for world in made(task) for scene in world.scenes) == 1
+    assert max(len(scene.shapes) for sampled in made(task) for scene in sampled.scenes) == 1
 
 
 def test_what_moves_is_in_front_as_often_as_behind():
-    worlds = [world for world in made("moving_shape", 200) if len(world.scenes[0].shapes) == 2]
-    in_front = [str(world.scenes[0].shapes[-1].look) == world.answer for world in worlds]
+    dataset = [sampled for sampled in made("moving_shape", 200) if len(sampled.scenes[0].shapes) == 2]
+    in_front = [str(sampled.scenes[0].shapes[-1].spec) == sampled.answer for sampled in dataset]
     assert 0.3 < np.mean(in_front) < 0.7
 
 
 def test_what_is_counted_comes_before_and_after_what_is_not():
     ends = set()
-    for world in made("count_appear"):
+    for sampled in made("count_appear"):
         counted = [
-            is_one_of(world.slots["things"], worlds_drawing.Look(*name.split()))
-            for name in appearances(world.scenes)
+            is_one_of(sampled.slots["things"], scene_drawing.ShapeSpec(*name.split()))
+            for name in appearances(sampled.scenes)
         ]
         ends |= {(counted[0], counted[-1])} if len(set(counted)) == 2 else set()
     assert {(True, False), (False, True)} <= ends
@@ -302,11 +304,11 @@ def test_what_is_counted_comes_before_and_after_what_is_not():
 @pytest.mark.parametrize("task", VIDEOS)
 def test_8_evenly_spread_frames_are_enough(task):
     """PVC-Tiny's processor takes 8, of whatever a video has."""
-    for world in made(task):
-        assert 8 <= len(world.scenes) <= 32
-        indices = get_index(None, 1, len(world.scenes) - 1, num_segments=8)
-        seen = [world.scenes[i] for i in indices]
-        assert TRUTH[task](seen, world.slots) == world.answer
+    for sampled in made(task):
+        assert 8 <= len(sampled.scenes) <= 32
+        indices = get_index(None, 1, len(sampled.scenes) - 1, num_segments=8)
+        seen = [sampled.scenes[i] for i in indices]
+        assert TRUTH[task](seen, sampled.slots) == sampled.answer
 
 
 # --------------------------------------------------------------------------------------------------- pixels
@@ -320,8 +322,8 @@ def changed_box(scene, **without):
 @pytest.mark.parametrize("task", ["word", "number", "word_at", "chart_value", "count"])
 def test_texts_lie_inside_the_picture_and_their_letters_are_8_to_20_pixels_high(task):
     heights = []
-    for world in made(task):
-        scene = world.scenes[0]
+    for sampled in made(task):
+        scene = sampled.scenes[0]
         for text in scene.texts:
             left, top, right, bottom = text.box
             assert min(left, top) > 0 and right < scene.size[0] and bottom < scene.size[1]
@@ -341,18 +343,18 @@ def overlap(one, other) -> bool:
 
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS[task].media == "image"])
 def test_texts_and_shapes_do_not_overlap(task):
-    for world in made(task):
-        things = [*world.scenes[0].texts, *world.scenes[0].shapes]
+    for sampled in made(task):
+        things = [*sampled.scenes[0].texts, *sampled.scenes[0].shapes]
         assert not any(overlap(one.box, other.box) for one, other in combinations(things, 2))
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_over_the_edge_a_shape_comes_in_opposite(kind):
-    look = worlds_drawing.Look("red", kind)
+    spec = scene_drawing.ShapeSpec("red", kind)
 
     def pixels(x, y):
-        shape = worlds_drawing.Shape(look, x, y, 8)
-        return np.asarray(draw(worlds_drawing.Scene((40, 40), (255, 255, 255), (shape,))))
+        shape = scene_drawing.Shape(spec, x, y, 8)
+        return np.asarray(draw(scene_drawing.Scene((40, 40), (255, 255, 255), (shape,))))
 
     for x, y in ((0, 20), (39, 20), (32, 20), (20, 0), (20, 39), (0, 39)):
         rolled = np.roll(pixels(20, 20), (y - 20, x - 20), axis=(0, 1))
@@ -360,24 +362,26 @@ def test_over_the_edge_a_shape_comes_in_opposite(kind):
 
 
 def test_pictures_that_are_not_the_same_differ_visibly():
-    for world in made("same", 300):
-        one, other = (set(scene.shapes) for scene in world.scenes)
-        if world.answer == "no" and len(one) == len(other):
-            (was,), (became,) = one - other, other - one
-            moved = max(abs(was.x - became.x), abs(was.y - became.y))
-            assert moved >= 16 or (moved == 0 and was.look != became.look and was.radius == became.radius)
+    for sampled in made("same", 300):
+        one, other = (set(scene.shapes) for scene in sampled.scenes)
+        if sampled.answer == "no" and len(one) == len(other):
+            (previous,), (became,) = one - other, other - one
+            moved = max(abs(previous.x - became.x), abs(previous.y - became.y))
+            assert moved >= 16 or (
+                moved == 0 and previous.spec != became.spec and previous.radius == became.radius
+            )
 
 
 @pytest.mark.parametrize(
-    "task", [task for task in TASKS if TASKS[task].group in ("shapes", "several pictures")]
+    "task", [task for task in TASKS if TASKS[task].group in ("shapes", "several images")]
 )
 def test_each_shape_has_its_colour_where_it_is_and_nothing_touches_another(task):
-    for world in made(task):
-        for scene in world.scenes:
-            picture = draw(scene)
+    for sampled in made(task):
+        for scene in sampled.scenes:
+            image = draw(scene)
             assert len(scene.shapes) <= 5
             for shape in scene.shapes:
-                assert picture.getpixel((round(shape.x), round(shape.y))) == COLOURS[shape.look.colour]
+                assert image.getpixel((round(shape.x), round(shape.y))) == COLOURS[shape.spec.colour]
                 others = [one for one in scene.shapes if one != shape]
                 drawn = changed_box(scene, shapes=others)
                 alone = changed_box(scene._replace(shapes=[shape], texts=()), shapes=())
@@ -388,44 +392,44 @@ def test_the_four_kinds_of_shapes_differ_by_their_area():
     """Of the square around them: a star fills the least, then triangle, circle and square."""
     area = {}
     for kind in KINDS:
-        shape = worlds_drawing.Shape(worlds_drawing.Look("red", kind), 20, 20, 8)
-        pixels = np.asarray(draw(worlds_drawing.Scene((40, 40), (255, 255, 255), (shape,))))
+        shape = scene_drawing.Shape(scene_drawing.ShapeSpec("red", kind), 20, 20, 8)
+        pixels = np.asarray(draw(scene_drawing.Scene((40, 40), (255, 255, 255), (shape,))))
         area[kind] = (pixels[..., 1] == COLOURS["red"][1]).mean() * 40**2 / 17**2
     assert area["star"] < 0.4 < area["triangle"] < 0.6 < area["circle"] < 0.9 < area["square"] <= 1
 
 
 def test_bars_have_their_colour_and_are_as_high_as_their_values():
-    for world in made("chart_value"):
-        (scene,), picture = world.scenes, draw(world.scenes[0])
+    for sampled in made("chart_value"):
+        (scene,), image = sampled.scenes, draw(sampled.scenes[0])
         floor = only(bar.box[3] for bar in scene.bars)
         for bar in scene.bars:
             x = (bar.box[0] + bar.box[2]) // 2
-            column = [picture.getpixel((x, y)) == COLOURS[bar.colour] for y in range(floor + 1)]
+            column = [image.getpixel((x, y)) == COLOURS[bar.colour] for y in range(floor + 1)]
             assert sum(column) == floor - bar.box[1] + 1
         heights = [(floor - bar.box[1]) / bar.value for bar in scene.bars if bar.value > 30]
         assert not heights or max(heights) - min(heights) < 0.04
 
 
 def test_labels_fit_under_their_bars():
-    for world in made("chart_value", 1000):
-        (scene,) = world.scenes
+    for sampled in made("chart_value", 1000):
+        (scene,) = sampled.scenes
         for text in scene.texts:
             assert text.box[2] - text.box[0] <= scene.size[0] / len(scene.bars) - 4
 
 
 def test_the_drawn_shape_moves_as_the_answer_says():
     checked = 0
-    for world in made("motion", 300):
-        if len(world.scenes[0].shapes) > 1:
+    for sampled in made("motion", 300):
+        if len(sampled.scenes[0].shapes) > 1:
             continue
-        frames = np.stack([np.asarray(draw(scene)) for scene in world.scenes])
-        seen = (frames != np.array(world.scenes[0].background)).any(-1)  # (frames, rows, columns)
+        frames = np.stack([np.asarray(draw(scene)) for scene in sampled.scenes])
+        seen = (frames != np.array(sampled.scenes[0].background)).any(-1)  # (frames, rows, columns)
         if seen[:, (0, -1)].any() or seen[:, :, (0, -1)].any():
             continue  # over the edge: it has no middle
         centres = [np.argwhere(mask).mean(0) for mask in seen]
         down, right = centres[-1] - centres[0]
         moved = {"right": right, "left": -right, "down": down, "up": -down}
-        assert max(moved, key=moved.get) == world.answer
+        assert max(moved, key=moved.get) == sampled.answer
         checked += 1
     assert checked > 10
 
@@ -450,9 +454,9 @@ def test_held_out_phrasings_have_no_word_that_training_lacks():
 @pytest.mark.parametrize(
     ("task", "is_hard"),
     [
-        ("word", lambda world: len(world.answer) > 6),
-        ("word", lambda world: max(world.scenes[0].size) > TILE),
-        ("relation", lambda world: world.slots["it"].split()[0] == world.slots["other"].split()[0]),
+        ("word", lambda sampled: len(sampled.answer) > 6),
+        ("word", lambda sampled: max(sampled.scenes[0].size) > TILE),
+        ("relation", lambda sampled: sampled.slots["it"].split()[0] == sampled.slots["other"].split()[0]),
     ],
     ids=["long words", "several tiles", "shapes of one colour"],
 )
@@ -465,8 +469,8 @@ def test_what_is_hard_comes_more_often_in_training(task, is_hard):
 
 def test_words_to_read_are_in_one_split_alone():
     for held_out in (False, True):
-        chance = Chance("0", held_out=held_out)
-        drawn = [chance.word() for _ in range(500)] + [chance.number() for _ in range(500)]
+        rng = SceneSampler("0", held_out=held_out)
+        drawn = [rng.word() for _ in range(500)] + [rng.number() for _ in range(500)]
         assert {is_held_out(text) for text in drawn if len(text) > 2} == {held_out}
         assert {len(word) for word in drawn[:500]} == set(range(3, 9))
         assert {len(number) for number in drawn[500:]} == set(range(1, 5))
@@ -474,7 +478,7 @@ def test_words_to_read_are_in_one_split_alone():
 
 def test_splits_share_no_scene_and_no_text_to_read():
     count = 30 * len(TASKS)
-    training, held_out = (SmallWorlds(count, seed=3, held_out=split) for split in (False, True))
+    training, held_out = (SyntheticDataset(count, seed=3, held_out=split) for split in (False, True))
     trained = {repr(training.sample(i).scenes) for i in range(count)}
     assert trained.isdisjoint(repr(held_out.sample(i).scenes) for i in range(count))
     texts = {text.text for i in range(count) for scene in training.sample(i).scenes for text in scene.texts}
@@ -484,7 +488,7 @@ def test_splits_share_no_scene_and_no_text_to_read():
 
 @pytest.mark.parametrize("held_out", [False, True])
 def test_questions_have_no_open_slot_and_every_form_is_used(held_out):
-    data = SmallWorlds(40 * len(TASKS), held_out=held_out)
+    data = SyntheticDataset(40 * len(TASKS), held_out=held_out)
     asked = [data.sample(i) for i in range(len(data))]
     assert not any(re.search(r"[{}]|\ba orange|  ", sample.question) for sample in asked)
     for name, task in TASKS.items():
@@ -494,7 +498,7 @@ def test_questions_have_no_open_slot_and_every_form_is_used(held_out):
 
 
 def test_answers_are_balanced():
-    baseline = SmallWorlds(500 * len(TASKS), seed=1).majority_baseline()
+    baseline = SyntheticDataset(500 * len(TASKS), seed=1).majority_baseline()
     assert baseline.keys() == TASKS.keys() == MOST_BLIND.keys()
     too_common = {task: share for task, share in baseline.items() if share > MOST_BLIND[task]}
     assert not too_common
@@ -503,8 +507,8 @@ def test_answers_are_balanced():
 def test_answers_are_independent_of_the_number_of_frames():
     for task in ("count_blinks", "count_appear", "motion"):
         lengths = {}
-        for world in made(task, 800):
-            lengths.setdefault(world.answer, []).append(len(world.scenes))
+        for sampled in made(task, 800):
+            lengths.setdefault(sampled.answer, []).append(len(sampled.scenes))
         means = [np.mean(frames) for frames in lengths.values()]
         assert max(means) - min(means) < 3
 
@@ -515,9 +519,9 @@ def test_answers_are_independent_of_the_number_of_frames():
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS_OF[task]])
 def test_further_answers_follow_from_the_scenes_too(task):
     asked = set()
-    for seed, world in enumerate(made(task, 300)):
-        for name, slots, answer in further(Chance(f"{seed}", held_out=False), task, world, 6):
-            assert TRUTH[name](world.scenes, slots) == answer, (name, slots, world)
+    for seed, sampled in enumerate(made(task, 300)):
+        for name, slots, answer in ask_follow_ups(SceneSampler(f"{seed}", held_out=False), task, sampled, 6):
+            assert TRUTH[name](sampled.scenes, slots) == answer, (name, slots, sampled)
             assert re.fullmatch(TASKS[name].answers, answer)
             for form in TASKS[name].training + TASKS[name].held_out:
                 form.format(**slots)
@@ -525,33 +529,35 @@ def test_further_answers_follow_from_the_scenes_too(task):
     assert asked == set(TASKS_OF[task])
 
 
-def about(world, slots: dict[str, str], answer: str) -> set[str]:
-    """The shapes and texts of a world that a question is about."""
+def about(sampled, slots: dict[str, str], answer: str) -> set[str]:
+    """The shapes and texts of a scene that a question is about."""
     said = {*slots.values(), *answer.split(", ")}
-    texts = {text.text for scene in world.scenes for text in scene.texts}
-    looks = {shape.look for scene in world.scenes for shape in scene.shapes}
-    named = {str(look) for look in looks if str(look) in said or {look.colour, look.kind} <= said}
+    texts = {text.text for scene in sampled.scenes for text in scene.texts}
+    specs = {shape.spec for scene in sampled.scenes for shape in scene.shapes}
+    named = {str(spec) for spec in specs if str(spec) in said or {spec.colour, spec.kind} <= said}
     return named | (texts & said)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if TASKS_OF[task]])
 def test_no_turn_of_a_dialogue_is_about_what_another_told(task):
-    for seed, world in enumerate(made(task, 100)):
-        more = further(Chance(f"{seed}", held_out=False), task, world, 6)
-        turns = [about(world, slots, answer) for _, slots, answer in more]
+    for seed, sampled in enumerate(made(task, 100)):
+        more = ask_follow_ups(SceneSampler(f"{seed}", held_out=False), task, sampled, 6)
+        turns = [about(sampled, slots, answer) for _, slots, answer in more]
         if task != "moving_shape":  # which shape moves says nothing of its way
-            turns.insert(0, about(world, world.slots, world.answer))
-        assert len(set().union(*turns)) == sum(map(len, turns)), (world.slots, world.answer, more)
+            turns.insert(0, about(sampled, sampled.slots, sampled.answer))
+        assert len(set().union(*turns)) == sum(map(len, turns)), (sampled.slots, sampled.answer, more)
 
 
 def test_a_dialogue_about_the_only_shape_asks_once_where_it_moves():
-    alone = [world for world in made("motion", 200) if world.slots["it"] == "shape"]
+    alone = [sampled for sampled in made("motion", 200) if sampled.slots["it"] == "shape"]
     assert len(alone) > 10
-    assert not any(further(Chance("0", held_out=False), "motion", world, 6) for world in alone)
+    assert not any(
+        ask_follow_ups(SceneSampler("0", held_out=False), "motion", sampled, 6) for sampled in alone
+    )
 
 
 def test_a_dialogue_begins_with_the_question_that_is_asked_alone():
-    alone, dialogues = SmallWorlds(200), SmallWorlds(200, turns=4)
+    alone, dialogues = SyntheticDataset(200), SyntheticDataset(200, turns=4)
     for index in range(200):
         one, more = alone.sample(index), dialogues.sample(index)
         assert one == more._replace(more_turns=()) and len(more.turns) <= 4
@@ -569,48 +575,48 @@ def media(item: dict) -> list[Image.Image]:
 
 
 def test_items_are_lines_of_jsonl_with_pictures_in_place_of_paths():
-    data = SmallWorlds(6 * len(TASKS))
+    data = SyntheticDataset(6 * len(TASKS))
     for index, item in enumerate(data):
         task = TASKS[item["task"]]
-        (human, gpt), pictures = item["conversations"], media(item)
+        (human, gpt), images = item["conversations"], media(item)
         assert (item["id"], human["from"], gpt["from"]) == (index, "human", "gpt")
         assert gpt["value"] == data.sample(index).answer
         assert human["value"].endswith(f"\n{data.sample(index).question}")
         assert ("video" in item) == (task.media == "video") == ("image" not in item)
         assert human["value"].count("<video>") == (task.media == "video")
         if task.media != "video":
-            assert human["value"].count("<image>") == len(pictures)
+            assert human["value"].count("<image>") == len(images)
             keys, several = ("width", "height"), task.media == "images"
             sides = [item[f"{key}_list"] if several else [item[key]] for key in keys]
-            assert list(zip(*sides)) == [picture.size for picture in pictures]
-        for picture in pictures:
-            assert picture.mode == "RGB"
-            width, height = picture.size
+            assert list(zip(*sides)) == [image.size for image in images]
+        for image in images:
+            assert image.mode == "RGB"
+            width, height = image.size
             assert width % TILE == height % TILE == 0 and width * height <= 6 * TILE**2
         if task.media == "video":
-            assert {picture.size for picture in pictures} == {(TILE, TILE)}
+            assert {image.size for image in images} == {(TILE, TILE)}
 
 
 def test_an_item_depends_on_seed_index_and_split_alone():
     def pixels(item):
-        return [picture.tobytes() for picture in media(item)]
+        return [image.tobytes() for image in media(item)]
 
-    data = SmallWorlds(len(TASKS), seed=5)
+    data = SyntheticDataset(len(TASKS), seed=5)
     loaded = DataLoader(data, batch_size=None, num_workers=2)
     for index, item in enumerate(loaded):
-        again = SmallWorlds(1000, seed=5)[index]
+        again = SyntheticDataset(1000, seed=5)[index]
         assert pixels(item) == pixels(again) and item["conversations"] == again["conversations"]
-        assert pixels(item) != pixels(SmallWorlds(1000, seed=6)[index])
-        assert pixels(item) != pixels(SmallWorlds(1000, seed=5, held_out=True)[index])
+        assert pixels(item) != pixels(SyntheticDataset(1000, seed=6)[index])
+        assert pixels(item) != pixels(SyntheticDataset(1000, seed=5, held_out=True)[index])
 
 
 def test_tasks_come_in_turn_and_as_often_as_they_are_named():
-    data = SmallWorlds(9, tasks=("word", "count", "word"))
+    data = SyntheticDataset(9, tasks=("word", "count", "word"))
     assert [item["task"] for item in data] == ["word", "count", "word"] * 3
 
 
 def test_right_answers_score_one_and_wrong_ones_nothing():
-    data = SmallWorlds(4 * len(TASKS), held_out=True)
+    data = SyntheticDataset(4 * len(TASKS), held_out=True)
     right = [data.sample(i).answer for i in range(len(data))]
     assert data.evaluate([f" {answer}\n" for answer in right]) == dict.fromkeys(TASKS, 1.0)
     assert data.evaluate([f"{answer}s" for answer in right]) == dict.fromkeys(TASKS, 0.0)
@@ -622,10 +628,10 @@ def test_right_answers_score_one_and_wrong_ones_nothing():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        (lambda: SmallWorlds(0), "length=0"),
-        (lambda: SmallWorlds(3, tasks=()), "at least one"),
-        (lambda: SmallWorlds(3, tasks=("word", "maze")), "'maze'.*word, number"),
-        (lambda: SmallWorlds(3).evaluate(["red"]), "1 answers to 3 samples"),
+        (lambda: SyntheticDataset(0), "length=0"),
+        (lambda: SyntheticDataset(3, tasks=()), "at least one"),
+        (lambda: SyntheticDataset(3, tasks=("word", "maze")), "'maze'.*word, number"),
+        (lambda: SyntheticDataset(3).evaluate(["red"]), "1 answers to 3 samples"),
     ],
 )
 def test_wrong_arguments_are_named(wrong, message):
@@ -637,14 +643,14 @@ def test_without_dejavu_sans_the_error_says_how_to_get_it(monkeypatch):
     def no_font(*_, **__):
         raise OSError("cannot open resource")
 
-    monkeypatch.setattr(worlds_drawing, "find_spec", lambda name: None)
+    monkeypatch.setattr(scene_drawing, "find_spec", lambda name: None)
     monkeypatch.setattr(ImageFont, "truetype", no_font)
     with pytest.raises(FileNotFoundError, match="pip install matplotlib.*fonts-dejavu-core"):
-        worlds_drawing.font_path()
+        scene_drawing.font_path()
 
 
 def test_the_font_is_dejavu_sans():
-    assert ImageFont.truetype(worlds_drawing.font_path(), 20).getname() == ("DejaVu Sans", "Book")
+    assert ImageFont.truetype(scene_drawing.font_path(), 20).getname() == ("DejaVu Sans", "Book")
 
 
 # -------------------------------------------------------------------------------------------------- as files
@@ -654,13 +660,13 @@ def test_exported_files_hold_what_the_data_set_gives(tmp_path, monkeypatch):
     tasks = ["word", "chart_value", "which_picture", "motion"]
     options = ["--samples", "8", "--seed", "2", "--split", "held-out", "--tasks", *tasks]
     monkeypatch.setattr(sys, "argv", ["worlds", str(tmp_path), *options])
-    worlds.main()
+    dataset.main()
 
     (meta,) = json.loads((tmp_path / "meta.json").read_text()).values()
     assert (meta["root"], meta["length"]) == (str(tmp_path.resolve()), 8)
     with open(meta["annotation"]) as file:
         records = [json.loads(line) for line in file]
-    data = SmallWorlds(8, seed=2, held_out=True, tasks=tasks)
+    data = SyntheticDataset(8, seed=2, held_out=True, tasks=tasks)
     assert len(records) == 8
     for record, item in zip(records, data):
         assert record.keys() == item.keys() and record["conversations"] == item["conversations"]
@@ -673,3 +679,27 @@ def test_exported_files_hold_what_the_data_set_gives(tmp_path, monkeypatch):
             paths = record["image"] if isinstance(record["image"], list) else [record["image"]]
             read = [Image.open(tmp_path / path) for path in paths]
             assert [one.tobytes() for one in read] == [one.tobytes() for one in media(item)]
+
+
+# ---- the file of tasks
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (("media: image\n", "media: sound\n"), "media 'sound': expected one of image, images, video"),
+        (("<YES_NO>", "<MAYBE>"), "names <MAYBE>: expected one of COLOUR, KIND, WORD"),
+        (("group: reading", "groups: reading"), "has fields groups"),
+    ],
+)
+def test_what_is_wrong_in_the_file_of_tasks_is_named(change, words, tmp_path):
+    path = tmp_path / "tasks.yaml"
+    path.write_text(tasks.FILE.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
+    with pytest.raises(ValueError, match=words):
+        tasks.read_tasks(path)
+
+
+def test_every_task_has_a_sampler():
+    assert set(SAMPLERS) == set(TASKS) == set(tasks.read_tasks())
+    with pytest.raises(ValueError, match="'maze' is not in tasks.yaml"):
+        tasks.task("maze")

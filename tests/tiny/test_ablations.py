@@ -1,5 +1,4 @@
-"""The study of the paper's claims: what its configurations differ in, that runs go on, and what the report
-says."""
+"""Ablations: what configurations differ in, that runs resume, and what the report says."""
 
 import json
 import shutil
@@ -11,15 +10,15 @@ from transformers import TrainerCallback
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor
-from pvc.tiny import ablations as claims
-from pvc.tiny.ablation_report import CURVES, TABLES, as_trained, draw_figure, report, spread
+from pvc.tiny import ablations as ablations
+from pvc.tiny.ablation_report import CURVES, TABLES, as_trained, draw_figure, mean_std, report
 from pvc.tiny.tokenizer import write_tokenizer
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.trainer import parameter_groups
 
 FEW_STEPS = {"max_steps": 2, "save_steps": 1, "logging_steps": 1, "max_tokens": 256, "bf16": False}
-LITTLE = {"HELD_OUT": 2, "SEEING": claims.SEEING | {"steps": 1, "batch": 1}}
-RECIPES = {stage: recipe | FEW_STEPS for stage, recipe in claims.read_recipes({}).items()}
+LITTLE = {"HELD_OUT": 2, "VISION_PRETRAINING": ablations.VISION_PRETRAINING | {"steps": 1, "batch": 1}}
+RECIPES = {stage: recipe | FEW_STEPS for stage, recipe in ablations.read_recipes({}).items()}
 
 
 @pytest.fixture(scope="module")
@@ -33,38 +32,38 @@ def tokenizer(tmp_path_factory):
 def little():
     with pytest.MonkeyPatch.context() as patch:
         for name, value in LITTLE.items():
-            patch.setattr(claims, name, value)
+            patch.setattr(ablations, name, value)
         yield
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory):
+def runs_folder(tmp_path_factory):
     """A folder with the base and one run, each trained for two steps without a break."""
     folder = tmp_path_factory.mktemp("study")
-    claims.run_base(folder, RECIPES)
-    claims.run_one(folder, "pvc", 0, RECIPES)
+    ablations.run_base(folder, RECIPES)
+    ablations.run_one(folder, "pvc", 0, RECIPES)
     return folder
 
 
 def parameters(tokenizer, name: str) -> set[str]:
     with torch.device("meta"):
-        model = PVCForConditionalGeneration(claims.configuration(name, tokenizer))
+        model = PVCForConditionalGeneration(ablations.configuration(name, tokenizer))
     return {name for name, _ in model.named_parameters()}
 
 
 def result_of(folder, *run) -> dict:
-    return json.loads(claims.result_path(folder, *run).read_text())
+    return json.loads(ablations.result_path(folder, *run).read_text())
 
 
 # ---- configurations
 
 
-@pytest.mark.parametrize("name", claims.CONFIGURATIONS)
+@pytest.mark.parametrize("name", ablations.CONFIGURATIONS)
 def test_all_have_as_many_visual_tokens(tokenizer, name):
-    config = claims.configuration(name, tokenizer)
+    config = ablations.configuration(name, tokenizer)
     a_tile = PVCImageProcessor.from_model_config(config).tokens_per_tile
     assert a_tile * config.image_repeats == 16
-    assert a_tile * claims.most_frames(config) == 32
+    assert a_tile * ablations.most_frames(config) == 32
 
 
 @pytest.mark.parametrize("name", ["256-tokens", "repeated"])
@@ -89,7 +88,7 @@ def test_adaptive_compression_is_all_that_progressive_encoding_lacks(tokenizer):
 
 def test_conditions_differ_in_what_adaln_is_given(tokenizer):
     assert parameters(tokenizer, "condition-te") == parameters(tokenizer, "pvc")
-    assert claims.configuration("condition-te", tokenizer).vision_config.temporal_condition == "te"
+    assert ablations.configuration("condition-te", tokenizer).vision_config.temporal_condition == "te"
     without = parameters(tokenizer, "pvc") - parameters(tokenizer, "condition-none")
     assert without == {name for name in parameters(tokenizer, "pvc") if "norm.time_embed" in name} | {
         name for name in parameters(tokenizer, "pvc") if ".gamma." in name or ".beta." in name
@@ -97,16 +96,16 @@ def test_conditions_differ_in_what_adaln_is_given(tokenizer):
 
 
 def test_the_report_has_a_line_for_each_configuration():
-    assert {row.name for rows in TABLES.values() for row in rows} == set(claims.CONFIGURATIONS)
-    assert set(CURVES) == set(claims.CURVES)
+    assert {row.name for rows in TABLES.values() for row in rows} == set(ablations.CONFIGURATIONS)
+    assert set(CURVES) == set(ablations.CURVES)
 
 
 # ---- starts
 
 
-def test_runs_begin_with_the_vit_and_the_llm_of_the_base(study, tokenizer):
-    base = load_file(study / "runs/base/model.safetensors")
-    model = claims.new_model("pvc", 0, tokenizer, study / "runs/base")
+def test_runs_begin_with_the_vit_and_the_llm_of_the_base(runs_folder, tokenizer):
+    base = load_file(runs_folder / "runs/base/model.safetensors")
+    model = ablations.new_model("pvc", 0, tokenizer, runs_folder / "runs/base")
     start = model.state_dict()
     taken = {name for name in base if ".projector." not in name}
     assert {"lm_head.weight", "model.vision_model.encoder.layers.5.attn.qkv.weight"} < taken <= start.keys()
@@ -114,10 +113,10 @@ def test_runs_begin_with_the_vit_and_the_llm_of_the_base(study, tokenizer):
     assert not torch.equal(start["model.projector.mlp.2.weight"], base["model.projector.mlp.2.weight"])
 
 
-@pytest.mark.parametrize("name", claims.CONFIGURATIONS)
-def test_what_the_base_does_not_give_is_new_and_learns_faster(study, tokenizer, name):
-    model = claims.new_model(name, 0, tokenizer, study / "runs/base")
-    given = {x for x in load_file(study / "runs/base/model.safetensors") if ".projector." not in x}
+@pytest.mark.parametrize("name", ablations.CONFIGURATIONS)
+def test_what_the_base_does_not_give_is_new_and_learns_faster(runs_folder, tokenizer, name):
+    model = ablations.new_model(name, 0, tokenizer, runs_folder / "runs/base")
+    given = {x for x in load_file(runs_folder / "runs/base/model.safetensors") if ".projector." not in x}
     groups = parameter_groups(
         model, model.config.new_parameters, learning_rate=1.0, new_parameter_lr_multiplier=4
     )
@@ -127,7 +126,7 @@ def test_what_the_base_does_not_give_is_new_and_learns_faster(study, tokenizer, 
 
 
 def test_what_is_new_starts_as_always_but_drawn_by_the_seed(tokenizer):
-    one, other = (claims.new_model("pvc", seed, tokenizer).model for seed in (0, 1))
+    one, other = (ablations.new_model("pvc", seed, tokenizer).model for seed in (0, 1))
     temporal = one.vision_model.encoder.layers[-1]
     assert not temporal.temporal_gate.any() and not temporal.temporal_norm.gamma[2].weight.any()
     assert (one.projector.norm.gamma[2].bias == 1).all() and not one.projector.norm.beta[2].weight.any()
@@ -137,57 +136,59 @@ def test_what_is_new_starts_as_always_but_drawn_by_the_seed(tokenizer):
 # ---- runs
 
 
-def test_what_has_a_result_is_not_run_again(study, monkeypatch):
-    assert claims.pending(study, ["pvc", "repeated"], 1) == [("repeated", 0)]
-    monkeypatch.setattr(claims, "run_base", None)
-    monkeypatch.setattr(claims, "run_one", None)
-    claims.campaign(study, ["pvc"], seeds=1, jobs=1, recipes=RECIPES)
+def test_what_has_a_result_is_not_run_again(runs_folder, monkeypatch):
+    assert ablations.pending(runs_folder, ["pvc", "repeated"], 1) == [("repeated", 0)]
+    monkeypatch.setattr(ablations, "run_base", None)
+    monkeypatch.setattr(ablations, "run_one", None)
+    ablations.run_all(runs_folder, ["pvc"], seeds=1, jobs=1, recipes=RECIPES)
 
 
-def test_a_result_that_was_lost_needs_no_second_training(study, monkeypatch):
-    before = result_of(study, "pvc", 0)
-    claims.result_path(study, "pvc", 0).unlink()
-    monkeypatch.setattr(claims, "train", None)
-    claims.run_base(study, RECIPES)
-    claims.run_one(study, "pvc", 0, RECIPES)
-    assert result_of(study, "pvc", 0) == before
+def test_a_result_that_was_lost_needs_no_second_training(runs_folder, monkeypatch):
+    before = result_of(runs_folder, "pvc", 0)
+    ablations.result_path(runs_folder, "pvc", 0).unlink()
+    monkeypatch.setattr(ablations, "train", None)
+    ablations.run_base(runs_folder, RECIPES)
+    ablations.run_one(runs_folder, "pvc", 0, RECIPES)
+    assert result_of(runs_folder, "pvc", 0) == before
 
 
-def test_a_run_that_is_cut_off_ends_as_an_unbroken_one(study, tmp_path, monkeypatch):
+def test_a_run_that_is_cut_off_ends_as_an_unbroken_one(runs_folder, tmp_path, monkeypatch):
     class CutOff(TrainerCallback):
         def on_save(self, args, state, control, **kwargs):
             raise KeyboardInterrupt
 
-    shutil.copytree(study / "runs/base", tmp_path / "runs/base")
-    train = claims.train
+    shutil.copytree(runs_folder / "runs/base", tmp_path / "runs/base")
+    train = ablations.train
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(claims, "train", lambda *args, **kwargs: train(*args, callbacks=[CutOff()], **kwargs))
-        claims.run_one(tmp_path, "pvc", 0, RECIPES)
-    assert claims.pending(tmp_path, ["pvc"], 1)
-    claims.run_one(tmp_path, "pvc", 0, RECIPES)
-    unbroken, resumed = result_of(study, "pvc", 0), result_of(tmp_path, "pvc", 0)
+        patch.setattr(
+            ablations, "train", lambda *args, **kwargs: train(*args, callbacks=[CutOff()], **kwargs)
+        )
+        ablations.run_one(tmp_path, "pvc", 0, RECIPES)
+    assert ablations.pending(tmp_path, ["pvc"], 1)
+    ablations.run_one(tmp_path, "pvc", 0, RECIPES)
+    unbroken, resumed = result_of(runs_folder, "pvc", 0), result_of(tmp_path, "pvc", 0)
     assert resumed | {"seconds": 0} == unbroken | {"seconds": 0}
 
 
-def test_a_result_has_repeats_and_frames_tasks_and_counts(study):
-    result = result_of(study, "pvc", 0)
+def test_a_result_has_repeats_and_frames_tasks_and_counts(runs_folder):
+    result = result_of(runs_folder, "pvc", 0)
     assert list(result["pictures"]) == ["1", "2", "3", "4"] and list(result["videos"]) == ["2", "4", "6", "8"]
-    assert set(result["pictures"]["4"]) == set(claims.PICTURES)
-    assert set(result["videos"]["2"]) == set(claims.VIDEOS)
+    assert set(result["pictures"]["4"]) == set(ablations.IMAGES)
+    assert set(result["videos"]["2"]) == set(ablations.VIDEOS)
     assert result["steps"] == 2 and len(result["losses"]) == 2 and result["samples"] > 2
 
 
 def test_runs_of_two_recipes_do_not_share_a_folder(tmp_path):
-    claims.campaign(tmp_path, [], seeds=1, jobs=1, recipes=RECIPES)
-    others = RECIPES | {claims.RUNS: RECIPES[claims.RUNS] | {"max_steps": 3}}
+    ablations.run_all(tmp_path, [], seeds=1, jobs=1, recipes=RECIPES)
+    others = RECIPES | {ablations.RUNS: RECIPES[ablations.RUNS] | {"max_steps": 3}}
     with pytest.raises(ValueError, match=r"another recipe \(max_steps\)"):
-        claims.campaign(tmp_path, [], seeds=1, jobs=1, recipes=others)
+        ablations.run_all(tmp_path, [], seeds=1, jobs=1, recipes=others)
 
 
 def test_changes_are_to_the_runs_and_not_to_what_they_begin_with():
-    plain, changed = claims.read_recipes({}), claims.read_recipes({"max_steps": 3})
-    assert changed[claims.BASE] == plain[claims.BASE]
-    assert changed[claims.RUNS] == plain[claims.RUNS] | {"max_steps": 3}
+    plain, changed = ablations.read_recipes({}), ablations.read_recipes({"max_steps": 3})
+    assert changed[ablations.BASE] == plain[ablations.BASE]
+    assert changed[ablations.RUNS] == plain[ablations.RUNS] | {"max_steps": 3}
 
 
 # ---- report
@@ -216,7 +217,7 @@ def test_the_report_has_what_the_results_say():
     text = report(RESULTS, BASELINE)
     line = next(line for line in text.splitlines() if line.startswith("| + adaptive compression"))
     assert line.split(" | ")[1:5] == ["70.0 ± 14.1"] * 3 + ["2"]
-    assert "| *the commonest answer* | 20.0 | 25.0 | 30.0 |" in text
+    assert "| *majority baseline* | 20.0 | 25.0 | 30.0 |" in text
     assert "| `count`, PVC | 35.0 ± 7.1 | 70.0 ± 14.1 |" in text
     assert "| `place`, PVC | 70.0 ± 14.1 | 70.0 ± 14.1 |" in text
     assert "| `motion`, without progressive encoding | 25.0 | 50.0 |" in text
@@ -225,7 +226,7 @@ def test_the_report_has_what_the_results_say():
 
 def test_what_has_no_result_yet_is_left_open():
     assert "| + progressive encoding |  |  |  | 0 | 58.1 | 61.8 |" in report(RESULTS, BASELINE)
-    assert spread([]) == "" and spread([0.5]) == "50.0"
+    assert mean_std([]) == "" and mean_std([0.5]) == "50.0"
 
 
 def test_tables_take_the_highest_numbers_as_numbers():
@@ -244,4 +245,4 @@ def test_the_same_results_draw_the_same_figure(tmp_path, ending):
 
 def test_without_results_the_report_says_how_to_get_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="without --report"):
-        claims.read_results(tmp_path)
+        ablations.read_results(tmp_path)
