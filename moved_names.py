@@ -27,6 +27,7 @@ MOVED = {
     "training.scoring": "tiny.scoring",
     "training.seeing": "tiny.vision_pretraining",
     "training.tiny_tokenizer": "tiny.tokenizer",
+    "training.train": "training.run",
     "training.worlds": "tiny.synthetic.dataset",
 }
 

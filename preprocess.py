@@ -500,9 +500,7 @@ def _open_chosen(
         yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))
 
 
-def _read_listed(
-    listed: Sequence | np.ndarray, indices: list[int], budget: Budget
-) -> Iterator[tuple[int, Image.Image]]:
+def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:
     size = None
     for index in indices:
         image = _listed_image(listed[index], index, budget)
