@@ -23,7 +23,7 @@ from .chat import ChatMixin
 from .clips import Clip, ClipLayout, clip_grid_of, tokens_of_tile
 from .configuration_pvc import PVCConfig
 from .live_video import LiveVideo
-from .loading import quantization_config
+from .loading import quantization_config as quantization_config  # named here in version 0.1
 from .modeling_intern_vit import (
     AdaLN,
     InternVisionModel,

@@ -511,7 +511,7 @@ def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterat
         yield index, image
 
 
-def _listed_images(source: VideoSource | Folder) -> Sequence | np.ndarray:
+def _listed_images(source: VideoSource | Folder) -> Any:  # what has a length and items
     """The images of a folder, list, array or tensor, not read yet."""
     if isinstance(source, Folder):
         names = [name for name in os.listdir(source.path) if name.lower().endswith(IMAGE_SUFFIXES)]
