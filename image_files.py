@@ -78,7 +78,7 @@ def open_image(
             raise _unreadable(file_name(file), error) from error
 
 
-def with_canvas_alpha(image: Image.Image) -> Image.Image:
+def with_canvas_alpha(image: Any) -> Image.Image:
     """An animated WebP, just opened, in which pixels that no frame covers are transparent.
 
     PIL takes them for black.

@@ -284,6 +284,7 @@ def allowed_path(source: str | os.PathLike, policy: MediaPolicy) -> str:
     if policy.files is None:
         return local_path(source)
 
+    assert policy.files is not True  # MediaPolicy refuses it
     folder = os.path.realpath(policy.files)
     path = os.fsdecode(source)
     if path[:5].lower() == "file:":

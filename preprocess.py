@@ -256,8 +256,7 @@ def load_image(
         OSError: FileNotFoundError or PIL's UnidentifiedImageError, where there is no image to read.
         ValueError: as `image_tiles`.
     """
-    read: Any = decoded if isinstance(file, Image.Image) else open_image
-    image = read(file, upright=exif)
+    image = decoded(file, upright=exif) if isinstance(file, Image.Image) else open_image(file, upright=exif)
     if white_background:
         image = on_white(image)
     return image_tiles(image, input_size, max_num)
@@ -501,7 +500,9 @@ def _open_chosen(
         yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))
 
 
-def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:
+def _read_listed(
+    listed: Sequence | np.ndarray, indices: list[int], budget: Budget
+) -> Iterator[tuple[int, Image.Image]]:
     size = None
     for index in indices:
         image = _listed_image(listed[index], index, budget)
@@ -512,7 +513,7 @@ def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterat
         yield index, image
 
 
-def _listed_images(source: VideoSource | Folder) -> Any:
+def _listed_images(source: VideoSource | Folder) -> Sequence | np.ndarray:
     """The images of a folder, list, array or tensor, not read yet."""
     if isinstance(source, Folder):
         names = [name for name in os.listdir(source.path) if name.lower().endswith(IMAGE_SUFFIXES)]

@@ -572,10 +572,10 @@ class PVCProcessor(ProcessorMixin):
         rows, masks = [], []
         for prompt in prompts:
             encode = self._encoder(prompt, options)
-            ids = encode(prompt.segments)
-            rows.append(ids)
+            row = encode(prompt.segments)
+            rows.append(row)
             if marks_answers:
-                masks.append(answer_mask(prompt, ids, encode))
+                masks.append(answer_mask(prompt, row, encode))
         _check_length(rows, options.length)
 
         pad_id = self.tokenizer.pad_token_id

@@ -10,8 +10,8 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-import matplotlib
-from matplotlib.figure import Figure
+from pvc.reporting.markdown import markdown_table
+from pvc.reporting.plots import new_figure, save_figure
 
 
 class Row(NamedTuple):
@@ -129,8 +129,7 @@ def mean_std(shares: Sequence[float]) -> str:
 
 
 def markdown(head: list[str], lines: list[list[str]]) -> str:
-    rule = ["---", *["---:"] * (len(head) - 1)]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (head, rule, *lines))
+    return markdown_table(head, lines, align="l" + "r" * (len(head) - 1))
 
 
 def draw_figure(results: Results, path: Path):
@@ -138,10 +137,8 @@ def draw_figure(results: Results, path: Path):
 
     The same results give the same bytes.
     """
-    # without: the date, and random ids
-    with matplotlib.rc_context({"svg.hashsalt": "pvc", "font.family": "DejaVu Sans"}):
-        shown = panels(results)
-        figure = Figure(figsize=(3 * len(shown), 3), layout="constrained")
+    shown = panels(results)
+    with new_figure(3 * len(shown), 3) as figure:
         for axes, (kind, task) in zip(figure.subplots(1, len(shown), sharey=True, squeeze=False)[0], shown):
             for colour, (name, label) in zip(COLOURS, CURVES.items()):
                 points = curve(results, name, kind, task)
@@ -157,4 +154,4 @@ def draw_figure(results: Results, path: Path):
         figure.axes[0].set_ylabel("accuracy, %")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)
-        figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None, dpi=150)
+        save_figure(figure, path)

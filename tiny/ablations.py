@@ -218,7 +218,7 @@ def training_data(tasks: Tasks, seed: int) -> dict:
 
 
 def _training_facts(output: Path) -> dict:
-    """Counts and losses, kept once for all; removes the checkpoints.
+    """Counts and losses of a run, kept once for all; removes its checkpoints.
 
     `seconds` are those of the steps alone, also where the run was interrupted.
     """
@@ -274,8 +274,8 @@ def write_json(path: Path, value):
 def run_all(folder: Path, names: list[str], *, seeds: int, jobs: int, recipes: dict):
     """Makes the results that `folder` lacks.
 
-    First what all begin with, on `jobs` threads, then as many runs at a time of one thread each. A run that
-    fails ends it, when those beside it have ended.
+    First the base that all begin with, on `jobs` threads, then as many runs at a time of one thread each. A
+    run that fails ends all, when those beside it have ended.
 
     Raises:
         ValueError: where what is in `folder` was made with other recipes.

@@ -93,10 +93,7 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
 
 
 def start(folder: Path, seed: int = 0):
-    """Writes InternVL-Tiny with random weights, and the code, into `folder`.
-
-    The tokenizer's files are there already.
-    """
+    """Writes InternVL-Tiny with random weights, and the code, beside the tokenizer in `folder`."""
     tokenizer = InternLM2Tokenizer.from_pretrained(folder)
     torch.manual_seed(seed)
     model = PVCForConditionalGeneration(internvl_tiny_config(tokenizer))
@@ -118,10 +115,10 @@ def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
 
 @torch.no_grad()
 def init_weights_by_width(model: PVCForConditionalGeneration):
-    """Draws all weights anew, by width.
+    """Initialises all weights anew, with a standard deviation that follows from the width.
 
-    0.02, the usual standard deviation, is for widths of thousands; so narrow a model learns slowly from it.
-    The layers that end a branch start smaller, by their number.
+    The usual 0.02 is for widths of thousands: from there a model so narrow learns nothing for long. Layers
+    that end a branch start smaller, by their number.
     """
     depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
     for name, parameter in model.named_parameters():

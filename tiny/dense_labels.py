@@ -39,15 +39,15 @@ UNKNOWN = -100  # as in `F.cross_entropy`
 class Labels(NamedTuple):
     """Labels of a tile of `P` patches; `UNKNOWN` where there is none.
 
-    Of several tiles, all have one dimension more.
+    Those of several tiles have one more dimension.
     """
 
-    cells: torch.Tensor  # (P, cells of a patch): places in CLASSES
-    letters: torch.Tensor  # (P / 16, HALVES, MAX_LETTERS): places in LETTERS
+    cells: torch.Tensor  # (P, cells of a patch): indices into CLASSES
+    letters: torch.Tensor  # (P / 16, HALVES, MAX_LETTERS): indices into LETTERS
     middle: torch.Tensor  # (P, 2): column and row of patches
-    directions: torch.Tensor  # (P,): places in WAYS
-    shapes: torch.Tensor  # (P,): places in SHAPES, of what has its middle there
-    previous: torch.Tensor  # (P,): places in CLASSES, of what was seen there before what is
+    directions: torch.Tensor  # (P,): indices into DIRECTION_CLASSES
+    shapes: torch.Tensor  # (P,): indices into SHAPES, of what has its middle there
+    previous: torch.Tensor  # (P,): indices into CLASSES, of what was seen there before what is
 
 
 class Item(NamedTuple):
@@ -58,7 +58,7 @@ class Item(NamedTuple):
 
 
 def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Item]]:
-    """What each pixel belongs to, as two images: indices into `CLASSES`, and numbers of things, from 1.
+    """What each pixel belongs to: indices into `CLASSES`, and numbers of items, from 1.
 
     A letter fills its box.
     """
@@ -140,9 +140,9 @@ def _cells(classes: np.ndarray) -> np.ndarray:
 
 
 def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.ndarray:
-    """The letters, in the box, of the text that has most of each half of a block.
+    """Letters, within the box, of the text that has most pixels of each half of a block.
 
-    `pixels (P, 1 + things)`: how many pixels a thing has of each patch.
+    `pixels (P, 1 + items)` counts the pixels of each item in each patch.
     """
     of_halves = reduce(
         pixels * [False, *(bool(thing.letters) for thing in things)],
@@ -190,9 +190,9 @@ def _patch_at(point: tuple[float, float], box: Box, side: int) -> list[int]:
 
 
 def _directions(scene: Scene, before: Scene | None) -> list[int]:
-    """The direction in which each of the scene's things has moved, as `maps_of` orders them.
+    """The direction in which each of the scene's items has moved, in the order of `maps_of`.
 
-    Shapes that come or go do it while there are no others that could be taken for them.
+    Shapes that appear or disappear do so while there are no others that could be taken for them.
     """
     of_shapes = [UNKNOWN] * len(scene.shapes)
     if before is not None and len(before.shapes) == len(scene.shapes):

@@ -22,10 +22,9 @@ def packed_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Attention as transformers calls it.
+    """Attention as transformers calls it: `(B, heads, S, d)` -> `(B, S, heads, d)`.
 
-    `(B, heads, S, d)`, keys and values with fewer heads where they are shared, and what eager attention adds
-    to the scores -> `(B, S, heads, d)`.
+    Keys and values have fewer heads where they are shared; the mask is what eager attention adds to scores.
 
     Raises:
         ValueError: for dropout, which no configuration of PVC has.

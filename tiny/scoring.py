@@ -16,6 +16,7 @@ import torch
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
+from pvc.reporting.markdown import markdown_table
 from pvc.tiny.synthetic.dataset import SyntheticDataset, mean_by_group
 from pvc.tiny.synthetic.reader import SceneDataSet
 from pvc.tiny.synthetic.tasks import TASKS
@@ -79,13 +80,13 @@ def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Enc
 
 def table(columns: dict[str, dict[str, float]]) -> str:
     """Scores by task as Markdown, a column each; below the tasks of a group, its mean."""
-    lines = [["task", *columns], ["---"] * (len(columns) + 1)]
+    lines = []
     means = [mean_by_group(scores) for scores in columns.values()]
     for group in means[0]:
         for task in (task for task in next(iter(columns.values())) if TASKS[task].group == group):
             lines.append([f"`{task}`", *(f"{scores[task]:.1%}" for scores in columns.values())])
         lines.append([f"**{group}**", *(f"**{mean[group]:.1%}**" for mean in means)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return markdown_table(["task", *columns], lines)
 
 
 def main():

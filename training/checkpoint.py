@@ -5,7 +5,7 @@ they were (sharded, wrapped, beside LoRA's matrices), and are written through a 
 without any storage, since saving a wrapped model would copy the wrapper's code, not ours.
 
 What a run needs to go on (optimizer, schedule, random numbers) is written beside them by transformers'
-Trainer, and the place in the data by `trainer.py`.
+Trainer, and the position in the data by `trainer.py`.
 """
 
 import copy
@@ -45,7 +45,7 @@ from transformers import AutoModel, AutoProcessor
 
 model = AutoModel.from_pretrained("{name}", trust_remote_code=True).eval()
 processor = AutoProcessor.from_pretrained("{name}", trust_remote_code=True)
-messages = [{{"role": "user", "content": [{{"type": "image", "image": "picture.png"}},
+messages = [{{"role": "user", "content": [{{"type": "image", "image": "image.png"}},
                                         {{"type": "text", "text": "What is this?"}}]}}]
 inputs = processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=True)
 answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shape[1]:]

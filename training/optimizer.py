@@ -33,9 +33,9 @@ class MuonWithAdamW(torch.optim.Optimizer):
         self._share()
 
     def _groups(self) -> tuple[list[dict], list[dict]]:
-        matrices = [group for group in self.param_groups if group[IS_MATRIX]]
+        of_matrices = [group for group in self.param_groups if group[IS_MATRIX]]
         others = [group for group in self.param_groups if not group[IS_MATRIX]]
-        return matrices, others
+        return of_matrices, others
 
     def _share(self):
         for part, groups in zip(self.parts, self._groups()):

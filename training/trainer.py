@@ -4,8 +4,8 @@ It adds five things, and leaves the loop, mixed precision, DDP, FSDP2, DeepSpeed
 transformers and accelerate:
 
 - parameter groups: new or from a checkpoint, with weight decay or without;
-- rows from a `PackLoader`, which shares them out among processes by itself, and its place in each checkpoint;
-- logits of the places alone that have a label, which are few among a row's 8,192;
+- rows from a `PackLoader`, which shares them out among processes, and its position in each checkpoint;
+- logits of the positions alone that have a label, which are few among a row's 8,192;
 - checkpoints that are whole folders (`checkpoint.py`), merged where LoRA is trained;
 - tokens and frames a second.
 
@@ -102,7 +102,7 @@ def parameter_groups(
     muon_lr_multiplier: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict]:
-    """The optimizer's groups of what `requires_grad`.
+    """The optimizer's groups of all parameters that require gradients.
 
     Up to four, those from a checkpoint first; behind them up to two of matrices for Muon, where it has a
     multiplier.
@@ -121,6 +121,8 @@ def parameter_groups(
             f"new_parameter_lr_multiplier is {new_parameter_lr_multiplier}, but config.new_parameters is "
             "empty: list the new parts there, as the conversion does, or set the multiplier to 1"
         )
+
+    muon_multiplier = muon_lr_multiplier or 1.0
     groups: dict[tuple[bool, bool, bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -133,7 +135,7 @@ def parameter_groups(
             "params": parameters,
             "lr": learning_rate
             * (new_parameter_lr_multiplier if new else 1)
-            * (muon_lr_multiplier if for_muon and muon_lr_multiplier is not None else 1),
+            * (muon_multiplier if for_muon else 1),
             "weight_decay": weight_decay if decays else 0.0,
             IS_MATRIX: for_muon,
         }
@@ -147,9 +149,9 @@ def parameter_groups(
 def with_needed_logits(row: dict) -> dict:
     """The row with its labels where they are predicted, and the model told to make logits there alone."""
     targets = row["labels"][:, 1:]
-    places = (targets[0] != IGNORED).nonzero()[:, 0]
-    targets = targets[:, places]
-    return row | {"labels": targets, "shift_labels": targets, "logits_to_keep": places}
+    positions = (targets[0] != IGNORED).nonzero()[:, 0]  # (labels,)
+    targets = targets[:, positions]  # (1, labels)
+    return row | {"labels": targets, "shift_labels": targets, "logits_to_keep": positions}
 
 
 def label_weights(row: dict, loss_reduction: str) -> torch.Tensor:
@@ -161,7 +163,7 @@ def label_weights(row: dict, loss_reduction: str) -> torch.Tensor:
 
 
 def counts(row: dict) -> torch.Tensor:
-    """Tokens, frames (a picture is one) and samples of a row."""
+    """Tokens, frames (an image is one) and samples of a row."""
     grid = row.get("clip_grid")
     frames = 0 if grid is None else round((1 / grid[:, 1]).sum().item())
     return torch.tensor([row["input_ids"].numel(), frames, int((row["position_ids"] == 0).sum())])
@@ -178,6 +180,8 @@ class PVCTrainer(Trainer):
         processor: saved with each checkpoint.
         save_dtype: of the weights in `output_dir` itself; those of its checkpoints stay as they are trained.
     """
+
+    optimizer: torch.optim.Optimizer | None  # the Trainer sets it
 
     def __init__(
         self,
@@ -199,7 +203,7 @@ class PVCTrainer(Trainer):
         self.peft_config = model.peft_config["default"] if hasattr(model, "peft_config") else None
         self.plain_model = model.get_base_model() if self.peft_config else model
         self.model_class = type(self.plain_model)  # before it is wrapped
-        self.loader: PackLoader | None = None
+        self.loader: PackLoader  # once the Trainer asks for it
         self.seen = torch.zeros(len(COUNTED), dtype=torch.long)  # by all processes, from the start of the run
         self._seen_here = torch.zeros_like(self.seen)  # since the last exchange
         self._is_partial = False  # while a checkpoint is written
@@ -208,8 +212,8 @@ class PVCTrainer(Trainer):
         # set by the Trainer, and would be saved; each row says it for itself
         vars(self.plain_model.config).pop("use_cache", None)
 
-    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
-        if self.optimizer is None:  # type: ignore[has-type]
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        if self.optimizer is None:
             model = self.model if model is None else model
             if self.args.muon_lr_multiplier is None:
                 optimizer, settings = self.get_optimizer_cls_and_kwargs(self.args, model)
@@ -267,7 +271,7 @@ class PVCTrainer(Trainer):
 
     # --------------------------------------------------------------------------------------------------- logs
 
-    def log(self, logs: dict[str, float], start_time: float | None = None):
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
             logs |= self._speed() | self._new_rate(logs)
             self.state.epoch = self.seen[COUNTED.index("samples")].item() / len(self.train_dataset.mixture)
@@ -278,7 +282,7 @@ class PVCTrainer(Trainer):
     def _speed(self) -> dict[str, float]:
         """Tokens and frames a second of all processes, since the last log."""
         self._exchange_counts()
-        assert self._last_log is not None
+        assert self._last_log is not None  # set in the first step
         then, seen_then = self._last_log
         self._last_log = (time.monotonic(), self.seen.clone())
         rates = (self.seen - seen_then) / (self._last_log[0] - then)
@@ -286,6 +290,7 @@ class PVCTrainer(Trainer):
 
     def _new_rate(self, logs: dict[str, float]) -> dict[str, float]:
         """The rate of new parameters, where it is another than the one that the Trainer logs."""
+        assert self.optimizer is not None
         rates = [group["initial_lr"] for group in self.optimizer.param_groups if not group[IS_MATRIX]]
         if rates[0] == rates[-1] or "learning_rate" not in logs:
             return {}
@@ -369,13 +374,12 @@ class PVCTrainer(Trainer):
         self.accelerator.wait_for_everyone()
 
     def _save_rng_state(self, output_dir: str):
-        """Random numbers, and the place in the data, of all processes; the Trainer's state comes after.
+        """Random numbers, and the position in the data, of all processes; the Trainer's state comes after.
 
         Whoever finds that last file finds a whole checkpoint: no process is still writing.
         """
         super()._save_rng_state(output_dir)
         self._exchange_counts()
-        assert self.loader is not None
         states = gather_object([self.loader.state_dict()])
         if self.args.should_save:
             state = {"seen": self.seen.tolist(), "ranks": states}
@@ -389,7 +393,6 @@ class PVCTrainer(Trainer):
             return
         state = json.loads((Path(checkpoint) / DATA_STATE).read_text(encoding="utf-8"))
         self.seen = torch.tensor(state["seen"])
-        assert self.loader is not None
         self.loader.load_state_dict(state_of_rank(state["ranks"], self.args.process_index))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None):
@@ -416,7 +419,7 @@ def state_of_rank(states: list[dict], rank: int) -> dict:
 
     `states` are those of all processes of the run that was stopped, however many it had.
     """
-    streams: dict = {}
+    streams: dict[str, dict] = {}
     for state in states:
         for name, stream in state["streams"].items():
             if name not in streams or stream["packs"] > streams[name]["packs"]:

@@ -175,6 +175,20 @@ def test_configuration_tells_which_parameters_are_new(projector_init, expected, 
     assert told == conversion.plan.new
 
 
+def test_summary_counts_new_and_copied_parameters_and_says_that_the_result_is_untrained(tmp_path):
+    golden_source(tmp_path / "source")
+    conversion = Conversion(tmp_path / "source", tmp_path / "pvc", GOLDEN())
+    plan = conversion.plan
+
+    sizes = {name: value.numel() for name, value in meta_model(plan.config).state_dict().items()}
+    new = sum(sizes[name] for name in plan.new)
+    assert f"{sum(sizes.values()) - new:,} parameters from the source, {new:,} new" in plan.summary()
+    assert "initialisation" in plan.summary()
+
+    conversion.run()
+    assert plan.notice in (tmp_path / "pvc" / "README.md").read_text()
+
+
 @pytest.mark.parametrize("projector_init", ["average", "random"])
 def test_new_parameters_have_the_models_own_starting_values(projector_init, tmp_path):
     golden_source(tmp_path / "source")

@@ -158,9 +158,9 @@ def test_imports_are_seen_wherever_they_stand():
     source = (
         "def f():\n    import pvc.tiny.tokenizer\n    from pvc.cli import app\n    import_module('pvc.tiny')"
     )
-    found = {n for node in ast.walk(ast.parse(source)) for n in imported_names(node, "training.trainer")}
+    found = {n for node in ast.walk(ast.parse(source)) for n in imported_names(node, "training.run")}
     assert found == {"tiny.tokenizer", "cli", "tiny"}
 
     relative = ast.parse("from .values import a\nfrom ..tiny import tokenizer\nfrom . import trainer")
-    found = {n for node in ast.walk(relative) for n in imported_names(node, "training.trainer")}
+    found = {n for node in ast.walk(relative) for n in imported_names(node, "training.run")}
     assert found == {"training.values", "tiny", "tiny.tokenizer", "training", "training.trainer"}

@@ -48,6 +48,7 @@ SUBSTITUTIONS = {
     "make demo": f"{sys.executable} -m pvc.demo",
     "make test": f"{sys.executable} -m pytest --collect-only --quiet tests/packaging/test_readme.py",
     "python -m": f"{sys.executable} -m",
+    '"follow_the_equations or': '"(follow_the_equations and x+te-None) or',
     "pytest -s tests/": f"cd {ROOT} && {sys.executable} -m pytest -p no:cacheprovider -s tests/",
     "OpenGVLab/InternVL2-2B PVC-": "InternVL2-2B --temporal-layers 2 PVC-",
     "train tiny": "train tiny --set max_steps=2",

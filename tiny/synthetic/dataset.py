@@ -159,7 +159,7 @@ class SyntheticDataset(Dataset):
 
 
 def mean_by_group(scores: dict[str, float]) -> dict[str, float]:
-    """The mean of scores by task over the tasks of each group (reading, shapes, charts and others)."""
+    """The mean of scores by task over the tasks of each group (reading, shapes, charts and so on)."""
     groups = defaultdict(list)
     for task, score in scores.items():
         groups[TASKS[task].group].append(score)
@@ -169,19 +169,19 @@ def mean_by_group(scores: dict[str, float]) -> dict[str, float]:
 def export(dataset: SyntheticDataset, folder: Path) -> None:
     """Writes `scenes.jsonl`, its media as PNG and MP4 under `media/`, and the meta file `meta.json`."""
     (folder / "media").mkdir(parents=True, exist_ok=True)
-    with open(folder / "worlds.jsonl", "w", encoding="utf-8") as lines:
+    with open(folder / "synthetic.jsonl", "w", encoding="utf-8") as lines:
         for index in logging.tqdm(range(len(dataset)), desc="Drawing"):
             record = _with_files(dataset[index], folder)
             lines.write(json.dumps(record) + "\n")
     meta = {
         "root": str(folder.resolve()),
-        "annotation": str((folder / "worlds.jsonl").resolve()),
+        "annotation": str((folder / "synthetic.jsonl").resolve()),
         "data_augment": False,
         "max_dynamic_patch": 6,
         "repeat_time": 1,
         "length": len(dataset),
     }
-    (folder / "meta.json").write_text(json.dumps({"small_worlds": meta}, indent=2) + "\n", encoding="utf-8")
+    (folder / "meta.json").write_text(json.dumps({"synthetic": meta}, indent=2) + "\n", encoding="utf-8")
 
 
 def _with_files(record: dict, folder: Path) -> dict:

@@ -44,9 +44,16 @@ class Part:
     shortened: int = 0
 
     def row(self) -> tuple[str, ...]:
-        of_tokens = (_mean(self.tokens), max(self.tokens, default=0), _mean(self.answers))
-        of_tiles = (_mean(self.tiles), max(self.tiles, default=0), self.shortened)
-        numbers = (self.samples, self.an_epoch, *of_tokens, *of_tiles)
+        numbers = [
+            self.samples,
+            self.an_epoch,
+            _mean(self.tokens),
+            max(self.tokens, default=0),
+            _mean(self.answers),
+            _mean(self.tiles),
+            max(self.tiles, default=0),
+            self.shortened,
+        ]
         return self.data_set, self.kind, *(f"{x:,.0f}" for x in numbers)
 
 
@@ -74,7 +81,7 @@ class Report:
             f"{samples:,} samples, {len(self.broken):,} of them broken; an epoch has {epoch:,}, about "
             f"{self.tokens_an_epoch:,.0f} tokens: {full_rows:,.1f} full rows of {self.max_tokens:,}"
         )
-        depth = "pictures and videos were decoded" if self.decoded else "of pictures, the headers were read"
+        depth = "images and videos were decoded" if self.decoded else "of images, the headers were read"
         broken = [f"broken: {where}: {why}" for where, why in self.broken.items()]
         return "\n".join([*table, "", f"{whole}; {depth}", *self.notes, *broken])
 
@@ -90,7 +97,7 @@ def check(
     """Reads each sample of each data set once.
 
     Args:
-        decode: also decode pictures and videos; else their headers are read, and videos must only be there.
+        decode: also decode images and videos; else their headers are read, and videos must only be there.
         num_workers: processes that read.
 
     Raises:
@@ -101,7 +108,7 @@ def check(
     mixture = Mixture(data_sets, options.seed, options.image_to_video)
     parts = _parts(data_sets, mixture)
     report = Report(list(parts.values()), {}, _notes(data_sets), options.max_tokens, decode)
-    unread: Counter = Counter()  # (data set, key) -> samples
+    unread: Counter[tuple[str, str]] = Counter()  # (data set, key) -> samples
     for name, kind, measured in _measured(_Samples(data_sets, processor, options, decode), num_workers):
         if isinstance(measured, BrokenSample):
             report.broken[measured.where] = measured.why

@@ -1,7 +1,7 @@
 """A sample as the model takes it: ids and labels as `chat` would lay the dialogue out, and its tiles.
 
 Encoding and loading are apart: `encode` tells the exact number of tokens of a sample from text and the
-headers of its pictures, which is all that packing asks; `load` decodes its media, once it stands in a pack.
+headers of its images, which is all that packing needs; `load` decodes its media once it is in a row.
 
 Prompts come from `conversation.py`, tiles from the processor. Which samples, and in what order, is left to
 others.
@@ -37,7 +37,7 @@ from pvc.training.data.samples import BrokenSample, Sample
 from pvc.training.data.sources import FileSource, Source
 
 IGNORED = -100  # the label of a token that is no part of an answer
-FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are a picture
+FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are an image
 JPEG_QUALITIES = (75, 100)  # of InternVL's augmentation, both included
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
@@ -107,7 +107,7 @@ class Encoder:
         self.end_id = self.tokenizer.convert_tokens_to_ids(end)
 
     def encode(self, sample: Sample, max_tiles: int | None, rng: np.random.Generator) -> Encoded:
-        """The tokens of a sample; reads the headers of its pictures alone.
+        """The tokens of a sample; reads the headers of its images alone.
 
         Args:
             max_tiles: of all images of the sample, which share it alike, as in InternVL; None: the
@@ -203,7 +203,7 @@ class Encoder:
         return showing(frames), smaller
 
     def _num_tiles(self, size: tuple[int, int], max_tiles: int) -> int:
-        """Tiles that a picture of that size is cut into, the thumbnail counted."""
+        """Tiles that an image of that size is cut into, the thumbnail counted."""
         fewest = min(self.images.min_tiles, max_tiles)
         columns, rows = tile_grid(*size, fewest, max_tiles, self.images.image_size)
         return columns * rows + (self.images.use_thumbnail and columns * rows > 1)

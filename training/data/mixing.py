@@ -47,7 +47,7 @@ class Group(NamedTuple):
 
 
 class Mixture:
-    """Place in an endless sequence -> (data set, index of its sample).
+    """Position in an endless sequence -> (data set, index of its sample).
 
     An epoch has each sample `repeat_time` times; where that is fractional, a part of the data set that is
     spread evenly over it, another one each epoch.

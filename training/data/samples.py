@@ -76,7 +76,7 @@ class Lines(NamedTuple):
 
     offsets: np.ndarray  # (lines,) int64: bytes from the start of the file
     numbers: np.ndarray  # (lines,) int32: as an editor counts them, from 1
-    kinds: np.ndarray  # (lines,) int8: places in KINDS
+    kinds: np.ndarray  # (lines,) int8: indices into KINDS
 
 
 @dataclass
