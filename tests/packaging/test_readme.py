@@ -36,7 +36,6 @@ RUN = ("python", "bash")
 SHOWN = ("output", "text", "json", "yaml", "bibtex")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 README_BYTES = 14_000
-MADE_ELSEWHERE = {"tiny/README.md", "../tiny/README.md"}
 
 SHORT = "--set max_steps=2 --set rows_per_step=2 --set max_tokens=1024 --set dataloader_num_workers=0"
 # what a page says -> what stands in for it here: other weights, a GPU, a network, minutes of work
@@ -102,7 +101,7 @@ def test_every_block_is_run_or_shown(page):
 @pytest.mark.parametrize("page", PAGES, ids=name)
 def test_links_lead_to_files(page):
     links = re.findall(r"\]\((?!https?://|#)([^)#]+)", page.read_text(encoding="utf-8"))
-    assert [x for x in links if not (page.parent / x).exists() and x not in MADE_ELSEWHERE] == []
+    assert [x for x in links if not (page.parent / x).exists()] == []
 
 
 @pytest.mark.parametrize("page", pages_with("python"), ids=name)

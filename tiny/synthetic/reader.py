@@ -13,7 +13,7 @@ from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.scenes import Scene, draw
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.meta import MetaEntry
-from pvc.training.data.samples import IMAGE, KINDS, VIDEO, DataSet, Sample
+from pvc.training.data.samples import IMAGE, KINDS, VIDEO, Sample, SampleSet
 
 KEY = "small_worlds"
 
@@ -37,7 +37,7 @@ class SceneSource:
         return [draw(scene) for scene in self.scenes]
 
 
-class SceneDataSet(DataSet):
+class SceneDataSet(SampleSet):
     """The samples of a `SyntheticDataset` as training takes them."""
 
     def __init__(self, name: str, dataset: SyntheticDataset, **fields):

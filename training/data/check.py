@@ -14,7 +14,7 @@ from pvc.training.data.encoding import IGNORED
 from pvc.training.data.loader import DataOptions
 from pvc.training.data.meta import read_meta
 from pvc.training.data.mixing import FRAMES, Mixture, make_rng
-from pvc.training.data.samples import KINDS, BrokenSample, DataSet
+from pvc.training.data.samples import KINDS, BrokenSample, SampleSet
 
 HEADINGS = (
     "data set",
@@ -127,7 +127,7 @@ def check(
     return report
 
 
-def _parts(data_sets: list[DataSet], mixture: Mixture) -> dict[tuple[str, str], Part]:
+def _parts(data_sets: list[SampleSet], mixture: Mixture) -> dict[tuple[str, str], Part]:
     parts = {}
     for data_set in data_sets:
         for number, kind in enumerate(KINDS):
@@ -139,7 +139,7 @@ def _parts(data_sets: list[DataSet], mixture: Mixture) -> dict[tuple[str, str], 
     return parts
 
 
-def _notes(data_sets: list[DataSet]) -> list[str]:
+def _notes(data_sets: list[SampleSet]) -> list[str]:
     return [
         f"{x.name}: the meta JSON says length {x.length:,}, the annotation has {len(x):,} samples"
         for x in data_sets
@@ -150,7 +150,9 @@ def _notes(data_sets: list[DataSet]) -> list[str]:
 class _Samples(Dataset):
     """The samples of all data sets one after another: data set, kind, and what was measured or is broken."""
 
-    def __init__(self, data_sets: list[DataSet], processor: PVCProcessor, options: DataOptions, decode: bool):
+    def __init__(
+        self, data_sets: list[SampleSet], processor: PVCProcessor, options: DataOptions, decode: bool
+    ):
         self.data_sets, self.seed, self.decode = data_sets, options.seed, decode
         self.encoder = options.encoder(processor)
         self.ends = np.cumsum([len(data_set) for data_set in data_sets])

@@ -8,7 +8,7 @@ data of PVC-Tiny.
 Readers stand in `DATASET_READERS` by dotted name, and are imported when an entry asks for them. A meta JSON
 names no code itself. Code that adds a kind of data set adds its key to the table:
 
-    DATASET_READERS["webdataset"] = "my_package.readers:read_entry"      # read_entry(MetaEntry) -> DataSet
+    DATASET_READERS["webdataset"] = "my_package.readers:read_entry"      # read_entry(MetaEntry) -> SampleSet
 
 Samples are left to `samples.py`.
 """
@@ -24,12 +24,12 @@ from typing import Any
 from transformers.utils import logging
 
 from pvc.conversion.printable import in_a_line
-from pvc.training.data.samples import DataSet, JsonlDataSet
+from pvc.training.data.samples import DataSet, SampleSet
 
 logger = logging.get_logger(__name__)
 
 ANNOTATION = "annotation"
-DATASET_READERS = {  # key of an entry -> "module:function" from a MetaEntry to a DataSet
+DATASET_READERS = {  # key of an entry -> "module:function" from a MetaEntry to a SampleSet
     ANNOTATION: "pvc.training.data.meta:read_annotation",
     "small_worlds": "pvc.tiny.synthetic.reader:read_entry",
 }
@@ -53,7 +53,7 @@ class MetaEntry:
         return value
 
     def common(self) -> dict[str, Any]:
-        """The fields that every data set has, by the names of `DataSet`."""
+        """The fields that every data set has, by the names of `SampleSet`."""
         return {
             "name": self.name,
             "repeat_time": float(self.field("repeat_time", 1, _is_repeat, "a number, 0 or more")),
@@ -87,7 +87,7 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, str) and bool(value)
 
 
-def read_meta(path: str | os.PathLike) -> list[DataSet]:
+def read_meta(path: str | os.PathLike) -> list[SampleSet]:
     """The data sets of a meta JSON.
 
     Relative paths count from the working directory, as in InternVL; what is not there is looked for from the
@@ -124,17 +124,17 @@ def _is_json_lines(path: Path) -> bool:
             return False
 
 
-def _read_entry(path: Path, name: str, fields: Any) -> DataSet:
+def _read_entry(path: Path, name: str, fields: Any) -> SampleSet:
     if not isinstance(fields, dict):
         raise ValueError(f"{path}: {name!r} is {fields!r}: expected an object with 'annotation'")
 
     own_keys = [key for key in DATASET_READERS if key in fields and key != ANNOTATION]
     module, _, function = DATASET_READERS[own_keys[0] if own_keys else ANNOTATION].partition(":")
-    read: Callable[[MetaEntry], DataSet] = getattr(importlib.import_module(module), function)
+    read: Callable[[MetaEntry], SampleSet] = getattr(importlib.import_module(module), function)
     return read(MetaEntry(path, name, fields))
 
 
-def read_annotation(entry: MetaEntry) -> JsonlDataSet:
+def read_annotation(entry: MetaEntry) -> DataSet:
     """The data set of an entry with an annotation.
 
     Raises:
@@ -145,7 +145,7 @@ def read_annotation(entry: MetaEntry) -> JsonlDataSet:
     annotation = entry.field(ANNOTATION, None, _is_path, "a file of JSON lines")
     root = entry.field("root", "", _is_text, "a folder")
     folder = entry.path.parent
-    data_set = JsonlDataSet(
+    data_set = DataSet(
         **common,
         annotation=next(filter(os.path.exists, (annotation, str(folder / annotation))), annotation),
         roots=tuple(dict.fromkeys((root, str(folder / root)))),

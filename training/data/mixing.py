@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from pvc.training.data.samples import IMAGE, KINDS, VIDEO, DataSet
+from pvc.training.data.samples import IMAGE, KINDS, VIDEO, SampleSet
 
 # what random numbers are drawn for
 ORDER, PART, FRAMES, AUGMENT, ROWS = range(5)
@@ -35,7 +35,7 @@ class MissingKind(ValueError):
 class Group(NamedTuple):
     """Samples of one data set and kind: `repeats` whole rounds an epoch, and `part` more of them."""
 
-    data_set: DataSet
+    data_set: SampleSet
     kind: str
     indices: np.ndarray
     repeats: int
@@ -62,7 +62,7 @@ class Mixture:
         MissingKind: where a ratio is asked of one kind alone.
     """
 
-    def __init__(self, data_sets: Sequence[DataSet], seed: int = 0, image_to_video: float | None = None):
+    def __init__(self, data_sets: Sequence[SampleSet], seed: int = 0, image_to_video: float | None = None):
         self.seed = seed
         factors = _factors(data_sets, image_to_video)
         self.groups = []
@@ -81,7 +81,7 @@ class Mixture:
         """Samples of an epoch."""
         return self._ends[-1]
 
-    def __getitem__(self, position: int) -> tuple[DataSet, int]:
+    def __getitem__(self, position: int) -> tuple[SampleSet, int]:
         epoch, position = divmod(position, len(self))
         slot = int(_shuffled(tuple(group.size for group in self.groups), self.seed, epoch)[position])
         number = bisect_right(self._ends, slot)
@@ -94,7 +94,7 @@ class Mixture:
         return group.data_set, int(group.indices[int((slot + start) * len(group.indices) / group.part)])
 
 
-def _factors(data_sets: Sequence[DataSet], image_to_video: float | None) -> dict[str, float]:
+def _factors(data_sets: Sequence[SampleSet], image_to_video: float | None) -> dict[str, float]:
     """What the repeats of each kind are multiplied by."""
     factors = dict.fromkeys(KINDS, 1.0)
     if image_to_video is None:

@@ -12,7 +12,7 @@ import os
 import re
 from array import array
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
 from typing import NamedTuple
 
@@ -80,7 +80,7 @@ class Lines(NamedTuple):
 
 
 @dataclass
-class DataSet:
+class SampleSet:
     """One entry of a meta JSON; a kind of data set has `kinds` and `read` of its own.
 
     Attributes:
@@ -91,6 +91,7 @@ class DataSet:
     """
 
     name: str
+    _: KW_ONLY
     repeat_time: float = 1.0
     augment: bool = False
     max_tiles: int | None = None
@@ -110,7 +111,7 @@ class DataSet:
 
 
 @dataclass
-class JsonlDataSet(DataSet):
+class DataSet(SampleSet):
     """A file of JSON lines. `roots`: folders in which a media file is looked for, in turn."""
 
     annotation: str = ""
