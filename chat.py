@@ -100,6 +100,7 @@ class ChatMixin:
         Raises:
             ValueError: where placeholders, images and these lists contradict each other.
         """
+        # one dialogue is a batch of one
         num_tiles = self._count_tiles(pixel_values)
         dialogue = self._lay_out(question, history, num_tiles, num_patches_list, split_sizes, data_flag)
         (answer,) = self._answer(
@@ -178,6 +179,7 @@ class ChatMixin:
         Raises:
             ValueError: as `chat`, with the number of the sample; or where the lists differ in length.
         """
+        # one entry a question in every list
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}: expected a list of texts, at least one")
         total = len(questions)
@@ -190,6 +192,7 @@ class ChatMixin:
             if values is not None and len(values) != total:
                 raise ValueError(f"{name} has {len(values)} entries for {total} questions: expected one each")
 
+        # the tiles of all samples are shared out
         num_tiles = self._count_tiles(pixel_values)
         patches = _lists("num_patches_list", num_patches_list, total)
         if sum(map(sum, patches)) != num_tiles:
@@ -218,6 +221,7 @@ class ChatMixin:
         if not return_history:
             return answers
 
+        # each history with its new turn, as new lists
         before = histories or [None] * total
         return answers, [
             [*(history or []), (dialogue.question, answer)]
@@ -271,6 +275,7 @@ class ChatMixin:
                 f"tokenizer is a {kind}: expected a tokenizer, as AutoTokenizer gives, or a processor's one"
             )
 
+        # prompts, with as many positions as there will be visual tokens
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
         tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if clips else 0
         rows = [
@@ -282,6 +287,7 @@ class ChatMixin:
         device = input_device(self)
         input_ids, attention_mask = (torch.tensor(x, device=device) for x in pad(rows, pad_id))
 
+        # an answer ends where the template says
         template = self.prompt_template()
         settings = generate_settings(generation_config, template.stop_token_ids(tokenizer))
         output = self.generate(
@@ -332,6 +338,7 @@ def answer_settings(model, tokenizer, options: dict, prompt_length: int) -> dict
             processors.append(OfTheAnswer(processor(value), prompt_length))
             options[name] = neutral
 
+    # ours come first, as transformers' own would
     if processors:
         options["logits_processor"] = processors + (options.get("logits_processor") or [])
     if generate_setting(model, options, "stop_strings") is not None:

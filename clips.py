@@ -90,12 +90,14 @@ def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int) -> Iterator[tuple[int
             f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values"
         )
 
+    # each clip begins where the one before ends
     rows = clip_grid.tolist()
     start = 0
     while start < num_tiles:
         frames, tiles, repeats = row = rows[start]
         end = start + frames * tiles
 
+        # all tiles of a clip say the same of it
         if min(row) < 1 or rows[start:end] != [row] * (frames * tiles):
             raise ValueError(
                 f"clip_grid row {start} says {frames} frames of {tiles} tiles, {repeats} repeats: expected "
@@ -185,9 +187,12 @@ def _rows_of_clip(clip: Clip, tile_repeat_order: str) -> tuple[torch.Tensor, tor
     tile = repeat(tile, "f p -> (f r) p", r=repeats)  # (T, tiles)
     step = repeat(torch.arange(num_steps), "t -> t p", p=tiles)  # (T, tiles)
 
+    # tile after tile, each with its repeats
     if frames == 1 and tile_repeat_order == "tile":
         tile_sequences = torch.arange(num_steps * tiles).view(tiles, num_steps)
         return tile.T.flatten(), step.T.flatten(), tile_sequences
+
+    # time step after time step
     tile_sequences = torch.arange(num_steps * tiles).view(num_steps, tiles).T
     return tile.flatten(), step.flatten(), tile_sequences
 
@@ -223,12 +228,14 @@ def released_clips(
             f"num_patches_list {patches} sums to {sum(patches)}, but pixel_values has {num_tiles} tiles"
         )
 
+    # what the groups are
     flags = [SEVERAL_IMAGES] if data_flag is None else integers("data_flag", data_flag)
     if VIDEO in flags and num_patches_list is None:
         raise ValueError(
             "data_flag 3 (video) needs num_patches_list: the tiles of each frame, as load_video returns them"
         )
 
+    # each group becomes one clip or several
     clips = []
     for flag, group in zip(flags, _group_patches(patches, flags, split_sizes)):
         if flag == VIDEO:
@@ -255,6 +262,7 @@ def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[li
     if split_sizes is not None:
         return _group_by_size(patches, flags, integers("split_sizes", split_sizes))
 
+    # only one group may have any number of entries: the others have one each
     open_groups = [i for i, flag in enumerate(flags) if flag != ONE_IMAGE]
     if len(open_groups) > 1:
         raise ValueError(
@@ -263,6 +271,7 @@ def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[li
     if not open_groups and len(flags) == 1:
         return [patches]  # a single image: the caller judges the length
 
+    # what the groups of one entry leave over
     spare = len(patches) - (len(flags) - len(open_groups))
     if spare < len(open_groups) or (spare and not open_groups):
         raise ValueError(
@@ -279,6 +288,7 @@ def _group_by_size(patches: list[int], flags: list[int], sizes: list[int]) -> li
             f"split_sizes has {len(sizes)} entries, data_flag {len(flags)}: expected one each a group"
         )
 
+    # entries are taken until a group has its tiles
     groups, entries = [], list(patches)
     for size in sizes:
         group: list[int] = []

@@ -249,23 +249,32 @@ class InternVisionConfig(PretrainedConfig):
         temporal_condition="x+te",
         **kwargs,
     ):
+        # tiles and patches
         self.num_channels = num_channels
         self.patch_size = patch_size
         self.image_size = image_size
+
+        # sizes of the layers
         self.hidden_size = hidden_size
         self.num_attention_heads = num_attention_heads
         self.intermediate_size = intermediate_size
         self.num_hidden_layers = num_hidden_layers
+
+        # kinds of norm, activation and bias
         self.qkv_bias = qkv_bias
         self.qk_normalization = qk_normalization
         self.norm_type = norm_type
         self.layer_norm_eps = layer_norm_eps
         self.hidden_act = hidden_act
+
+        # regularisation and initial values
         self.dropout = dropout
         self.attention_dropout = attention_dropout
         self.drop_path_rate = drop_path_rate
         self.initializer_range = initializer_range
         self.initializer_factor = initializer_factor
+
+        # progressive encoding
         self.num_temporal_layers = num_temporal_layers
         self.time_embed_dim = time_embed_dim
         self.temporal_condition = temporal_condition
@@ -276,6 +285,7 @@ class InternVisionConfig(PretrainedConfig):
             super().__init__(**kwargs)
 
     def _check(self):
+        # types and ranges
         _require_integers(self, "num_channels", "patch_size", "image_size", "hidden_size")
         _require_integers(self, "num_attention_heads", "intermediate_size")
         _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
@@ -287,6 +297,7 @@ class InternVisionConfig(PretrainedConfig):
         _require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
         _require_one_of("temporal_condition", self.temporal_condition, ("x+te", "te", "none"))
 
+        # what fits together
         _require(self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}: expected 0 to below 1")
         _require(
             self.hidden_size % self.num_attention_heads == 0,
@@ -353,6 +364,7 @@ class InternLM2Config(PretrainedConfig):
         tie_word_embeddings=False,
         **kwargs,
     ):
+        # sizes
         self.vocab_size = vocab_size
         self.hidden_size = hidden_size
         self.intermediate_size = intermediate_size
@@ -360,13 +372,19 @@ class InternLM2Config(PretrainedConfig):
         self.num_attention_heads = num_attention_heads
 
         self.num_key_value_heads = num_attention_heads if num_key_value_heads is None else num_key_value_heads
+
+        # how it computes
         self.hidden_act = hidden_act
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range
         self.rms_norm_eps = rms_norm_eps
         self.use_cache = use_cache
         self.bias = bias
+
+        # positions, in transformers' words
         self.rope_parameters = _internlm2_rope(rope_theta, rope_scaling, rope_parameters)
+
+        # special tokens
         self.pad_token_id = pad_token_id
         self.bos_token_id = bos_token_id
         self.eos_token_id = eos_token_id
@@ -378,6 +396,7 @@ class InternLM2Config(PretrainedConfig):
             super().__init__(**kwargs)
 
     def _check(self):
+        # types and ranges
         _require_integers(self, "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
         _require_integers(self, "num_attention_heads", "num_key_value_heads")
         _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
@@ -492,21 +511,30 @@ class PVCConfig(PretrainedConfig):
         new_parameters=(),
         **kwargs,
     ):
+        # the parts
         self.vision_config = _vision_config(vision_config)
         self.llm_config = _llm_config(kwargs.pop("text_config", llm_config))
+
+        # progressive encoding and adaptive compression
         self.downsample_ratio = downsample_ratio
         self.image_repeats = image_repeats
         self.video_repeats = video_repeats
         self.tile_repeat_order = tile_repeat_order
         self.adaptive_compression = adaptive_compression
         self.max_encoder_tiles = max_encoder_tiles
+
+        # prompts
         self.image_token_id = kwargs.pop("img_context_token_id", image_token_id)
         self.template = template
+
+        # how an image is cut into tiles
         self.force_image_size = force_image_size
         self.min_dynamic_patch = min_dynamic_patch
         self.max_dynamic_patch = max_dynamic_patch
         self.dynamic_image_size = dynamic_image_size
         self.use_thumbnail = use_thumbnail
+
+        # how checkpoints differ
         self.ps_version = ps_version
         self.select_layer = select_layer
         self.new_parameters = new_parameters
@@ -514,6 +542,8 @@ class PVCConfig(PretrainedConfig):
         self._check()
         self.new_parameters = list(new_parameters)
         _require_common_fields(kwargs)
+
+        # transformers looks for these at the top
         kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
         kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
         with _as_value_errors("the configuration"):
@@ -525,9 +555,13 @@ class PVCConfig(PretrainedConfig):
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
             values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+        # what transformers gives where there is no file
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")
         _require_dict(f"config.json of {pretrained_model_name_or_path}", values)
+
+        # another model's folder
         model_type = values.get("model_type")
         _require(
             isinstance(model_type, str) and model_type in MODEL_TYPES,
@@ -545,12 +579,14 @@ class PVCConfig(PretrainedConfig):
             f"force_image_size {self.force_image_size} is not a multiple of patch_size {vit.patch_size}",
         )
 
+        # whole blocks of patches become visual tokens
         block = round(1 / ratio)
         _require(
             abs(block * ratio - 1) < 1e-6 and side % block == 0,
             f"downsample_ratio {ratio} does not divide the grid of {side}x{side} patches into whole blocks",
         )
 
+        # the layer that is projected
         layers = vit.num_hidden_layers
         _require(
             -layers - 1 <= self.select_layer <= layers,
@@ -581,6 +617,7 @@ class PVCConfig(PretrainedConfig):
                 f"max_encoder_tiles is {_shown(self.max_encoder_tiles)}: expected at least 1, a whole "
                 "number, or None for no limit",
             )
+
         names = self.new_parameters
         _require(
             isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
@@ -609,6 +646,7 @@ def _llm_config(config) -> PretrainedConfig:
     if config is None:
         return InternLM2Config(rope_scaling={"type": "dynamic", "factor": 2.0})
 
+    # a released configuration may name its class alone
     config = dict(config)
     architectures = config.get("architectures") or [None]
     _require(
@@ -630,6 +668,8 @@ def _transformers_llm_config(llm_type: str, values: dict) -> PretrainedConfig:
     _require_common_fields(values)
     if rope and rope.get("type") == "su":  # Phi3's first name for it, which transformers reads in part
         values["rope_scaling"] = rope | {"type": "longrope"}
+
+    # before: a size out of range would take all memory
     for name, most in LLM_SIZES.items():
         if name in values:
             _require_integers(SimpleNamespace(**{name: values[name]}), name, most=most)
@@ -638,6 +678,8 @@ def _transformers_llm_config(llm_type: str, values: dict) -> PretrainedConfig:
 
     with _as_value_errors(f"llm_config ({llm_type})"):
         config = AutoConfig.for_model(llm_type, **values)
+
+    # after: what transformers filled in
     _require_integers(config, *LLM_SIZES, "num_key_value_heads")
     _require_numbers(config, "rms_norm_eps", most=1)
     _require_token_ids(config, "pad_token_id", "bos_token_id", "eos_token_id")

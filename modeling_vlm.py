@@ -118,6 +118,8 @@ class VLMModel(VLMPreTrainedModel):
                 f"input_ids have {int(is_visual.sum())} positions for visual tokens (image_token_id "
                 f"{self.config.image_token_id}), but pixel_values and clip_grid make {len(visual_tokens)}"
             )
+
+        # in the order of positions, as the visual tokens are
         is_visual = is_visual[..., None].to(embeddings.device)  # (B, S, 1)
         return embeddings.masked_scatter(is_visual, visual_tokens.to(embeddings.device, embeddings.dtype))
 
@@ -158,8 +160,10 @@ class VLMModel(VLMPreTrainedModel):
             raise ValueError("pass exactly one of input_ids and inputs_embeds")
         if pixel_values is not None and input_ids is None:
             raise ValueError("pixel_values need input_ids, which say where the visual tokens go")
+
         if inputs_embeds is None:
             inputs_embeds = self.embed(input_ids, pixel_values, clip_grid)
+
         return self.language_model(
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
@@ -180,9 +184,12 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         llm = config.llm_config
         self.model = self.body_class(config)
         self.lm_head = nn.Linear(llm.hidden_size, llm.vocab_size, bias=False)
+
+        # a tied head is the embedding, whose name differs by family
         embedding = llm_family(llm).embedding
         self._tied_weights_keys = {"lm_head.weight": f"model.language_model.{embedding}.weight"}
 
+        # as the released model has them
         self.conv_template = get_conv_template(config.template)
         self.system_message = self.conv_template.system_message
         self.post_init()
@@ -251,6 +258,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
+
         return causal_lm_output(self, self.lm_head, outputs, labels, logits_to_keep, **kwargs)
 
     def prepare_inputs_for_generation(
@@ -281,6 +289,8 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
+
+        # nothing to put in: no embeddings, or transformers has taken its own
         ids = model_inputs.get("input_ids")
         if prompt_embeds is None or ids is None:
             return model_inputs
@@ -288,6 +298,8 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         start = input_ids.shape[1] - ids.shape[1]  # position of the first of ids
         if input_ids.shape[1] < prompt_embeds.shape[1]:  # a chunk of a chunked prefill
             start = int(past_key_values.get_seq_length())  # type: ignore[union-attr]
+
+        # (B, known, H): what of the ids is prompt; the rest is text
         known = prompt_embeds[:, start : start + ids.shape[1]]
         if known.shape[1]:
             new = self.get_input_embeddings()(ids[:, known.shape[1] :])
@@ -336,6 +348,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
                 reverse; where images come with padding on the right; or where other arguments do not go
                 with `cache`, `fast_decode` or assisted decoding.
         """
+        # checks of all that contradicts itself, before anything is computed
         input_ids = inputs if input_ids is None else input_ids
         embeddings = kwargs.get("inputs_embeds")
         self._check_prompt(input_ids, pixel_values, clip_grid, kwargs)
@@ -352,6 +365,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
                 )
 
             if pixel_values is not None:
+                # images are encoded here, once for all beams and sequences
                 options["prompt_embeds"] = self.model.embed(input_ids, pixel_values, clip_grid)
                 options |= self._draft_embeds(input_ids, pixel_values, clip_grid, options)
             elif input_ids is not None and embeddings is not None:
@@ -368,6 +382,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         assistant: Any = options.get("assistant_model")
         if not hasattr(getattr(assistant, "model", None), "embed"):
             return {}
+
         device = assistant.device
         ids, pixels = input_ids.to(device), pixel_values.to(device)
         with eval_mode(assistant):
@@ -388,9 +403,12 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         """Raises a ValueError for wrong ids, and where ids, pixels and embeddings contradict each other."""
         image_token_id, vocab_size = self.config.image_token_id, self.config.llm_config.vocab_size
         inputs_embeds, mask = options.get("inputs_embeds"), options.get("attention_mask")
+
         if input_ids is not None:
             _check_ids(input_ids, vocab_size)
         _check_padding(mask, has_images=pixel_values is not None)
+
+        # without images
         if pixel_values is None:
             self._check_positions_are_known(input_ids, options)
             if clip_grid is not None and options.get("past_key_values") is None:
@@ -399,6 +417,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
                 )
             return
 
+        # with images
         if not 0 <= image_token_id < vocab_size:
             raise ValueError(
                 f"config.image_token_id {image_token_id} is not in the vocabulary of {vocab_size}"
@@ -413,6 +432,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             raise ValueError(
                 "pixel_values with past_key_values do not go with prefill_chunk_size: leave one out"
             )
+
         self.model.check_pixels(pixel_values)
         check_finite(pixel_values)
 
@@ -422,10 +442,13 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             options.get(name) is not None for name in ("inputs_embeds", "prompt_embeds")
         ):
             return
+
+        # positions that the cache holds need no pixels
         past, mask = options.get("past_key_values"), options.get("attention_mask")
         cached = 0 if past is None else int(past.get_seq_length())
         if mask is not None and mask.shape[1] > input_ids.shape[1]:  # ids are what is new alone
             cached = 0
+
         positions = int((input_ids[:, cached:] == self.config.image_token_id).sum())
         if positions:
             raise ValueError(
@@ -437,10 +460,13 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         llm = self.config.llm_config
         if prompt is None or prompt.shape[1] <= llm.max_position_embeddings:
             return
+
         message = (
             f"the prompt has {prompt.shape[1]} tokens, the LLM was made for {llm.max_position_embeddings} "
             "(max_position_embeddings): use fewer frames or tiles"
         )
+
+        # scaled RoPE goes beyond its length, at a price
         if (llm.rope_parameters or {}).get("rope_type", "default") == "default":
             raise ValueError(message)
         logger.warning_once(f"{message}, or expect answers to suffer; RoPE is scaled")
@@ -450,11 +476,14 @@ def _check_padding(attention_mask: torch.Tensor | None, has_images: bool):
     """Raises where a prompt with images ends in padding, and warns for text, as transformers does."""
     if attention_mask is None or attention_mask.dim() != 2 or attention_mask[:, -1].bool().all():
         return
+
     rows = (attention_mask[:, -1] == 0).nonzero().flatten().tolist()
     message = (
         f"attention_mask ends with 0 in rows {rows}: the prompt is padded on the right, but generation goes "
         "on after the last token: pad on the left (padding_side='left')"
     )
+
+    # text alone: transformers warns too
     if has_images:
         raise ValueError(message)
     logger.warning_once(message)
@@ -466,6 +495,7 @@ def _check_ids(input_ids: torch.Tensor, vocab_size: int):
     if not is_tensor or input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
         kind = f"{input_ids.dtype} {tuple(input_ids.shape)}" if hasattr(input_ids, "shape") else input_ids
         raise ValueError(f"input_ids is {kind}: expected a tensor of integers (batch, length)")
+
     if not 0 <= input_ids.min() <= input_ids.max() < vocab_size:
         raise ValueError(
             f"input_ids run from {input_ids.min()} to {input_ids.max()}, but the LLM's vocabulary has "
