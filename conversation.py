@@ -258,6 +258,8 @@ def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str
     colon, user_end = (": ", template.sep2) if template.sep_style == "INTERNVL_ZH" else ("", template.sep)
     system = template._system_segments()
     before = system[0].text if system[0].kind == "template" else ""
+
+    # what stands around an answer, in pieces where answers are marked
     stop = template.sep.rstrip()
     marked = {
         "assistant_lead": colon[1:],
@@ -265,6 +267,7 @@ def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str
         "assistant_gap": template.sep[len(stop) :],
     }
     unmarked = {"assistant_start": template.roles[1] + colon, "assistant_end": template.sep}
+
     variables = {
         "system_start": before,
         "system_message": template.system_message,
@@ -274,6 +277,7 @@ def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str
         **(marked if marks_answers else unmarked),
         "answer_start": template.roles[1] + colon.strip(),
     }
+
     settings = [
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
     ]

@@ -176,6 +176,8 @@ class LiveVideo:
                 f"num_patches_list is {patches}, pixel_values has {total} tiles: expected the tiles of each "
                 "frame, equal numbers that add up"
             )
+
+        # as the frames before, and no more than were announced
         shape = (patches[0], *pixel_values.shape[1:])
         if self.tile_shape not in (None, shape):
             raise ValueError(f"frames are {shape} (tiles, 3, H, W), but those before were {self.tile_shape}")
@@ -184,6 +186,7 @@ class LiveVideo:
                 f"{len(patches)} more frames after {self.num_frames} are more than the horizon of "
                 f"{self.horizon}: set a larger one, or None for an endless stream"
             )
+
         check_finite(pixel_values)
         self.tile_shape = shape
         return patches[0]

@@ -37,6 +37,8 @@ def write_internvl2_2b(folder: Path):
         prefix = next(prefix for prefix in OFFICIAL if name.startswith(prefix))
         official = OFFICIAL[prefix] + name.removeprefix(prefix)
         infos[official] = TensorInfo(tuple(parameter.shape), torch.bfloat16)
+
+    # random weights, a tensor at a time
     generator = torch.Generator().manual_seed(0)
     folder.mkdir(parents=True)
     with tqdm(total=sum(info.nbytes for info in infos.values()), unit="B", unit_scale=True) as bar:
@@ -46,6 +48,8 @@ def write_internvl2_2b(folder: Path):
             lambda name: torch.randn(infos[name].shape, generator=generator, dtype=torch.bfloat16) / 50,
             lambda name, nbytes: bar.update(nbytes),
         )
+
+    # what the converter reads beside them
     names = ("downsample_ratio", "template", "ps_version")
     values = {"model_type": "internvl_chat"} | {name: getattr(config, name) for name in names}
     values |= {"vision_config": config.vision_config.to_dict(), "llm_config": config.llm_config.to_dict()}

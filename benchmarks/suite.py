@@ -142,11 +142,14 @@ def run(preset: Preset, timer: DeviceTimer, runs: int, say: Say) -> Iterator[Tab
     rows: Tables = {}
     rooflines: list[tuple] = []
     reading_s = {workload: read_media_s(preset, workload) for workload in preset.workloads}
+
+    # a model at a time: two do not fit
     for spec in benchmark_models(preset):
         say("Measuring the device")
         rates.update(timer)
         say(f"Building {spec.name}")
         model = spec.build(timer.device, timer.dtype)
+
         for workload in preset.workloads:
             if workload.is_image or is_for_videos(spec):
                 say(f"{spec.name}: {workload.name}")
@@ -156,8 +159,10 @@ def run(preset: Preset, timer: DeviceTimer, runs: int, say: Say) -> Iterator[Tab
                 if workload in (preset.workloads[0], preset.workloads[-1]):
                     costs = counting.count_first_token(spec, workload, model)
                     rooflines.append((spec.name, workload.name, spent, costs))
+
         for title, more in _measured_once(spec, model, timer, runs, say):
             rows.setdefault(title, []).extend(more)
+
         del model
         timer.release()
         yield _against(rates, rows, rooflines)

@@ -88,6 +88,8 @@ def _expected_instead(name: str, value, start) -> str | None:
         ids = value if isinstance(value, list) else [value]
         is_right = value is None or all(_is_whole(x) for x in ids)
         return None if is_right else "the id of a token"
+
+    # by name
     if value is None and name in MAY_BE_NONE:
         return None
     if name in NUMBERS:
@@ -97,6 +99,8 @@ def _expected_instead(name: str, value, start) -> str | None:
     if name == "hidden_act":
         is_right = isinstance(value, str) and value in ACT2FN
         return None if is_right else f"one of {', '.join(ACT2FN)}"
+
+    # by the type of the default
     if isinstance(start, bool):
         return None if isinstance(value, bool) else "true or false"
     if isinstance(start, int):

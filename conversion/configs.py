@@ -82,8 +82,10 @@ def released_config(
             f"tile_repeat_way is {order!r}: which order of repeated tiles this means is not known; write "
             "'tile' (each tile with its repeats in a row) or 'frame' (all tiles, then again) into config.json"
         )
+
     temporal = temporal_layers if values.get("use_temporal", True) else 0
     _check_vision(temporal, vision)
+
     return PVCConfig(
         **_internvl_fields(values, template) | {"downsample_ratio": values.get("downsample_ratio", 0.25)},
         vision_config=vision | {"num_temporal_layers": temporal},
@@ -206,6 +208,8 @@ def _native_fields(values: dict, template: str, tiles: dict) -> tuple[dict, dict
     vit = source.vision_config
     if not vit.use_absolute_position_embeddings or not vit.use_mean_pooling:
         raise CheckpointError("vision_config: only absolute positions and no final norm are InternViT's")
+
+    # transformers' names to InternViT's
     vision = {
         "hidden_size": vit.hidden_size,
         "num_attention_heads": vit.num_attention_heads,
@@ -223,6 +227,7 @@ def _native_fields(values: dict, template: str, tiles: dict) -> tuple[dict, dict
         "attention_dropout": vit.attention_dropout,
         "initializer_range": vit.initializer_range,
     }
+
     fields = {
         "template": template,
         "force_image_size": vit.image_size[0],
@@ -233,6 +238,7 @@ def _native_fields(values: dict, template: str, tiles: dict) -> tuple[dict, dict
         "min_dynamic_patch": tiles.get("min_patches", 1),
         "max_dynamic_patch": tiles.get("max_patches", 12),
     }
+
     llm = source.text_config.to_dict()
     llm["tie_word_embeddings"] = bool(llm.get("tie_word_embeddings") or source.tie_word_embeddings)
     return vision, llm, fields

@@ -273,12 +273,15 @@ class SourceWeights:
                     "save them as safetensors first, for example with transformers' save_pretrained"
                 )
             raise CheckpointError(f"{self.folder} has no weights: expected {SINGLE} or {INDEX} and its files")
+
+        # without an index, one file is the whole
         if self._index is None:
             if there != [SINGLE]:
                 raise CheckpointError(
                     f"{self.folder} has {_listed(there)} but no {INDEX}: download the index too"
                 )
             return there
+
         named = sorted(set(self._index.values()))
         missing, extra = sorted(set(named) - set(there)), sorted(set(there) - set(named))
         if missing:
@@ -379,8 +382,11 @@ def _write_file(path: Path, infos: dict[str, TensorInfo], make, progress):
             "data_offsets": [offset, end],
         }
         offset = end
+
+    # the format asks for a header of whole 8 bytes
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
+
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name, info in infos.items():
@@ -389,6 +395,7 @@ def _write_file(path: Path, infos: dict[str, TensorInfo], make, progress):
             file.write(tensor.detach().contiguous().view(-1).view(torch.uint8).numpy())
             del tensor  # before the next is made
             progress(name, info.nbytes)
+
         file.flush()
         os.fsync(file.fileno())
 
@@ -412,6 +419,8 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
     target = real_target(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     partial, replaced, lock = (target.parent / f".{target.name}.{x}" for x in ("partial", "replaced", "lock"))
+
+    # a folder beside the target, which takes its name once it is whole
     try:
         with FileLock(lock, timeout=0):
             try:
@@ -419,6 +428,7 @@ def atomic_directory(target: Path, overwrite: bool = False) -> Iterator[Path]:
                 check_replaceable(target, overwrite)
                 partial.mkdir()
                 yield partial
+
                 if target.exists():
                     target.rename(replaced)
                 partial.rename(target)
@@ -466,10 +476,13 @@ def check_replaceable(target: Path | str, overwrite: bool):
     target = real_target(target)
     if not target.exists():
         return
+
     if os.path.ismount(target):
         raise FileExistsError(f"{target} is where a disk is mounted: choose a folder in it as TARGET")
     if target.is_dir() and not any(target.iterdir()):
         return
+
+    # what --overwrite may not delete
     if not overwrite:
         raise FileExistsError(f"{target} exists: choose another TARGET, or replace it with --overwrite")
     if not _is_models(target):

@@ -432,6 +432,7 @@ class _Matching:
         for entry in sorted(key_map, key=len, reverse=True):
             pattern = re.escape(entry).replace(r"\*", r"(\d+)") + ("" if entry.endswith(".") else r"\Z")
             hits = [hit for name in self.source if (hit := re.match(pattern, name))]
+
             if not hits:
                 problems.append(f"no parameter of the checkpoint fits {entry!r}")
             for hit in hits:
@@ -440,8 +441,11 @@ class _Matching:
                 match = Match(hit.string, target + hit.string[hit.end() :], f"key map: {entry}")
                 if match.source not in self.found and not self.add(match):
                     problems.append(self._why_not(match))
+
         if problems:
             raise ValueError("the key map does not fit:\n  " + "\n  ".join(problems))
+
+        # a bias follows its weight
         for match in list(self.found.values()):
             bias, target = (
                 re.sub(r"(?<=[._])weight$", "bias", name) for name in (match.source, match.target)

@@ -83,13 +83,17 @@ def _as_internvl2(folder: Path, values: dict) -> PVCForConditionalGeneration:
         new_parameters=[],
     )
     config.adaptive_compression = False
+
+    # the source's tensors under our names
     weights = SourceWeights(folder)
     names = {internvl_name(name): name for name in weights.infos}
     found = {ours: weights.get(names[ours]) for ours in meta_model(config).state_dict() if ours in names}
     config.tie_word_embeddings = config.llm_config.tie_word_embeddings = "lm_head.weight" not in found
+
     model, info = PVCForConditionalGeneration.from_pretrained(
         None, config=config, state_dict=found, dtype=main_dtype(weights), output_loading_info=True
     )
+
     missing = [name for name in info["missing_keys"] if not name.startswith("model.projector.")]
     if missing:
         raise CheckpointError(

@@ -149,8 +149,11 @@ def draw_figure(results: Results, path: Path):
                 axes.plot(numbers, mean, "o-", color=colour, label=label)
                 axes.fill_between(numbers, low, high, color=colour, alpha=0.2, lw=0)
                 axes.set_xticks(numbers or axes.get_xticks())
+
             axes.set(title=task, xlabel=AXES[kind])
             axes.grid(alpha=0.3)
+
+        # one legend for all panels
         figure.axes[0].set_ylabel("accuracy, %")
         handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels), frameon=False)

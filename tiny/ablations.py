@@ -94,6 +94,7 @@ def configuration(name: str, tokenizer: InternLM2Tokenizer) -> PVCConfig:
         "num_temporal_layers": 2,  # a third, as in the paper
         "time_embed_dim": 32,
     } | changes.pop("vision_config", {})
+
     llm = {
         "vocab_size": -(-len(tokenizer) // 64) * 64,
         "hidden_size": 128,
@@ -104,6 +105,7 @@ def configuration(name: str, tokenizer: InternLM2Tokenizer) -> PVCConfig:
         "max_position_embeddings": 2048,
         "pad_token_id": tokenizer.pad_token_id,
     }
+
     return PVCConfig(
         vision_config=vision,
         llm_config=llm,
@@ -199,6 +201,7 @@ def _train(
     """Trains what is not trained yet, on videos of at most `frames`, and gives what is to be told of it."""
     start, output, data = folder / "starts" / run, folder / "runs" / run, folder / "data" / f"{run}.json"
     output.mkdir(parents=True, exist_ok=True)
+
     with open(output / "log.txt", "a", buffering=1, encoding="utf-8") as log, redirect_stdout(log):
         if not (output / "trainer_state.json").exists():  # written when training has ended
             write_start(start, name, seed, base)
@@ -206,6 +209,7 @@ def _train(
             limits = {"min_frames": min(FEWEST_FRAMES, frames), "max_frames": frames}
             recipe = Recipe.from_values(values | limits | {"seed": seed})
             train(recipe, model=start, data=data, output=output, resume=True)
+
     return _training_facts(output)
 
 
@@ -339,12 +343,14 @@ def main():
     parser.add_argument("--report", action="store_true", help="tables and plots of the results, no training")
     parser.add_argument("--figure", type=Path, help="where the plots go (FOLDER/claims.svg)")
     arguments = parser.parse_args()
+
     if arguments.report:
         results = read_results(arguments.folder)
         baseline = held_out(IMAGES).majority_baseline() | held_out(VIDEOS).majority_baseline()
         print(report(results, baseline), end="")
         draw_figure(results, arguments.figure or arguments.folder / "claims.svg")
         return
+
     names = arguments.only or list(CONFIGURATIONS)
     recipes = read_recipes(parse_changes(arguments.set))
     run_all(arguments.folder, names, seeds=arguments.seeds, jobs=arguments.jobs, recipes=recipes)

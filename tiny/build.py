@@ -60,6 +60,7 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
     64)^2`, more parameters than ViT and LLM together.
     """
     image_size = 96
+
     return PVCConfig(
         vision_config={
             "image_size": image_size,

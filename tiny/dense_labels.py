@@ -69,10 +69,12 @@ def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Item]]:
         things.append(Item(_center(bar.box), []))
         on_classes.rectangle(bar.box, fill=CLASS[f"{bar.colour} bar"])
         on_numbers.rectangle(bar.box, fill=len(things))
+
     for shape in scene.shapes:
         things.append(Item((shape.x, shape.y), []))
         draw_shape(on_classes, scene, shape, CLASS[str(shape.spec)])
         draw_shape(on_numbers, scene, shape, len(things))
+
     for text in scene.texts:
         letters = []
         for i, letter in enumerate(text.text):
@@ -116,11 +118,14 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
         )
         for map_ in (classes, numbers)
     )
+
+    # of each patch, the thing that most of its pixels show
     side = TILE // patch_size
     pixels = (numbers[..., None] == np.arange(len(things) + 1)).sum((1, 2))  # (P, 1 + things)
     pixels[:, 0] = 0  # so that the most of nothing but zeros is nothing
     shown = pixels.argmax(-1)  # numbers of things
     middles = [_patch_at(thing.middle, box, side) for thing in things]
+
     labels = (
         _cells(classes),
         _letters(pixels, things, box, side),

@@ -100,10 +100,13 @@ def main():
         "--repeats", type=int, nargs="+", help="of a picture, one or several numbers to compare"
     )
     arguments = parser.parse_args()
+
     processor = load_processor(arguments.model)
     model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
     number = arguments.samples * len(arguments.tasks)
     dataset = SyntheticDataset(number, seed=arguments.seed, held_out=True, tasks=arguments.tasks)
+
+    # a column for each number of repeats
     columns = {"majority baseline": dataset.majority_baseline()}
     for repeats in arguments.repeats or [processor.image_processor.image_repeats]:
         shown = copy.deepcopy(processor)

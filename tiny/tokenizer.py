@@ -220,8 +220,10 @@ def tokenizer_config() -> dict:
     for id, piece in enumerate(SPARE_PIECES, start=TRAINED_PIECES):
         if piece in CHAT_TOKENS:
             ids[CHAT_TOKENS[piece]] = id
+
     for id, name in enumerate(MEDIA_TOKENS, start=TRAINED_PIECES + len(SPARE_PIECES)):
         ids[name] = id
+
     flags = {"lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
     return {
         "tokenizer_class": "InternLM2Tokenizer",

@@ -110,9 +110,12 @@ class DenseLabelModel(nn.Module):
             "shapes": (len(SHAPES),),
             "previous": (len(CLASSES),),
         }
+
         width, token_width = model.config.vision_config.hidden_size, model.config.llm_config.hidden_size
         self.patch_heads, self.block_heads, self.token_heads = (nn.ModuleDict() for _ in range(3))
         self.projector = model.projector if model.projector.block == BLOCK else None
+
+        # a linear head for each kind of label
         for name, choices in self.choices.items():
             if name in BLOCK_LABELS:
                 self.block_heads[name] = LinearHead(BLOCK**2 * width, choices)
@@ -274,6 +277,7 @@ def main():
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw, for a GPU")
     arguments = parser.parse_args()
+
     if "RANK" in os.environ:
         dist.init_process_group("gloo")
     device = (
@@ -284,6 +288,7 @@ def main():
         dtype=torch.float32,
         attn_implementation=cpu_attention.NAME if device.type == "cpu" else "sdpa",
     ).to(device)
+
     pretrain(
         model.model,
         steps=arguments.steps,
@@ -291,6 +296,8 @@ def main():
         learning_rate=arguments.learning_rate,
         workers=arguments.workers,
     )
+
+    # the projector is trained later, on features of a known size
     if not model.config.vision_config.num_temporal_layers:
         clips = LabelledClips.for_model(model.model, seed=1)
         to_unit_size(model.model.vision_model, collate_clips(list(islice(clips, 64))).tiles.to(device))

@@ -221,6 +221,7 @@ class PVCTrainer(Trainer):
                 betas = (self.args.adam_beta1, self.args.adam_beta2)
                 optimizer = MuonWithAdamW
                 settings = {"lr": self.args.learning_rate, "betas": betas, "eps": self.args.adam_epsilon}
+
             groups = parameter_groups(
                 model,
                 new_parameters_of(self.plain_model.config),

@@ -5,12 +5,16 @@ import os
 import socket
 import subprocess
 import sys
+from itertools import islice
 from pathlib import Path
 
 import torch
 from builders import tiny_model
 from training_files import tiny_processor
+from typer.testing import CliRunner
 
+from pvc.cli import app
+from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
 from pvc.training.recipe import Recipe
 from pvc.training.run import train
 from pvc.training.trainer import PVCTrainer
@@ -30,6 +34,8 @@ RECIPE = SMALL_ROWS | {
     "logging_steps": 1,
     "disable_tqdm": True,
 }
+
+PROCESSOR = tiny_processor()
 
 
 def write_model(folder: Path, head_scale=1) -> Path:
@@ -79,3 +85,18 @@ def in_processes(number: int, *command: str, timeout_s=240) -> list[int]:
     finally:
         for process in started:
             process.kill()
+
+
+def rows(meta, number, **options) -> list[dict]:
+    options = DataOptions(**SMALL_ROWS | options)
+    return list(islice(PackLoader(PackedDataset(meta, PROCESSOR, options)), number))
+
+
+def new_model(**changes):
+    model = tiny_model(**VOCABULARY | changes).train()
+    model.config.new_parameters = NEW
+    return model
+
+
+def pvc(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])

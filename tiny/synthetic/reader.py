@@ -51,7 +51,7 @@ class SceneDataSet(SampleSet):
 
     def read(self, index: int) -> Sample:
         sample = self.dataset.sample(index)
-        where = f"small worlds, seed {self.dataset.seed}:{index}"
+        where = f"synthetic data, seed {self.dataset.seed}:{index}"
         if TASKS[sample.task].media == "video":
             return Sample(where, sample.turns, video=SceneSource(sample.scenes))
         return Sample(where, sample.turns, images=tuple(map(SceneSource, sample.scenes)))

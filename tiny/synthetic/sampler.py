@@ -115,6 +115,7 @@ class SceneSampler(Random):
     ) -> Shape | None:
         """One such shape, its centre in the box `centre_in`; None where no room was found for it."""
         left, top, right, bottom = centre_in or (0, 0, *size)
+
         for _ in range(20):
             drawn = radius or self.radius(size, crowd)
             edge = drawn + MARGIN

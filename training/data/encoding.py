@@ -94,11 +94,13 @@ class Encoder:
         for name, value in (("max_tokens", max_tokens), ("frame_tiles", frame_tiles)):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
+
         self.tokenizer, self.images = processor.tokenizer, processor.image_processor
         self.template = processor.prompt_template()
         self.max_tokens = max_tokens
         self.frames = (min_frames, max_frames)
         self.frame_tiles = frame_tiles
+
         end = self.template.sep.strip()
         if end not in self.tokenizer.get_added_vocab():
             raise ValueError(
@@ -226,13 +228,17 @@ class Encoder:
         ids: list[int] = []
         labels: list[int] = []
         start = 0
+
         for question, answer in sample.turns:
             frames = media[0].clip.frames if sample.video else None
             conversation.append_message(conversation.roles[0], _segments(question, frames))
             conversation.append_message(conversation.roles[1], None)
+
             prompt = conversation.segments()[start:]
             conversation.messages[-1] = (conversation.roles[1], answer)
             whole = conversation.segments()
+
+            # the ids of the prompt alone, and with its answer
             asked, turn = (
                 encode_segments(
                     self.tokenizer,
@@ -243,11 +249,14 @@ class Encoder:
                 )
                 for segments in (prompt, whole[start:])
             )
+
             left = left[sum(segment.kind == "media" for segment in prompt) :]
             begin, end = _common_prefix(asked, turn), _place_behind(self.end_id, turn)
+
             if start:  # the turn begins with the end of the last one
                 kept = _place_behind(self.end_id, ids)
                 del ids[kept:], labels[kept:]
+
             skipped = 1 if start else 0
             ids += turn[skipped:]
             labels += [IGNORED] * (begin - skipped) + turn[begin:end] + [IGNORED] * (len(turn) - end)

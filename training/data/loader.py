@@ -219,6 +219,7 @@ class PackLoader(DataLoader):
         self.next_pack = 0
         self.states: dict[int, StreamState] = {}
         self.broken: dict[str, str] = {}
+
         super().__init__(
             dataset,
             batch_size=None,

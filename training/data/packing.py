@@ -226,15 +226,19 @@ def collate(samples: Sequence[tuple[Encoded, torch.Tensor | None]]) -> dict[str,
         nothing = torch.zeros(1, 1, dtype=torch.long)
         labels = nothing + IGNORED
         return {"input_ids": nothing, "labels": labels, "position_ids": nothing, "use_cache": False}
+
+    # samples one after another, each with positions of its own
     ids, labels, positions = [], [], []
     for sample, _ in samples:
         ids.append(torch.from_numpy(sample.ids))
         labels.append(torch.from_numpy(sample.labels).clone())
         labels[-1][0] = IGNORED  # it would be predicted from the sample before
         positions.append(torch.arange(len(sample)))
+
     row = {"input_ids": ids, "labels": labels, "position_ids": positions}
     inputs = {name: torch.cat(parts).long()[None] for name, parts in row.items()}  # (1, S)
     inputs["use_cache"] = False  # the default of most LLMs, which would hide the samples from the mask
+
     tiles = [tiles for _, tiles in samples if tiles is not None]
     if tiles:
         inputs["pixel_values"] = torch.cat(tiles)
