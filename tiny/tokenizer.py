@@ -74,16 +74,16 @@ WORDS = {
 TEMPLATES = """\
 What colour is the {shape}? The {shape} is {colour}.
 What shape is {colour}? It is a {look} {colour} {shape}.
-Is there a {colour} {shape} in the image? Yes, there is. No, there is not.
+Is there a {colour} {shape} in the picture? Yes, there is. No, there is not.
 Where is the {colour} {shape}? It is in the {side}, {relation} the {colour} {shape}.
 How many {shape}s are in the image? There are {number} {shape}s. {digits}
 How many {colour} {thing}s can you see? {number}
 Which is {compare}, the {colour} {shape} or the {colour} {shape}? The {shape} on the {side} is {compare}.
-The image shows a {look} {colour} {thing} {relation} a {thing} on a {colour} background.
+The picture shows a {look} {colour} {thing} {relation} a {thing} on a {colour} background.
 Describe the image in detail. The image shows {number} {thing}s and a {colour} {shape}.
 A {person} with a {colour} {other} {action} {relation} the {place}. The {part} of the {thing} is {look}.
 What is the {person} doing? The {person} {action} in the {place} and {action} {pace} with the {other}.
-What text is written in the image? It says {word}.
+What text is written in the picture? It says {word}.
 Read the word on the {side}. {word} {word}
 What number is shown? {digits}
 In which {order} frame does the {shape} change colour? It turns from {colour} to {colour}.
@@ -100,9 +100,9 @@ Answer the question with a single word, phrase or number. Answer with the letter
 Choose the best answer: (A) {colour} (B) {shape} (C) {thing} (D) {digits} Options: A. B. C. D.
 Are the two images the same? No, the {order} image has {number} {shape}s, the {order} has {compare}.
 What is different between the images? In the {order} image the {thing} is {compare} and {colour}.
-Please describe the {order} image and compare it with the {order} one. Explain why.
+Please describe the {order} picture and compare it with the {order} one. Explain why.
 Do both videos show a {thing}? Who, when, where, why and how? I cannot see that {look} {part}.
-Frame{digits}: Image-{digits}: video image frame {digits}
+Frame{digits}: Image-{digits}: video picture frame {digits}
 You can read the text, count the objects and say what they are. user system assistant
 """
 SENTENCES = 6000

@@ -34,6 +34,8 @@ from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
+OTHER_FILES = ("processor_config.json", "py.typed", "tiny/synthetic/tasks.yaml")
+
 # ---- the files themselves
 
 
@@ -274,16 +276,14 @@ def test_clone_answers_about_a_picture_two_pictures_and_a_video(answers_in_the_c
 def test_wheel_holds_the_package_and_the_checkpoint_but_no_tests(wheel, clone):
     names = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("pvc/")}
     modules = {file.relative_to(clone) for file in clone.rglob("*.py")}
-    modules = {file for file in modules if file.parts[0] not in ("tests", "build")}
+    modules = {file for file in modules if file.parts[0] not in (".ci", "build", "examples", "tests")}
     assets = {
         file.relative_to(clone) for kind in ("png", "mp4", "svg") for file in clone.glob(f"assets/*.{kind}")
     }
     recipes = {
         file.relative_to(clone) for kind in ("yaml", "json") for file in clone.glob(f"training/**/*.{kind}")
     }
-    assert names == {
-        f"pvc/{file}" for file in (*modules, *assets, *recipes, *CHECKPOINT_FILES, "processor_config.json")
-    }
+    assert names == {f"pvc/{file}" for file in (*modules, *assets, *recipes, *CHECKPOINT_FILES, *OTHER_FILES)}
 
 
 @pytest.mark.slow
