@@ -148,6 +148,7 @@ def bench(*arguments) -> tuple[int, str]:
     return done.exit_code, done.output
 
 
+@pytest.mark.slow
 def test_the_command_reports_rates_memory_and_mfu(tmp_path, monkeypatch):
     monkeypatch.setattr(training, "peak_flops_per_s", lambda timer: 1e12)
     options = ["--preset", "tiny", "--device", "cpu", "--dtype", "float32", "--runs", "2"]

@@ -21,6 +21,8 @@ from pvc.frame_choice import FrameChoice
 from pvc.media_policy import Budget, MediaPolicy, MediaRefused
 from pvc.preprocess import dynamic_preprocess, load_image, load_video, read_frames, read_image, tile_grid
 
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
+
 # ---- F7, F10, F11, F12, F19: what files claim
 
 

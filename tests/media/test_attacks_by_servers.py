@@ -17,6 +17,8 @@ from media_server import send
 from pvc import media_fetch
 from pvc.media_policy import Budget, MediaPolicy, MediaRefused, is_public
 
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
+
 # ---- F6: fetching
 
 

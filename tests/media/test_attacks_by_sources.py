@@ -22,6 +22,8 @@ from pvc import video_readers
 from pvc.media_policy import MediaPolicy, MediaRefused
 from pvc.preprocess import load_image, load_video, read_frames, read_image
 
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
+
 # ---- F1 to F3: playlists, protocols, session descriptions
 
 

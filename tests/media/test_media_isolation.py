@@ -156,6 +156,8 @@ def test_a_process_sees_none_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_TOKEN", "hf_secret")
     code = """
 import json, os
+
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
 print(json.dumps({"error": "ValueError", "message": str(sorted(os.environ))}))
 """
     replaced(monkeypatch, tmp_path, code)

@@ -25,6 +25,8 @@ from pvc.tiny.synthetic.sampler import SceneSampler, is_held_out
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, draw
 from pvc.tiny.synthetic.tasks import TASKS
 
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
+
 SEEDS = 60  # scenes of each task
 TILE = 96
 VIDEOS = [task for task in TASKS if TASKS[task].media == "video"]

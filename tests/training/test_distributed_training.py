@@ -68,6 +68,7 @@ def test_two_processes_take_the_steps_of_one(alone, model, data, tmp_path):
     assert [entry["epoch"] for entry in history] == [entry["epoch"] for entry in alone.state.log_history]
 
 
+@pytest.mark.slow
 def test_two_processes_weigh_samples_as_one_does(model, data, tmp_path):
     settings = {"loss_reduction": "sample", "max_steps": 2, "save_strategy": "no"}
     alone = run(model, data, tmp_path / "alone", **SAVING | settings)
