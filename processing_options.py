@@ -1,7 +1,7 @@
 """The options of a processor's call: `processor(...)` and `processor.apply_chat_template(...)`.
 
-`read_options` checks them and sorts them into `Options`. The other functions read what a block of a message
-or a list of sources says, and check the fields of an image processor, which come from a file.
+`read_options` checks them and sorts them into `ProcessingOptions`. The other functions read what a block of
+a message or a list of sources says, and check the fields of an image processor, which come from a file.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,7 +64,7 @@ def check_image_fields(processor: Any) -> None:
 # ------------------------------------------------------------------------------------------ options of a call
 
 
-class Options(NamedTuple):
+class ProcessingOptions(NamedTuple):
     """The options of one call."""
 
     image_tiles: int | None  # most tiles of an image, the thumbnail not counted; None: the processor's
@@ -75,7 +75,7 @@ class Options(NamedTuple):
     multiple_of: int  # of which the padded length is
     budget: Budget | None = None  # what the media policy still allows the media of one prompt
 
-    def with_budget(self, policy: MediaPolicy) -> "Options":
+    def with_budget(self, policy: MediaPolicy) -> "ProcessingOptions":
         """The options for one prompt, whose media are read from now on."""
         return self._replace(budget=Budget(policy))
 
@@ -88,7 +88,7 @@ def merge_options(processor_kwargs: dict, options: dict) -> dict:
     return {**processor_kwargs, **options}
 
 
-def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> Options:
+def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingOptions:
     """The options of one call, checked by name; `padding` and `max_length` may be the tokenizer's own.
 
     Options that are not known are named in a warning, and passed over.
@@ -114,7 +114,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> Options:
     if multiple_of is not None and not (isinstance(multiple_of, int) and multiple_of >= 1):
         raise ValueError(f"pad_to_multiple_of is {multiple_of!r}: expected a whole number of at least 1")
 
-    options = Options(
+    options = ProcessingOptions(
         image_tiles=image_tiles,
         video=video,
         padding_side=left.pop("padding_side", "left"),

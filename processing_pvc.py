@@ -68,7 +68,7 @@ from .processing_options import (
     ENCODING,
     IMAGE_TOKEN,
     VIDEO_TOKEN,
-    Options,
+    ProcessingOptions,
     block_options,
     block_source,
     check_counts,
@@ -449,14 +449,14 @@ class PVCProcessor(ProcessorMixin):
             expanded.append(expand_placeholders(placeholder_segments(prompt), load))
         return self._encode(expanded, read)
 
-    def _images_alone(self, images: Any, options: Options) -> BatchFeature:
+    def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
         sources = flat(images)
         return media_inputs(
             [self.image_processor.image(source, options.image_tiles, budget=budget) for source in sources]
         )
 
-    def _next_media(self, unread: dict[str, Iterator], options: Options, token: str) -> Media:
+    def _next_media(self, unread: dict[str, Iterator], options: ProcessingOptions, token: str) -> Media:
         return self._media(token, next(unread[token]), options)
 
     # ---- messages
@@ -533,7 +533,9 @@ class PVCProcessor(ProcessorMixin):
         """Whether it is that of `template`, which `conversation.py` lays out without Jinja."""
         return chat_template.strip() in own_jinja_templates(self.template)
 
-    def _prompt(self, messages: Sequence[dict], template: str, variables: dict, options: Options) -> Prompt:
+    def _prompt(
+        self, messages: Sequence[dict], template: str, variables: dict, options: ProcessingOptions
+    ) -> Prompt:
         """Lays one list of messages out and reads their media, within a budget of their own."""
         load_block = partial(self._block_media, options=options.with_budget(self.media_policy))
         if not self._is_own(template):
@@ -547,7 +549,7 @@ class PVCProcessor(ProcessorMixin):
             continue_final_message=variables["continue_final_message"],
         )
 
-    def _block_media(self, block: dict, options: Options) -> Media:
+    def _block_media(self, block: dict, options: ProcessingOptions) -> Media:
         """The image or video of a block."""
         kind = block["type"].removesuffix("_url")  # OpenAI's image_url
         source = block_source(block, kind)
@@ -556,7 +558,7 @@ class PVCProcessor(ProcessorMixin):
 
     # ---- from prompts to ids
 
-    def _media(self, token: str, source: Any, options: Options, own: dict | None = None) -> Media:
+    def _media(self, token: str, source: Any, options: ProcessingOptions, own: dict | None = None) -> Media:
         """Reads the image or video of a placeholder; `own`: options of this video, which win."""
         if token == IMAGE_TOKEN:
             return self.image_processor.image(source, options.image_tiles, budget=options.budget)
@@ -567,7 +569,9 @@ class PVCProcessor(ProcessorMixin):
         chosen = {"num_frames": num_frames} | options.video | (own or {})
         return self.image_processor.video(source, **chosen, budget=options.budget)
 
-    def _encode(self, prompts: list[Prompt], options: Options, marks_answers: bool = False) -> BatchFeature:
+    def _encode(
+        self, prompts: list[Prompt], options: ProcessingOptions, marks_answers: bool = False
+    ) -> BatchFeature:
         """Encodes and pads prompts, and puts their media one behind the other."""
         rows, masks = [], []
         for prompt in prompts:
@@ -593,7 +597,9 @@ class PVCProcessor(ProcessorMixin):
         media = [item for prompt in prompts for item in prompt.media]
         return BatchFeature({**inputs, **media_inputs(media)})
 
-    def _encoder(self, prompt: Prompt, options: Options) -> Callable[[Sequence[Segment]], list[int]]:
+    def _encoder(
+        self, prompt: Prompt, options: ProcessingOptions
+    ) -> Callable[[Sequence[Segment]], list[int]]:
         """The function from segments of the prompt to ids."""
         clips = [item.clip for item in prompt.media]
         return partial(

@@ -253,7 +253,7 @@ def training(part: Part):
     name = TRAINED.get(part.preset_name, part.preset_name)
     spec, timer = PVC("PVC", find_preset(name)), part.timer
     steps.check(spec, name, timer)
-    plan = steps.Plan.drawn(spec, timer, TRAINING_STEPS)
+    plan = steps.StepPlan.drawn(spec, timer, TRAINING_STEPS)
     peak = steps.peak_flops_per_s(timer)
 
     for attention in _attentions(timer):

@@ -318,14 +318,14 @@ def measure(
     timer.release()
 
     say("Counting FLOPs")
-    plan = Plan.drawn(spec, timer, steps)
+    plan = StepPlan.drawn(spec, timer, steps)
 
     total, each = measure_steps(spec, plan, timer, matmul_flops_per_s, peak_rate, folder, say)
     return {"Training": [total], "Steps": each}
 
 
 @dataclass(frozen=True)
-class Plan:
+class StepPlan:
     """Steps to be timed: the recipe, a row of samples for each step, and the FLOPs that it needs."""
 
     recipe: Recipe
@@ -333,7 +333,7 @@ class Plan:
     flops: list[int]
 
     @classmethod
-    def drawn(cls, spec: PVC, timer: DeviceTimer, steps: int) -> "Plan":
+    def drawn(cls, spec: PVC, timer: DeviceTimer, steps: int) -> "StepPlan":
         """`steps` to be timed, after those that warm up."""
         recipe = recipe_for(timer, WARM_UP + steps)
         rows = RandomRows(spec, recipe, WARM_UP + steps)
@@ -342,7 +342,7 @@ class Plan:
 
 def measure_steps(
     spec: PVC,
-    plan: Plan,
+    plan: StepPlan,
     timer: DeviceTimer,
     matmul_rate: float,
     peak_rate: float | None,

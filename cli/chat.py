@@ -82,7 +82,7 @@ def chat(
 
         start = [] if system is None else [{"role": "system", "content": system}]
         settings = {"max_new_tokens": max_new_tokens, **sampling}
-        dialogue = Dialogue(*loaded, start, stream, media_options, settings, attached)
+        dialogue = ChatSession(*loaded, start, stream, media_options, settings, attached)
         dialogue.run() if question is None else dialogue.ask(question)
 
 
@@ -158,7 +158,7 @@ def checked_device(name: str | None) -> str:
 
 
 @dataclass
-class Dialogue:
+class ChatSession:
     """A dialogue in the terminal, kept as messages.
 
     `start` holds the system message, `attached` the media for the next question. With the model's dialogue

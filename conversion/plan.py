@@ -60,7 +60,7 @@ NATIVE_IN_LAYERS = {
 
 
 @dataclass(frozen=True)
-class Recipe:
+class TensorRecipe:
     """How one tensor of the target is made: from `sources`, or initialised where there are none."""
 
     info: TensorInfo
@@ -80,7 +80,7 @@ class Plan:
     """
 
     config: PVCConfig
-    recipes: dict[str, Recipe]
+    recipes: dict[str, TensorRecipe]
     dropped: dict[str, str]
     remarks: list[str] = field(default_factory=list)
 
@@ -312,7 +312,7 @@ def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -
     return tied
 
 
-def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) -> Recipe:
+def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) -> TensorRecipe:
     """The tensor `name` from one source tensor, or from several concatenated along the rows."""
     infos = [weights.infos[source] for source in sources]
     rows = sum(info.shape[0] for info in infos if info.shape)
@@ -323,9 +323,9 @@ def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) 
         )
 
     if len(sources) == 1:
-        return Recipe(infos[0], lambda: weights.get(sources[0]), sources, "renamed")
+        return TensorRecipe(infos[0], lambda: weights.get(sources[0]), sources, "renamed")
     info = TensorInfo(joined, infos[0].dtype)
-    return Recipe(info, lambda: torch.cat([weights.get(x) for x in sources]), sources, "packed")
+    return TensorRecipe(info, lambda: torch.cat([weights.get(x) for x in sources]), sources, "packed")
 
 
 class FoldedProjector:
@@ -356,19 +356,21 @@ class FoldedProjector:
                     f"{name} has shape {weights.infos[name].shape}, but the configuration wants {shape}"
                 )
 
-    def recipe(self, name: str) -> Recipe:
+    def recipe(self, name: str) -> TensorRecipe:
         dtype = self.weights.infos[self.weight].dtype
         hidden, width = self.weights.infos[self.weight].shape
         if name.endswith("bias"):
             biases = (self.bias, self.weight, self.norm_bias)
-            return Recipe(TensorInfo((hidden,), dtype), self._bias, biases, "LayerNorm's bias folded in")
+            return TensorRecipe(
+                TensorInfo((hidden,), dtype), self._bias, biases, "LayerNorm's bias folded in"
+            )
 
         width = width * (self.block // self.small) ** 2
         sources = (self.weight, self.norm_weight)
         why = "LayerNorm's weight folded in"
         if self.block > self.small:
             why += f", mean over the blocks of {self.small}x{self.small} tokens"
-        return Recipe(TensorInfo((hidden, width), dtype), self._weight, sources, why)
+        return TensorRecipe(TensorInfo((hidden, width), dtype), self._weight, sources, why)
 
     def _bias(self) -> torch.Tensor:
         weight, norm_bias, bias = (self.weights.get(x) for x in (self.weight, self.norm_bias, self.bias))
@@ -393,10 +395,10 @@ class NewParameters:
         self.model = model
         self.dtype = dtype
 
-    def recipe(self, name: str) -> Recipe:
+    def recipe(self, name: str) -> TensorRecipe:
         module_name, _, parameter_name = name.rpartition(".")
         info = TensorInfo(tuple(self.model.get_parameter(name).shape), self.dtype)
-        return Recipe(info, lambda: self._make(module_name, parameter_name), (), "new")
+        return TensorRecipe(info, lambda: self._make(module_name, parameter_name), (), "new")
 
     def _make(self, module_name: str, parameter_name: str) -> torch.Tensor:
         """One parameter with its initial value; the rest of its module stays on the meta device."""
@@ -429,6 +431,6 @@ def plan_released(config: PVCConfig, weights: SourceWeights, key_map: dict[str, 
     recipes = {}
     for match in match_parameters(source, shapes, key_map):
         recipe = _joined(match.target, shapes[match.target], (match.source,), weights)
-        recipes[match.target] = Recipe(recipe.info, recipe.make, recipe.sources, match.reason)
+        recipes[match.target] = TensorRecipe(recipe.info, recipe.make, recipe.sources, match.reason)
 
     return Plan(config, {name: recipes[name] for name in shapes}, dropped)

@@ -212,21 +212,21 @@ def _is_in(point: tuple[float, float], box: Box) -> bool:
     return box[0] <= point[0] < box[2] and box[1] <= point[1] < box[3]
 
 
-class Clip(NamedTuple):
+class LabelledClip(NamedTuple):
     """A tile of an image, or frames of a video, and what is to be seen there."""
 
     tiles: torch.Tensor  # (frames, 3, TILE, TILE), as the processor makes them
     grid: torch.Tensor  # (frames, 3): see `InternVisionModel.forward`
     labels: Labels  # of each time step: of an image that is repeated, those of the tile again and again
 
-    def to(self, device: torch.device) -> "Clip":
+    def to(self, device: torch.device) -> "LabelledClip":
         """Tiles and labels there; the grid stays, its values are read."""
         labels = Labels(*(one.to(device) for one in self.labels))
         return self._replace(tiles=self.tiles.to(device), labels=labels)
 
 
 class LabelledClips(IterableDataset):
-    """Endless `Clip`s of synthetic data.
+    """Endless `LabelledClip`s of synthetic data.
 
     Args:
         repeats: of an image.
@@ -266,30 +266,30 @@ class LabelledClips(IterableDataset):
                 boxes = tile_boxes(scene.size)
                 yield self.image(scene, boxes[index // len(self.tasks) % len(boxes)])
 
-    def image(self, scene: Scene, box: Box) -> Clip:
+    def image(self, scene: Scene, box: Box) -> LabelledClip:
         tile = build_transform(TILE)(draw(scene).crop(box))
         labels = labels_of(scene, box, self.patch_size)
-        return Clip(
+        return LabelledClip(
             tile[None],
             torch.tensor([[1, 1, self.repeats]]),
             Labels(*(torch.stack([one] * self.repeats) for one in labels)),
         )
 
-    def video(self, scenes: list[Scene]) -> Clip:
+    def video(self, scenes: list[Scene]) -> LabelledClip:
         chosen = [scenes[i] for i in get_index(None, 1, len(scenes) - 1, num_segments=self.frames)]
         transform, box = build_transform(TILE), (0, 0, *ONE_TILE)
         by_frame = [
             labels_of(scene, box, self.patch_size, before) for before, scene in zip([None, *chosen], chosen)
         ]
         labels = Labels(*map(torch.stack, zip(*by_frame)))
-        return Clip(
+        return LabelledClip(
             torch.stack([transform(draw(scene)) for scene in chosen]),
             torch.tensor([[self.frames, 1, 1]] * self.frames),
             labels._replace(previous=previous_classes(labels.cells)),
         )
 
 
-def collate_clips(clips: list[Clip]) -> Clip:
+def collate_clips(clips: list[LabelledClip]) -> LabelledClip:
     """Clips one after another, as one."""
     tiles, grids, labels = zip(*clips)
-    return Clip(torch.cat(tiles), torch.cat(grids), Labels(*map(torch.cat, zip(*labels))))
+    return LabelledClip(torch.cat(tiles), torch.cat(grids), Labels(*map(torch.cat, zip(*labels))))

@@ -53,7 +53,7 @@ from pvc.tiny.dense_labels import (
     SHAPES,
     SPARSE_LABELS,
     UNKNOWN,
-    Clip,
+    LabelledClip,
     LabelledClips,
     Labels,
     collate_clips,
@@ -127,7 +127,7 @@ class DenseLabelModel(nn.Module):
                 )
 
     def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Logits `(time steps, …, choices)` by name of the labels; `tiles` and `grid` as in a `Clip`.
+        """Logits `(time steps, …, choices)` by name of the labels; `tiles` and `grid` as in a `LabelledClip`.
 
         Those of visual tokens have `BY_TOKENS` behind the name.
         """
@@ -143,7 +143,7 @@ class DenseLabelModel(nn.Module):
             logits |= {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
         return logits
 
-    def loss(self, clip: Clip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    def loss(self, clip: LabelledClip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
         loss = 0

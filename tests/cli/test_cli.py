@@ -168,7 +168,7 @@ GIVEN = {
 @pytest.mark.parametrize("name", GIVEN)
 def test_options_reach_processor_and_generate(name, tiny, monkeypatch):
     dialogues = []
-    monkeypatch.setattr(cli.chat.Dialogue, "ask", lambda dialogue, _: dialogues.append(dialogue))
+    monkeypatch.setattr(cli.chat.ChatSession, "ask", lambda dialogue, _: dialogues.append(dialogue))
     given, media_options, generate_options = GIVEN[name]
     assert pvc_chat("What?", *given).exit_code == 0
     assert dialogues[0].media_options == media_options
@@ -322,8 +322,8 @@ def test_single_argument_is_the_model_or_the_question(name, tiny, monkeypatch):
     arguments, *wanted = POSITIONALS[name]
     found = []
     monkeypatch.setattr(cli.chat, "find_model", lambda name, *_: found.append(name) or str(CHECKPOINT))
-    monkeypatch.setattr(cli.chat.Dialogue, "ask", lambda _, question: found.append(question))
-    monkeypatch.setattr(cli.chat.Dialogue, "run", lambda _: found.append(None))
+    monkeypatch.setattr(cli.chat.ChatSession, "ask", lambda _, question: found.append(question))
+    monkeypatch.setattr(cli.chat.ChatSession, "run", lambda _: found.append(None))
     assert pvc_chat(*arguments).exit_code == 0
     assert found == wanted
 

@@ -29,7 +29,7 @@ from pvc.tiny.synthetic.video_files import write_video
 SPLITS = ("training", "held-out")
 
 
-class Sample(NamedTuple):
+class SyntheticSample(NamedTuple):
     """A question about scenes: an image, several, or the frames of a video, as the task's `media` says."""
 
     task: str
@@ -106,7 +106,7 @@ class SyntheticDataset(Dataset):
     def __getitem__(self, index: int) -> dict:
         return {"id": index, **self.sample(index).record()}
 
-    def sample(self, index: int) -> Sample:
+    def sample(self, index: int) -> SyntheticSample:
         """The sample as it was made: what is in its images, not yet drawn.
 
         Raises:
@@ -125,7 +125,7 @@ class SyntheticDataset(Dataset):
         question = asked(task, sampled.slots)
         more = ask_follow_ups(rng, task, sampled, self.turns - 1)
         more_turns = tuple((asked(name, slots), answer) for name, slots, answer in more)
-        return Sample(task, sampled.scenes, question, sampled.answer, more_turns)
+        return SyntheticSample(task, sampled.scenes, question, sampled.answer, more_turns)
 
     def evaluate(self, answers: Sequence[str]) -> dict[str, float]:
         """The share of right answers by task: those equal to the sample's, but for white space around them.

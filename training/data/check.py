@@ -31,7 +31,7 @@ HEADINGS = (
 
 
 @dataclass
-class Part:
+class DataPart:
     """The samples of one kind of a data set. Lists have an entry for each sample that is not broken."""
 
     data_set: str
@@ -61,7 +61,7 @@ class Part:
 class Report:
     """What `check` found; its text is for people. `broken`: file and line -> reason."""
 
-    parts: list[Part]
+    parts: list[DataPart]
     broken: dict[str, str]
     notes: list[str]
     max_tokens: int
@@ -127,13 +127,13 @@ def check(
     return report
 
 
-def _parts(data_sets: list[SampleSet], mixture: Mixture) -> dict[tuple[str, str], Part]:
+def _parts(data_sets: list[SampleSet], mixture: Mixture) -> dict[tuple[str, str], DataPart]:
     parts = {}
     for data_set in data_sets:
         for number, kind in enumerate(KINDS):
             samples = int((data_set.kinds == number).sum())
             if samples:
-                parts[data_set.name, kind] = Part(data_set.name, kind, samples)
+                parts[data_set.name, kind] = DataPart(data_set.name, kind, samples)
     for group in mixture.groups:
         parts[group.data_set.name, group.kind].an_epoch = group.size
     return parts
