@@ -23,7 +23,7 @@ STAND_INS = {
     "tests.generation.test_utils": {"GenerationTesterMixin": type("GenerationTesterMixin", (), {})},
     "tests.utils.test_configuration_utils": {"config_common_kwargs": {}},
     "tests.distributed_testing_utils": {},
-    "fetch_hub_objects_for_ci": {"url_to_local_path": lambda url: url},
+    "fetch_hub_objects_for_ci": {"url_to_local_path": lambda url: _local_image(url)},
 }
 _MODULES = tempfile.TemporaryDirectory(prefix="pvc-modules-")
 replaced: list[str] = []
@@ -48,6 +48,11 @@ def pytest_configure(config):
     for name, members in STAND_INS.items():
         if not _is_there(name):
             _stand_in(name, members)
+
+
+def _local_image(url: str) -> str:
+    """An image of the repository in place of one that would be downloaded."""
+    return str(REPOSITORY / "assets" / "picture1.png") if url.endswith((".png", ".jpg", ".jpeg")) else url
 
 
 def _is_there(name: str) -> bool:
