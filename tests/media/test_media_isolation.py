@@ -17,6 +17,8 @@ from pvc.media_policy import Budget, MediaPolicy, MediaRefused
 from pvc.preprocess import read_frames, read_image
 from pvc.processing_pvc import PVCImageProcessor
 
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
+
 linux = pytest.mark.skipif(sys.platform != "linux", reason="signals and limits of processes as on Linux")
 
 
@@ -156,8 +158,6 @@ def test_a_process_sees_none_of_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("SECRET_TOKEN", "hf_secret")
     code = """
 import json, os
-
-pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
 print(json.dumps({"error": "ValueError", "message": str(sorted(os.environ))}))
 """
     replaced(monkeypatch, tmp_path, code)
