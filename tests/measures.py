@@ -62,7 +62,8 @@ def measured(module, query, key, value, *args, **kwargs):
     while frame is not None:
         file = str(Path(frame.f_code.co_filename).resolve())
         name = frame.f_code.co_qualname if sys.version_info >= (3, 11) else frame.f_code.co_name
-        if file.startswith(root) and ".venv" not in file and not name.endswith(">"):  # a comprehension or lambda is no hop
+        is_ours = file.startswith(root) and ".venv" not in file
+        if is_ours and not name.endswith(">"):  # a comprehension or lambda is no hop
             names.append(name)
         frame = frame.f_back
     stacks.append(names[::-1])
