@@ -4,31 +4,19 @@ import copy
 
 import pytest
 import torch
-from builders import IMAGE_TOKEN_ID, SLIDING_LLMS, random_clips, tiny_model
-from test_chat import CONTEXT, FITS_TOKENIZER, SETTINGS, tiles
+from builders import FITS_TOKENIZER, IMAGE_TOKEN_ID, SLIDING_LLMS, random_clips, tiny_model
+from test_chat import CONTEXT, SETTINGS, tiles
 from torch.testing import assert_close
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from watching import interrupted, watched
 
-from pvc import CHECKPOINT
 from pvc.dialogue_cache import DialogueCache
-from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
 VIDEO = {"data_flag": [3], "num_patches_list": [1, 1, 1]}
 TWO_IMAGES = {"data_flag": [1, 1], "num_patches_list": [2, 3]}
 SWAPPED = {"data_flag": [1, 1], "num_patches_list": [3, 2]}
 TURN, ANOTHER_TURN = ("<image>\nWhat?", "A cup."), ("<image>\nWhat?", "A cat in the sun.")
 SECOND_IMAGE = ("What of <image>?", "It is near.")
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> InternLM2Tokenizer:
-    return InternLM2Tokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(**FITS_TOKENIZER)
 
 
 @pytest.fixture

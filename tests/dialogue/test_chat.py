@@ -5,49 +5,21 @@ import json
 
 import pytest
 import torch
-from builders import golden, tiny_model
+from builders import FITS_TOKENIZER, golden, tiny_model
 from transformers import GenerationConfig
 from transformers.generation.streamers import BaseStreamer
-
-from pvc import CHECKPOINT
-from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.tokenization_internlm2 import InternLM2Tokenizer
+from watching import record_calls
 
 OFFICIAL = json.loads(golden("chat_queries.json").read_text(encoding="utf-8"))
 END, CONTEXT, IMG, IMG_END = 2037, 2041, 2039, 2040  # <|im_end|>, <IMG_CONTEXT>, <img>, </img>
-FITS_TOKENIZER = {"llm_config": {"vocab_size": 2048}, "image_token_id": CONTEXT}
 SETTINGS = {"max_new_tokens": 5, "do_sample": False, "suppress_tokens": [CONTEXT]}
 VIDEO_LINES = "Frame1: <image>\nFrame2: <image>\nFrame3: <image>\n"
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> InternLM2Tokenizer:
-    return InternLM2Tokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model() -> PVCForConditionalGeneration:
-    return tiny_model(**FITS_TOKENIZER)
 
 
 @pytest.fixture
 def calls(model, monkeypatch) -> list[dict]:
     """What `chat` hands to `generate`, which runs as ever."""
     return record_calls(model, monkeypatch)
-
-
-def record_calls(model, monkeypatch, answer: list[int] | None = None) -> list[dict]:
-    """Records what reaches `generate`. `answer`: ids to return in the place of what it would generate."""
-    recorded, generate = [], model.generate
-
-    def recording(**kwargs):
-        recorded.append(kwargs)
-        if answer is None:
-            return generate(**kwargs)
-        return torch.cat([kwargs["input_ids"], torch.tensor([answer])], dim=1)
-
-    monkeypatch.setattr(model, "generate", recording)
-    return recorded
 
 
 def end_of(call: dict) -> int | list[int]:

@@ -4,22 +4,9 @@ import copy
 
 import pytest
 import torch
-from builders import tiny_model
-from test_chat import FITS_TOKENIZER, SETTINGS, record_calls, tiles
+from test_chat import SETTINGS, tiles
 from transformers import GenerationConfig
-
-from pvc import CHECKPOINT
-from pvc.tokenization_internlm2 import InternLM2Tokenizer
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> InternLM2Tokenizer:
-    return InternLM2Tokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(**FITS_TOKENIZER)
+from watching import record_calls
 
 
 def as_dict(**options) -> dict:

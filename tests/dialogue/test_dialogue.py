@@ -10,9 +10,10 @@ from contextlib import contextmanager
 
 import pytest
 import torch
-from builders import golden, tiny_model
+from builders import FITS_TOKENIZER, golden, tiny_model
 from tokenizers_of_llms import make_tokenizer
 from transformers import AutoModel, GenerationConfig, PreTrainedModel, TextStreamer, pipeline
+from watching import record_calls
 
 from pvc import CHECKPOINT, loading, modeling_vlm
 from pvc.loading import quantization_config
@@ -21,7 +22,6 @@ from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 
 OFFICIAL = json.loads(golden("chat_queries.json").read_text(encoding="utf-8"))
 END, CONTEXT = 2037, 2041  # <|im_end|>, <IMG_CONTEXT>
-FITS_TOKENIZER = {"llm_config": {"vocab_size": 2048}, "image_token_id": CONTEXT}
 SETTINGS = {"max_new_tokens": 5, "do_sample": False}
 VIDEO_LINES = "Frame1: <image>\nFrame2: <image>\n"
 
@@ -57,26 +57,9 @@ def tokenizer():
     return make_tokenizer("InternLM2")
 
 
-@pytest.fixture(scope="module")
-def model() -> PVCForConditionalGeneration:
-    return tiny_model(**FITS_TOKENIZER)
-
-
 @pytest.fixture
 def calls(model, monkeypatch) -> list[dict]:
     return record_calls(model, monkeypatch)
-
-
-def record_calls(model, monkeypatch) -> list[dict]:
-    """What reaches `generate`, which runs as ever."""
-    recorded, generate = [], model.generate
-
-    def recording(**kwargs):
-        recorded.append(kwargs)
-        return generate(**kwargs)
-
-    monkeypatch.setattr(model, "generate", recording)
-    return recorded
 
 
 def tiles_of(name: str) -> torch.Tensor | None:

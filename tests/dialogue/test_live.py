@@ -5,28 +5,17 @@ from threading import Thread
 
 import pytest
 import torch
-from builders import tiny_model
-from test_chat import CONTEXT, FITS_TOKENIZER, SETTINGS, record_calls
+from builders import FITS_TOKENIZER, tiny_model
+from test_chat import CONTEXT, SETTINGS
 from torch.testing import assert_close
-from watching import interrupted, watched
+from watching import interrupted, record_calls, watched
 
 from pvc import CHECKPOINT
 from pvc.live_video import LiveVideo
 from pvc.preprocess import load_video, load_video_ahead
-from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
 WINDOW, TEMPORAL_LAYERS = 3, 2
 ENDLESS_LLM = FITS_TOKENIZER["llm_config"] | {"max_position_embeddings": 128, "rope_parameters": None}
-
-
-@pytest.fixture(scope="module")
-def tokenizer() -> InternLM2Tokenizer:
-    return InternLM2Tokenizer.from_pretrained(CHECKPOINT)
-
-
-@pytest.fixture(scope="module")
-def model():
-    return tiny_model(**FITS_TOKENIZER)
 
 
 def frames(count: int, tiles: int = 1, seed: int = 0) -> torch.Tensor:

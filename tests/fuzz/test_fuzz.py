@@ -35,6 +35,7 @@ def test_an_input_is_the_same_in_every_run():
 @pytest.mark.parametrize("kind", COUNTS)
 def test_an_undamaged_file_is_read_in_every_way(kind, tmp_path):
     """Else a mistake of these tests could pass for a refusal."""
+    read = []
     for seed in make(kind):
         may_be_refused = kind == "image" and seed.name.rpartition(".")[2] not in NEEDED
         if may_be_refused or seed.name in PLAYLISTS or seed.name in INCOMPLETE:
@@ -44,3 +45,6 @@ def test_an_undamaged_file_is_read_in_every_way(kind, tmp_path):
         folder.mkdir(exist_ok=True)
         for number in range(12):
             TARGETS[seed.target](seed.content, seed.name, number, folder)
+        read.append(seed.name)
+
+    assert read

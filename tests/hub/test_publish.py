@@ -11,15 +11,14 @@ import os
 import shutil
 import subprocess
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import torch
 from builders import tiny_config, tiny_model
 from checkpoint_files import MEDIA_FILES, MODEL_FILES, NEVER_NEEDED, run_python
-from hub_stand_in import StandIn, environment
-from huggingface_hub import ModelCard, close_session, constants
+from hub_stand_in import StandIn, connected_stand_in, environment
+from huggingface_hub import ModelCard, constants
 from safetensors.torch import save_file
 from typer.testing import CliRunner
 
@@ -63,23 +62,9 @@ def folder(saved, tmp_path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "PVC"))
 
 
-@contextmanager
-def stand_in(monkeypatch):
-    """A stand-in that the client in this process speaks to, with a token that may write."""
-    monkeypatch.setenv("HF_TOKEN", StandIn.TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    close_session()  # the next one reads the environment
-    with StandIn() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
-        yield server
-    close_session()
-
-
 @pytest.fixture
 def hub(monkeypatch):
-    with stand_in(monkeypatch) as server:
+    with connected_stand_in(monkeypatch) as server:
         yield server
 
 
@@ -142,7 +127,7 @@ def published(saved, tmp_path_factory) -> tuple[list[str], dict]:
     place = tmp_path_factory.mktemp("published")
     shutil.copytree(saved, place / "PVC")
     logged = []
-    with pytest.MonkeyPatch.context() as monkeypatch, stand_in(monkeypatch) as hub:
+    with pytest.MonkeyPatch.context() as monkeypatch, connected_stand_in(monkeypatch) as hub:
         monkeypatch.setattr(logger, "warning", logged.append)
         done = pvc_push(place / "PVC", REPO)
         commit = hub.repositories[REPO].branches["main"]

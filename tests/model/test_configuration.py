@@ -7,6 +7,7 @@ from inspect import signature
 
 import pytest
 from builders import TINY_LLM, TINY_VIT, golden, tiny_config
+from transformers import PreTrainedConfig
 
 from pvc.configuration_pvc import LLM_FAMILIES, InternLM2Config, InternVisionConfig, PVCConfig
 
@@ -354,7 +355,7 @@ def test_a_field_of_another_type_is_taken_or_a_value_error(part):
     for name in [*names, "id2label", "num_labels", "auto_map", "architectures", "dtype", "text_config"]:
         for value in OTHER_TYPES:
             with suppress(ValueError):
-                made_with({name: value})
+                assert isinstance(made_with({name: value}), PreTrainedConfig)
 
 
 @pytest.mark.attack("F13")

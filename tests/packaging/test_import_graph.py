@@ -139,7 +139,8 @@ def test_no_modules_import_each_other_in_a_circle():
     # that a package is imported before its modules is no circle: its __init__ may import them
     for name, targets in at_import.items():
         at_import[name] = {target for target in targets if not name.startswith(f"{target}.")}
-    TopologicalSorter(at_import).prepare()  # CycleError, which names the circle
+    in_order = list(TopologicalSorter(at_import).static_order())  # CycleError, which names the circle
+    assert set(in_order) >= set(MODULES)
 
 
 def test_only_entry_points_are_left_out_of_a_checkpoint():

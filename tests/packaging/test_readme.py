@@ -19,9 +19,7 @@ from pathlib import Path
 
 import pytest
 from conversion_sources import remote_code_source
-from hub_stand_in import StandIn
-from huggingface_hub import constants
-from huggingface_hub.utils import close_session
+from hub_stand_in import StandIn, connected_stand_in
 from typer.testing import CliRunner
 
 from pvc.cli import app
@@ -132,15 +130,8 @@ def folder(tmp_path, monkeypatch) -> Path:
 @pytest.fixture
 def hub(monkeypatch) -> Iterator[StandIn]:
     """A stand-in for the Hub, to which commands of this process push."""
-    monkeypatch.setenv("HF_TOKEN", StandIn.TOKEN)
-    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-    close_session()  # the next one reads the environment
-    with StandIn() as server:
-        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+    with connected_stand_in(monkeypatch) as server:
         yield server
-    close_session()
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from pvc.configuration_pvc import PVCConfig
 from pvc.modeling_pvc import PVCForConditionalGeneration
 
 IMAGE_TOKEN_ID = 120
+FITS_TOKENIZER = {"llm_config": {"vocab_size": 2048}, "image_token_id": 2041}  # that of PVC-Tiny
 TINY_VIT = {
     "hidden_size": 32,
     "num_attention_heads": 4,

@@ -15,10 +15,14 @@ import json
 import re
 import socket
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import close_session, constants
 
 NEW_REPOSITORY = b"*.safetensors filter=lfs diff=lfs merge=lfs -text\n"
 LFS_SUFFIXES = (".safetensors", ".model")
@@ -331,3 +335,17 @@ def environment(hub: StandIn, home: Path) -> dict:
         "NO_PROXY": "127.0.0.1",
     }
     return switches | where
+
+
+@contextmanager
+def connected_stand_in(monkeypatch) -> Iterator[StandIn]:
+    """A stand-in that the client in this process speaks to, with a token that may write."""
+    monkeypatch.setenv("HF_TOKEN", StandIn.TOKEN)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    close_session()  # the next one reads the environment
+    with StandIn() as server:
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)
+        yield server
+    close_session()

@@ -9,7 +9,7 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from builders import tiny_model
+from builders import FITS_TOKENIZER, tiny_model
 from training_files import tiny_processor
 from typer.testing import CliRunner
 
@@ -19,7 +19,6 @@ from pvc.training.recipe import Recipe
 from pvc.training.run import train
 from pvc.training.trainer import PVCTrainer
 
-VOCABULARY = {"llm_config": {"vocab_size": 2048}, "image_token_id": 2041}
 NEW = ["temporal_attn", "temporal_norm", "temporal_gate", "projector.norm"]
 SMALL_ROWS = {"max_tokens": 160, "min_frames": 2, "max_frames": 5, "streams": 4, "pool": 6, "seed": 4}
 RECIPE = SMALL_ROWS | {
@@ -40,7 +39,7 @@ PROCESSOR = tiny_processor()
 
 def write_model(folder: Path, head_scale=1) -> Path:
     """A model with every parameter off its start, some of them new, and its processor."""
-    model = tiny_model(**VOCABULARY)
+    model = tiny_model(**FITS_TOKENIZER)
     model.config.new_parameters = NEW
     with torch.no_grad():
         model.lm_head.weight.mul_(head_scale)
@@ -93,7 +92,7 @@ def rows(meta, number, **options) -> list[dict]:
 
 
 def new_model(**changes):
-    model = tiny_model(**VOCABULARY | changes).train()
+    model = tiny_model(**FITS_TOKENIZER | changes).train()
     model.config.new_parameters = NEW
     return model
 

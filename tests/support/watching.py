@@ -4,6 +4,7 @@ from contextlib import contextmanager
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 
 @contextmanager
@@ -43,3 +44,17 @@ def interrupted(module, call: int, error=KeyboardInterrupt):
             yield
     finally:
         hook.remove()
+
+
+def record_calls(model, monkeypatch, answer: list[int] | None = None) -> list[dict]:
+    """Records what reaches `generate`. `answer`: ids to return in the place of what it would generate."""
+    recorded, generate = [], model.generate
+
+    def recording(**kwargs):
+        recorded.append(kwargs)
+        if answer is None:
+            return generate(**kwargs)
+        return torch.cat([kwargs["input_ids"], torch.tensor([answer])], dim=1)
+
+    monkeypatch.setattr(model, "generate", recording)
+    return recorded

@@ -17,7 +17,7 @@ from PIL import Image, ImageChops, ImageFont
 from torch.utils.data import DataLoader
 
 from pvc.preprocess import get_index, read_frames
-from pvc.tiny.synthetic import dataset, tasks
+from pvc.tiny.synthetic import dataset
 from pvc.tiny.synthetic import scenes as scene_drawing
 from pvc.tiny.synthetic.dataset import SAMPLERS, SyntheticDataset, mean_by_group
 from pvc.tiny.synthetic.follow_ups import TASKS_OF, ask_follow_ups
@@ -681,27 +681,3 @@ def test_exported_files_hold_what_the_data_set_gives(tmp_path, monkeypatch):
             paths = record["image"] if isinstance(record["image"], list) else [record["image"]]
             read = [Image.open(tmp_path / path) for path in paths]
             assert [one.tobytes() for one in read] == [one.tobytes() for one in media(item)]
-
-
-# ---- the file of tasks
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        (("media: image\n", "media: sound\n"), "media 'sound': expected one of image, images, video"),
-        (("<YES_NO>", "<MAYBE>"), "names <MAYBE>: expected one of COLOUR, KIND, WORD"),
-        (("group: reading", "groups: reading"), "has fields groups"),
-    ],
-)
-def test_what_is_wrong_in_the_file_of_tasks_is_named(change, words, tmp_path):
-    path = tmp_path / "tasks.yaml"
-    path.write_text(tasks.FILE.read_text(encoding="utf-8").replace(*change), encoding="utf-8")
-    with pytest.raises(ValueError, match=words):
-        tasks.read_tasks(path)
-
-
-def test_every_task_has_a_sampler():
-    assert set(SAMPLERS) == set(TASKS) == set(tasks.read_tasks())
-    with pytest.raises(ValueError, match="'maze' is not in tasks.yaml"):
-        tasks.task("maze")

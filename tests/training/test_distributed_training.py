@@ -5,8 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from training_files import write_mixed
-from training_runs import RECIPE, SMALL_ROWS, in_processes, losses, run, write_model
+from training_runs import RECIPE, SMALL_ROWS, in_processes, losses, run
 from transformers import AutoModel
 
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
@@ -24,16 +23,6 @@ from training_runs import run
 trainer = run(*map(Path, sys.argv[1:4]), **json.loads(sys.argv[4]))
 trainer.accelerator.end_training()
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    return write_model(tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_mixed(tmp_path_factory.mktemp("data"))
 
 
 @pytest.fixture(scope="module")
