@@ -22,10 +22,11 @@ MAY_IMPORT = {
     "hub": {"conversion", "reporting"},  # conversion: a folder is checked as a source of a conversion is
     "training": {"conversion", "hub", "reporting"},
     "benchmarks": {"conversion", "reporting", "training"},
-    "tiny": {"conversion", "hub", "reporting", "training"},
+    "evaluation": {"conversion", "reporting"},
+    "tiny": {"conversion", "evaluation", "hub", "reporting", "training"},
     "assets": {"tiny"},
     "demo": set(),
-    "cli": {"benchmarks", "conversion", "hub", "reporting", "training", "tiny"},
+    "cli": {"benchmarks", "conversion", "evaluation", "hub", "reporting", "training", "tiny"},
 }
 ENTRY_POINTS = {"cli": {"convert_weights"}}  # who else may import what only people call
 

@@ -1,0 +1,165 @@
+"""Files of records: JSON, JSON lines, CSV, TSV and parquet, with images that stay in the file until needed."""
+
+import base64
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from pvc.evaluation.records import DataError
+
+csv.field_size_limit(2**31 - 1)  # base64 images stand in single fields
+
+
+def find_folder(data: Path, names: Sequence[str], marker: str) -> Path:
+    """The folder of a benchmark: one of `names` under `data`, or `data` itself.
+
+    Args:
+        marker: a file or folder that it must hold, such as "test.csv"; may be a pattern of `Path.glob`.
+
+    Raises:
+        DataError: where none holds it, with the places that were searched.
+    """
+    folders = [*(data / name for name in names), data]
+    for folder in folders:
+        if any(folder.glob(marker)):
+            return folder
+    searched = ", ".join(str(folder / marker) for folder in folders)
+    raise DataError(f"no data: expected one of {searched}")
+
+
+def first_existing(*paths: Path) -> Path:
+    """The first of the paths that exists; where none does, the first, for a message."""
+    return next((path for path in paths if path.exists()), paths[0])
+
+
+def read_json(path: Path) -> Any:
+    """The value in a JSON file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+    except ValueError as error:
+        raise DataError(f"{path} is not JSON: {error}") from error
+
+
+def read_jsonl(path: Path) -> list[dict]:
+    """The records of a file with one JSON object a line."""
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+
+    records = []
+    for number, line in lines:
+        try:
+            records.append(json.loads(line))
+        except ValueError as error:
+            raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+    return records
+
+
+def read_csv(path: Path, delimiter: str = ",") -> list[dict[str, str]]:
+    """The rows of a table with a header, as texts: "none" and "NA" are words, an empty field is "".
+
+    Raises:
+        DataError: no such file, or a row with another number of fields than the header.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            return list(_rows(path, csv.reader(file, delimiter=delimiter)))
+    except FileNotFoundError:
+        raise DataError(f"{path} is missing") from None
+
+
+def _rows(path: Path, reader: Iterator[list[str]]) -> Iterator[dict[str, str]]:
+    header = next(reader, None)
+    if header is None:
+        raise DataError(f"{path} is empty")
+    for number, fields in enumerate(reader, 2):
+        if len(fields) != len(header):
+            raise DataError(f"{path}, row {number} has {len(fields)} fields: expected {len(header)}")
+        yield dict(zip(header, fields))
+
+
+@dataclass(frozen=True)
+class Base64Image:
+    """An image in a field of a table that was read."""
+
+    text: str
+    name: str
+
+    def read(self) -> bytes:
+        """The bytes of the image file."""
+        try:
+            return base64.b64decode(self.text, validate=True)
+        except ValueError as error:
+            raise DataError(f"{self.name} is not base64: {error}") from error
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
+class ParquetImage:
+    """An image in a parquet file: the cell, or the position in its list, of one row.
+
+    As `datasets` writes them: a struct with `bytes`.
+    """
+
+    path: Path
+    row: int
+    column: str
+    position: int | None = None
+
+    def read(self) -> bytes:
+        """The bytes of the image file."""
+        value = _parquet_value(self.path, self.row, self.column)
+        if self.position is not None:
+            value = value[self.position]
+        content = value.get("bytes") if isinstance(value, dict) else value
+        if not isinstance(content, bytes):
+            raise DataError(f"{self} holds no image's bytes")
+        return content
+
+    def __str__(self) -> str:
+        at = "" if self.position is None else f"[{self.position}]"
+        return f"{self.path}, row {self.row}, {self.column}{at}"
+
+
+def _parquet() -> Any:
+    try:
+        return import_module("pyarrow.parquet")
+    except ImportError as error:
+        raise ImportError(
+            "parquet files need pyarrow, which is not installed: pip install pyarrow"
+        ) from error
+
+
+def read_parquet(path: Path, leave_out: Sequence[str] = ()) -> list[dict]:
+    """The rows of a parquet file, without the columns of `leave_out` (images: see `ParquetImage`)."""
+    if not path.exists():
+        raise DataError(f"{path} is missing")
+    file = _parquet().ParquetFile(path)
+    columns = [name for name in file.schema_arrow.names if name not in leave_out]
+    return file.read(columns=columns).to_pylist()
+
+
+def parquet_columns(path: Path) -> list[str]:
+    """Names of the columns of a parquet file."""
+    return _parquet().ParquetFile(path).schema_arrow.names
+
+
+def _parquet_value(path: Path, row: int, column: str) -> Any:
+    """One cell. Only its row group is read."""
+    file = _parquet().ParquetFile(path)
+    for group in range(file.num_row_groups):
+        rows = file.metadata.row_group(group).num_rows
+        if row < rows:
+            return file.read_row_group(group, columns=[column])[column][row].as_py()
+        row -= rows
+    raise DataError(f"{path} has no row {row}")
