@@ -1,4 +1,4 @@
-"""Which frames of a video a benchmark's protocol shows: one rule a function, indices from facts of the file."""
+"""Which frames of a video a protocol shows: one rule a function, from facts of the file to indices."""
 
 from collections.abc import Callable
 from typing import NamedTuple

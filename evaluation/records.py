@@ -1,4 +1,4 @@
-"""What a benchmark asks, as it is read from its files: one `Record` a question, with its media not yet opened."""
+"""What a benchmark asks, as read from its files: one `Record` a question, its media not yet opened."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -52,7 +52,7 @@ class Record:
         media: in prompt order.
         options: their texts, without letters.
         answer: the reference, in the form that the task's `score` takes; None where it is held back.
-        meta: whatever else prompts, scores and sub-scores need (subtitles, categories, ...). JSON's types alone.
+        meta: whatever else prompts, scores and sub-scores need (subtitles, categories, ...).
         group: records of one group share their media, such as the three questions about a video. They are
             answered one after another, and intervals take them as a cluster. "": a group of its own.
     """

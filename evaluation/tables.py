@@ -1,4 +1,4 @@
-"""Files of records: JSON, JSON lines, CSV, TSV and parquet, with images that stay in the file until needed."""
+"""Files of records: JSON, JSON lines, CSV, TSV and parquet. Images in them are read when needed."""
 
 import base64
 import csv
@@ -135,9 +135,7 @@ def _parquet() -> Any:
     try:
         return import_module("pyarrow.parquet")
     except ImportError as error:
-        raise ImportError(
-            "parquet files need pyarrow, which is not installed: pip install pyarrow"
-        ) from error
+        raise ImportError("parquet needs pyarrow, which is not installed: pip install pyarrow") from error
 
 
 def read_parquet(path: Path, leave_out: Sequence[str] = ()) -> list[dict]:
