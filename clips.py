@@ -149,6 +149,7 @@ class ClipLayout:
             tile, step, rows = _rows_of_clip(clip, tile_repeat_order)
             num_steps = clip.frames * clip.repeats
 
+            # counted within the clip so far: shifted by the tiles and rows of the clips before
             source.append(first_tile + tile)
             times.append(step.float() / max(num_steps - 1, 1))
             tile_sequences.setdefault(num_steps, []).append(num_rows + rows)

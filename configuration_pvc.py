@@ -197,6 +197,7 @@ def _require_common_fields(values: dict):
         labels is None or (type(labels) is int and 0 <= labels <= MOST_LABELS),
         f"num_labels is {_shown(labels)}: expected a whole number of at most {MOST_LABELS}",
     )
+    # of transformers 5, and of 4
     for name in ("dtype", "torch_dtype"):
         dtype = values.get(name)
         _require(
@@ -605,6 +606,7 @@ class PVCConfig(PretrainedConfig):
         )
         _require_integers(self, "image_repeats", "video_repeats", "force_image_size")
         _require_integers(self, "min_dynamic_patch", "max_dynamic_patch")
+        # select_layer counts from the end where it is negative
         _require_integers(self, "select_layer", "image_token_id", least=-LARGEST_INTEGER)
         _require_booleans(self, "adaptive_compression", "dynamic_image_size", "use_thumbnail")
         _require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame"))

@@ -100,6 +100,7 @@ def _scale_colour_key(image: Image.Image) -> None:
     if image.format != "PNG" or key is None or not tiles:
         return
 
+    # the first tile tells in which mode PIL will decode the file
     raw_mode = tiles[0][3]
     scale = {"L;2": 0xFF // 0x3, "L;4": 0xFF // 0xF}.get(raw_mode)
     if scale and isinstance(key, int):

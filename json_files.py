@@ -102,6 +102,7 @@ def check_json_files(
         if not os.path.isfile(path):
             continue
 
+        # processor_config.json holds the image processor's fields as an object
         part = read_json_object(path).get("image_processor")
         if part is not None and not isinstance(part, dict):
             raise ValueError(f"{path} has image_processor of {type(part).__name__}: expected an object")
@@ -114,6 +115,7 @@ def check_json_files(
 
 def _object(pairs: list[tuple]) -> dict:
     """A dict of the names and values of an object; raises a ValueError for a name that is there twice."""
+    # json would silently take the last of two equal names
     values = dict(pairs)
     if len(values) < len(pairs):
         names = sorted(name for name, _ in pairs)

@@ -150,6 +150,7 @@ def is_public(address: str) -> bool:
 def check_whole(name: str, value: Any, least: int | None = 1) -> int:
     """The value as an int; raises a ValueError unless it is a whole number of at least `least`, if any."""
     try:
+        # True is an int in Python, but no number of frames
         if isinstance(value, bool):
             raise TypeError
         value = operator.index(value)

@@ -116,6 +116,7 @@ def _check_kind(mode: int, name: str) -> None:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
 
+    # reading one of these could block, or never end
     kind = "a device"
     if stat.S_ISFIFO(mode):
         kind = "a FIFO"
@@ -185,6 +186,7 @@ def opened(source: Any, budget: Budget, *, kind: str) -> Iterator:
     if isinstance(source, dict):
         source = _of_dict(source, policy, kind)
 
+    # text is an address, data or base64, and its content then in memory; or it is a path
     content = _of_text(source, budget, kind) if isinstance(source, str) else None
     if content is not None:
         yield content
@@ -206,6 +208,7 @@ def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
     if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
         raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
 
+    # any other dict is a mistake, such as a whole message block
     has_known_keys = "bytes" in source and source.keys() <= {"bytes", "path"}
     if not has_known_keys or not (content or path):
         keys = sorted(map(str, source))
