@@ -198,7 +198,8 @@ def main():
         (mean, ["before", "after", "target"]),
         (install, ["folder", "root"]),
     ):
-        command = commands.add_parser(function.__name__.removeprefix("as_"), help=function.__doc__)
+        summary = (function.__doc__ or "").partition("\n")[0]
+        command = commands.add_parser(function.__name__.removeprefix("as_"), help=summary)
         command.set_defaults(function=function)
         for name in names:
             command.add_argument(name, type=Path)
