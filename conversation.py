@@ -153,16 +153,10 @@ def dialogue_segments(
         frames_of_media: the frames of each clip of the whole dialogue; an image has 1.
 
     Raises:
-        ValueError: where the user turns have more or fewer placeholders than there are images and frames,
-            or the question or a turn of the history is not made of texts.
+        ValueError: where placeholders and media differ in number, or a turn is not made of texts.
     """
     history = list(history or [])
-
-    if not isinstance(question, str):
-        raise ValueError(f"the question is a {type(question).__name__}: expected a text")
-    for i, turn in enumerate(history):
-        if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
-            raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
+    _check_texts(question, history)
 
     # as released: placeholders that a first question lacks are put before it
     if not history and IMAGE_PLACEHOLDER not in question:
@@ -186,6 +180,15 @@ def dialogue_segments(
             "num_patches_list, the tiles of each, where there are several"
         )
     return segments, question
+
+
+def _check_texts(question, history: list) -> None:
+    if not isinstance(question, str):
+        raise ValueError(f"the question is a {type(question).__name__}: expected a text")
+
+    for i, turn in enumerate(history):
+        if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
+            raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
 
 
 def _placeholder_lines(frames: int) -> str:

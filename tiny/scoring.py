@@ -132,10 +132,12 @@ def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Enc
 
 def table(columns: dict[str, dict[str, float]]) -> str:
     """Scores by task as Markdown, a column each; below the tasks of a group, its mean."""
-    lines = []
+    tasks = [task for task in TASKS if task in next(iter(columns.values()))]
     means = [mean_by_group(scores) for scores in columns.values()]
-    for group in means[0]:
-        for task in (task for task in next(iter(columns.values())) if TASKS[task].group == group):
+
+    lines = []
+    for group in dict.fromkeys(TASKS[task].group for task in tasks):
+        for task in (task for task in tasks if TASKS[task].group == group):
             lines.append([f"`{task}`", *(f"{scores[task]:.1%}" for scores in columns.values())])
         lines.append([f"**{group}**", *(f"**{mean[group]:.1%}**" for mean in means)])
     return markdown_table(["task", *columns], lines)
