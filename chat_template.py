@@ -347,7 +347,7 @@ def _around_placeholders(segment: Segment) -> list[Segment]:
 def _marked(value, mark: str, typed: list[str]):
     """A copy of a message with a numbered mark for each typed text, the white space around it kept.
 
-    The texts are added to `typed`, at the index that their mark tells.
+    The texts are added to `typed`, at the index in their mark.
     """
     if isinstance(value, str):
         text = value.strip()

@@ -33,7 +33,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_pvc.PVCForConditionalGeneration",
 }
-LARGEST_INTEGER = 2**31 - 1  # of any field: sizes and token ids beyond it are no model
+LARGEST_INTEGER = 2**31 - 1  # of any field: no model has larger sizes or token ids
 MOST_LAYERS = 10_000
 ROPE_TYPES = ("default", "linear", "dynamic")  # of InternLM2
 MOST_LABELS = 100_000
@@ -98,7 +98,7 @@ def llm_family(llm_config: PretrainedConfig) -> LLMFamily:
 
 
 def llm_type_of(architecture: str | None) -> str | None:
-    """The `model_type` of an LLM by its class name in `architectures`; None where it is no known one."""
+    """The `model_type` of an LLM by its class name in `architectures`; None where it is not known."""
     types = {family.architecture: llm_type for llm_type, family in LLM_FAMILIES.items()}
     return types.get(architecture) if architecture is not None else None
 

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 try:
     from .media_policy import MediaRefused, check_pixels
     from .media_sources import file_name, open_file
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_policy import MediaRefused, check_pixels
     from media_sources import file_name, open_file
 

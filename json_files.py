@@ -59,7 +59,7 @@ def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
     """The file beside the index `path` that holds each tensor.
 
     Raises:
-        DamagedFile, OSError: as `read_json_object`, and where it is no index of files beside it.
+        DamagedFile, OSError: as `read_json_object`, and where it is not an index of files beside it.
     """
     folder, name = os.path.split(path)  # of the index
     damaged = f"{folder}: a file of weights or their index is damaged ({name} is not an index of weights: "
@@ -69,7 +69,7 @@ def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
     except ValueError as error:
         raise DamagedFile(f"{damaged}{error})") from error
     if not isinstance(weight_map, dict):
-        raise DamagedFile(f"{damaged}weight_map is no object)")
+        raise DamagedFile(f"{damaged}weight_map is not an object)")
 
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not is_plain_name(file):

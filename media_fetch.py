@@ -25,7 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 
 try:
     from .media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
 
 CHUNK = 2**16  # bytes
@@ -68,7 +68,7 @@ def fetch(address: str, budget: Budget) -> NamedBytes:
     Neither cookies nor the Hub's token are sent. Redirects are followed, each checked as the first address.
 
     Raises:
-        OSError: it is no address, or cannot be fetched; with the address.
+        OSError: it is not an address, or cannot be fetched; names the address.
         MediaRefused: the policy does not allow it.
     """
     if _is_offline():
@@ -116,7 +116,7 @@ def _fetch_hops(address: str, budget: Budget) -> NamedBytes:
 
 
 def _target(address: str) -> _Target:
-    """The parts of an address, checked; raises a ValueError where it is no address."""
+    """The parts of an address, checked; raises a ValueError where it is not an address."""
     if re.search(r"[\x00-\x1f\x7f\\]", address):
         raise ValueError("the address has characters that none has")
 
@@ -127,7 +127,7 @@ def _target(address: str) -> _Target:
 
     host = ascii_host(parts.hostname or "")
     if ":" not in host and not re.fullmatch(r"[a-z0-9._-]+", host):
-        raise ValueError(f"{host!r} is no name of a host")
+        raise ValueError(f"{host!r} is not the name of a host")
 
     port = parts.port or PORTS[scheme]
     # "%" is safe: what is quoted already stays as it is

@@ -27,7 +27,7 @@ try:
     from .image_files import in_rgb, on_white, open_image
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from .media_sources import file_name
-except ImportError:  # in a clone, where this folder is no package, and in the child
+except ImportError:  # in a clone, where this folder is not a package, and in the child
     from frame_choice import ChosenFrames, FrameChoice, frames_of_video
     from image_files import in_rgb, on_white, open_image
     from media_policy import Budget, MediaPolicy, MediaRefused, check_pixels

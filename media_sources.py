@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 try:
     from .media_fetch import NamedBytes, fetch
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_fetch import NamedBytes, fetch
     from media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
 
@@ -57,7 +57,7 @@ def open_file(file: str | os.PathLike | BinaryIO, max_bytes: int | None = None) 
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: the path cannot be opened.
-        MediaRefused: the path is no regular file, but a FIFO or device, or an address.
+        MediaRefused: the path is not a regular file but a FIFO or device, or it is an address.
     """
     if isinstance(file, (str, os.PathLike)):
         with open_regular(local_path(file)) as opened:
@@ -110,7 +110,7 @@ class _NamedFile(io.BufferedReader):
 
 
 def _check_kind(mode: int, name: str) -> None:
-    """Raises an error for what is no regular file; `mode`: as of `os.stat`."""
+    """Raises an error for what is not a regular file; `mode`: as of `os.stat`."""
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):

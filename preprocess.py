@@ -43,7 +43,7 @@ try:
         open_video,
         read_video,
     )
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from frame_choice import ChosenFrames, FrameChoice, frames_of_video, get_index
     from image_files import decoded, in_8_bits, in_rgb, on_white, open_image
     from media_isolation import isolated_frames, isolated_image

@@ -129,7 +129,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
 def _warn_of_unknown(options: dict) -> None:
     """Warns of options that change nothing here.
 
-    It is no error: transformers' pipelines, trainers and servers pass on more than a processor takes.
+    This is not an error: transformers' pipelines, trainers and servers pass on more than a processor takes.
     """
     wanted = {name for name, value in options.items() if value is not None and value is not False}
     unknown = sorted(wanted - set(HARMLESS))

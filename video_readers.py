@@ -28,7 +28,7 @@ try:
     from .image_files import DECODER_ERRORS, on_white, with_canvas_alpha
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from .media_sources import Nameless, file_name, open_file, seekable
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from image_files import DECODER_ERRORS, on_white, with_canvas_alpha
     from media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from media_sources import Nameless, file_name, open_file, seekable

@@ -8,7 +8,7 @@ made before the clock starts.
 
 MFU is the FLOPs that a step needs, over its time and the peak of the device. A step needs three times its
 forward pass (the backward pass is twice that; what checkpointing computes anew does not count), and a forward
-pass what its samples need one by one: what a sample does not see of its row is no work.
+pass what its samples need one by one: what a sample does not see of its row does not count.
 
 The 2B needs a GPU of 80 GB. Its 3.66e9 weights, their gradients and AdamW's two moments, all in float32, take
 58.5 GB. With a row of 120 frames the most is held while the backward pass is in the ViT: 79 GB, counted by
@@ -50,7 +50,7 @@ WARM_UP = 3  # steps that are not timed
 BACK_AND_FORTH = 3  # FLOPs of a step over those of its forward pass
 NO_PEAK = "left out: it needs bfloat16 and a device whose peak is known"
 BYTES_A_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
-PEAK_FLOPS_PER_S = {  # dense bfloat16, by the name that CUDA tells; NVIDIA's data sheets
+PEAK_FLOPS_PER_S = {  # dense bfloat16, by CUDA's name of the card; NVIDIA's data sheets
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA A100-SXM4-40GB": 312e12,

@@ -198,7 +198,7 @@ def _train(
     frames: int,
     base: Path | None = None,
 ) -> dict:
-    """Trains what is not trained yet, on videos of at most `frames`, and gives what is to be told of it."""
+    """Trains what is not trained yet, on videos of at most `frames`, and returns what is reported of it."""
     start, output, data = folder / "starts" / run, folder / "runs" / run, folder / "data" / f"{run}.json"
     output.mkdir(parents=True, exist_ok=True)
 

@@ -49,8 +49,10 @@ def exact_match(
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
     encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
-    data_set, unused_rng = SceneDataSet("held-out", dataset), np.random.default_rng(0)
+    data_set = SceneDataSet("held-out", dataset)
+    unused_rng = np.random.default_rng(0)
     samples = (encoder.encode(data_set.read(i), None, unused_rng) for i in range(len(dataset)))
+
     was_training = model.training
     model.eval()
     marks = [mark for row in rows(samples, row_tokens) for mark in answered(model, encoder, row)]
@@ -119,14 +121,18 @@ def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]
 
 
 def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Encoded]) -> list[bool]:
-    """Whether each sample of a row is answered rightly."""
+    """Whether each sample of a row is answered correctly."""
     inputs = with_needed_logits(collate([(sample, encoder.load(sample)) for sample in row]))
-    targets, places = inputs.pop("labels")[0], inputs["logits_to_keep"]
+    targets = inputs.pop("labels")[0]  # (labels,)
+    positions = inputs["logits_to_keep"]  # (labels,)
     del inputs["shift_labels"]
+
     inputs = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()}
-    is_wrong = model(**inputs).logits[0].argmax(-1).cpu() != targets
-    sample_of_place = (inputs["position_ids"][0].cpu() == 0).cumsum(0)[places] - 1
-    wrong = torch.zeros(len(row), dtype=torch.long).index_add_(0, sample_of_place, is_wrong.long())
+    is_wrong = model(**inputs).logits[0].argmax(-1).cpu() != targets  # (labels,)
+
+    # position ids start at 0 in each sample
+    sample_of_label = (inputs["position_ids"][0].cpu() == 0).cumsum(0)[positions] - 1
+    wrong = torch.zeros(len(row), dtype=torch.long).index_add_(0, sample_of_label, is_wrong.long())
     return (wrong == 0).tolist()
 
 
@@ -174,7 +180,7 @@ def heading(name: str, part: str) -> str:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="The share of right answers by task, as a Markdown table.")
+    parser = argparse.ArgumentParser(description="The share of correct answers by task, as a Markdown table.")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--samples", type=int, default=200, help="of each task")
     parser.add_argument(

@@ -154,7 +154,7 @@ def _check_new_parameters(model: nn.Module, new_parameters: Iterable[str], multi
 
 
 def with_needed_logits(row: dict) -> dict:
-    """The row with its labels where they are predicted, and the model told to make logits there alone."""
+    """The row with its labels where they are predicted, and `logits_to_keep` for these positions alone."""
     targets = row["labels"][:, 1:]
     positions = (targets[0] != IGNORED).nonzero()[:, 0]  # (labels,)
     targets = targets[:, positions]  # (1, labels)
