@@ -3,8 +3,11 @@
 from difflib import get_close_matches
 
 from pvc.evaluation.task import Task
+from pvc.evaluation.tasks import vqa
 
-MODULES: tuple = ()
+MODULES = (
+    vqa,
+)  # fmt: skip
 
 TASKS: dict[str, Task] = {task.name: task for module in MODULES for task in module.ALL}
 
