@@ -89,6 +89,8 @@ def usage_errors() -> Iterator[None]:
     """What goes wrong before the first question: one message, and exit code 2."""
     try:
         yield
+    except Exit:  # a RuntimeError too
+        raise
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         log(f"error: {error}", style="red")
         raise Exit(BAD_USAGE) from None
