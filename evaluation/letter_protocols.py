@@ -89,8 +89,11 @@ MCQ_START = 10
 MCQ_END = 9
 MCQ_PHRASE = 7
 
-MCQ_SUBJECTS = ("answer", "correct answer", "best answer", "correct option", "best option")
-MCQ_SUBJECTS += ("choice", "correct choice")
+MCQ_SUBJECTS = (
+    *("answer", "correct answer", "best answer"),
+    *("correct option", "best option"),
+    *("choice", "correct choice"),
+)
 MCQ_PHRASES = (
     *(f"{subject} is" for subject in MCQ_SUBJECTS),
     *(f"the {subject} is" for subject in MCQ_SUBJECTS),
