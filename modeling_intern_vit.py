@@ -85,6 +85,7 @@ def chunked(dim: int) -> Callable:
     def decorate(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         @wraps(step)
         def step_in_chunks(self, x: torch.Tensor, *arguments, max_tiles: int | None = None) -> torch.Tensor:
+            # along dim 1: as many positions as hold no more tokens than `max_tiles` tiles do
             size = max_tiles
             if dim == 1 and max_tiles is not None:
                 size = max(1, max_tiles * x.shape[1] // x.shape[0])

@@ -2,7 +2,7 @@
 
 The reference is this code in float64 on the CPU with eager attention, which the tests hold equal to the
 equations of the paper written out plainly. Each check gives a relative difference and the most that it may
-be; a kernel that a device does not have is said to be missing, which is no failure.
+be; a kernel that a device does not have is reported as missing, not as a failure.
 
     python -m pvc.benchmarks.on_gpu --only correctness
 """

@@ -133,7 +133,7 @@ class DeviceTimer:
         return peak
 
     def release(self):
-        """Gives a GPU's memory back that is no more in use, compiled steps and their graphs included."""
+        """Frees a GPU's unused memory, compiled steps and their graphs included."""
         if self.is_cuda:
             torch.compiler.reset()
             gc.collect()

@@ -26,34 +26,31 @@ from pvc.benchmarks.measure import DeviceTimer, Rates
 from pvc.benchmarks.models import BenchmarkModel, benchmark_models
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.reading import read_media_s
-from pvc.benchmarks.report import Row, Say, Tables
+from pvc.benchmarks.report import Request, Row, Say, Tables
 
 ONE_IMAGE = Workload(text_tokens=2048)  # the paper's: a tile and 2,048 tokens of text
 
 
-def write_counts(folder: str, preset: str, command: str, say: Say) -> str:
-    """Counts and writes `count.json` and `count.md` into a folder, which is made; returns the latter.
+def write_counts(request: Request, say: Say) -> str:
+    """Counts and writes `count.json` and `count.md`; returns the latter. Device and dtype play no part.
 
     Raises:
         ValueError: for an unknown preset, as `write_measurements`.
     """
-    tables = count(find_preset(preset), say)
-    return report.write(Path(folder), "count", report.about(preset, command), tables)
+    tables = count(find_preset(request.preset), say)
+    facts = report.about(request.preset, request.command)
+    return report.write(Path(request.folder), "count", facts, tables)
 
 
-def write_measurements(
-    folder: str, preset: str, device: str | None, dtype: str, runs: int, command: str, say: Say
-) -> str:
-    """Measures and writes `run.json` and `run.md`, again after each model; returns the latter.
+def write_measurements(request: Request, say: Say) -> str:
+    """Measures and writes `run.json` and `run.md`, again after each model; returns the latter."""
+    sizes = find_preset(request.preset)
+    timer = DeviceTimer.named(request.device, request.dtype)
+    facts = report.about(request.preset, request.command, timer.device, timer.dtype_name)
 
-    `device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32.
-    """
-    sizes = find_preset(preset)
-    timer = DeviceTimer.named(device, dtype)
-    facts = report.about(preset, command, timer.device, timer.dtype_name)
     text = ""
-    for tables in run(sizes, timer, runs, say):
-        text = report.write(Path(folder), "run", facts, tables)
+    for tables in run(sizes, timer, request.runs, say):
+        text = report.write(Path(request.folder), "run", facts, tables)
     return text
 
 

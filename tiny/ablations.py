@@ -1,7 +1,7 @@
 """The paper's ablations at small scale: many small PVCs are trained and compared.
 
     python -m pvc.tiny.ablations FOLDER            train and evaluate what FOLDER has no result of
-    python -m pvc.tiny.ablations FOLDER --report   tables as Markdown; plots go to FOLDER/claims.svg
+    python -m pvc.tiny.ablations FOLDER --report   tables as Markdown; plots go to FOLDER/ablations.svg
 
 As in the paper, all begin with the same ViT and LLM, here those of a small InternVL that is trained first:
 its ViT is pre-trained on dense labels (`vision_pretraining.py`), then all of it on answers. Each
@@ -198,7 +198,7 @@ def _train(
     frames: int,
     base: Path | None = None,
 ) -> dict:
-    """Trains what is not trained yet, on videos of at most `frames`, and gives what is to be told of it."""
+    """Trains what is not trained yet, on videos of at most `frames`, and returns what is reported of it."""
     start, output, data = folder / "starts" / run, folder / "runs" / run, folder / "data" / f"{run}.json"
     output.mkdir(parents=True, exist_ok=True)
 
@@ -330,7 +330,7 @@ def read_results(folder: Path) -> list[dict]:
 
 def read_recipes(changes: dict) -> dict:
     """Of the base, and of the runs, with `changes`."""
-    return {BASE: read_recipe("claims-base"), RUNS: read_recipe("claims", changes)}
+    return {BASE: read_recipe("ablations-base"), RUNS: read_recipe("ablations", changes)}
 
 
 def main():
@@ -341,14 +341,14 @@ def main():
     parser.add_argument("--only", nargs="+", choices=CONFIGURATIONS, metavar="NAME", help="these alone")
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="change the runs' recipe")
     parser.add_argument("--report", action="store_true", help="tables and plots of the results, no training")
-    parser.add_argument("--figure", type=Path, help="where the plots go (FOLDER/claims.svg)")
+    parser.add_argument("--figure", type=Path, help="where the plots go (FOLDER/ablations.svg)")
     arguments = parser.parse_args()
 
     if arguments.report:
         results = read_results(arguments.folder)
         baseline = held_out(IMAGES).majority_baseline() | held_out(VIDEOS).majority_baseline()
         print(report(results, baseline), end="")
-        draw_figure(results, arguments.figure or arguments.folder / "claims.svg")
+        draw_figure(results, arguments.figure or arguments.folder / "ablations.svg")
         return
 
     names = arguments.only or list(CONFIGURATIONS)

@@ -50,7 +50,7 @@ TABLES = ("tok_embeddings.weight", "position_embedding", "class_embedding")
 TABLE_STD = 0.5
 BRANCH_ENDS = ("attn.proj.weight", "fc2.weight", "attention.wo.weight", "feed_forward.w2.weight")
 BEFORE_SHARE = 0.3  # of the weights that training went on from, in `mean`
-NUM_FRAMES = 8  # of a video, unless it is said: the synthetic data' states are that long
+NUM_FRAMES = 8  # of a video by default: as many as show every state of a synthetic one
 
 
 def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
@@ -198,7 +198,8 @@ def main():
         (mean, ["before", "after", "target"]),
         (install, ["folder", "root"]),
     ):
-        command = commands.add_parser(function.__name__.removeprefix("as_"), help=function.__doc__)
+        summary = (function.__doc__ or "").partition("\n")[0]
+        command = commands.add_parser(function.__name__.removeprefix("as_"), help=summary)
         command.set_defaults(function=function)
         for name in names:
             command.add_argument(name, type=Path)

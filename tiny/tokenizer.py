@@ -10,7 +10,7 @@ scenes, and the system messages of the prompt templates. Two runs give the same 
     2023 …    [UNUSED_TOKEN_131] … [UNUSED_TOKEN_146], the last six under InternLM2's chat tokens
     2039 …    InternVL's media tokens, behind the SentencePiece model; 2048 ids in all
 
-Pieces that are no whole words of those sentences are unused: a word without meaning comes letter by letter,
+Pieces that are not whole words of those sentences are unused: a word without meaning comes letter by letter,
 as it is read from an image.
 """
 
@@ -186,7 +186,7 @@ def train_model() -> bytes:
 
 
 def _only_whole_words(model: bytes) -> bytes:
-    """The serialised model with each piece of several letters that is no whole word marked as unused.
+    """The serialised model with each piece of several letters that is not a whole word marked as unused.
 
     What merges into such a piece is split again, into pieces that are used: into letters.
     """

@@ -202,39 +202,51 @@ def pretrain(
     """
     torch.manual_seed(seed)
     labeller = DenseLabelModel(model).to(model.device).train()
-    of_matrices, others = [], []
-    for name, parameter in labeller.named_parameters():
-        if model.config.adaptive_compression and name.startswith("projector.norm."):
-            continue
-        (of_matrices if is_matrix(name, parameter) else others).append(parameter)
-    optimizer = MuonWithAdamW(
-        [
-            {"params": of_matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
-            {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
-        ],
-        learning_rate,
-        betas=(0.9, 0.98),
-    )
+    optimizer = make_optimizer(labeller, learning_rate, adapts_norm=model.config.adaptive_compression)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
+
+    # clips of this process
     rank = _rank()
     labelled = LabelledClips.for_model(model, seed + rank, tasks)
     clips = DataLoader(labelled, batch_size=batch, collate_fn=collate_clips, num_workers=workers)
-    parameters = of_matrices + others
+
     for step, clip in zip(range(1, steps + 1), clips):
         clip = clip.to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
             loss, logits = labeller.loss(clip)
+
+        # one step with the mean gradient of all processes
         loss.backward(inputs=parameters)
         _average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+
         if step % 100 == 0 and rank == 0:
             shares = accuracy(logits, clip.labels)
             target = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
             logger.warning(f"step {step}: loss {loss.item():.3f}; accuracy: {target}")
     return labeller
+
+
+def make_optimizer(labeller: DenseLabelModel, learning_rate: float, *, adapts_norm: bool) -> MuonWithAdamW:
+    """Muon for matrices of layers, AdamW for the rest; AdaLN of the projector (`adapts_norm`) is left out."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in labeller.named_parameters():
+        if not (adapts_norm and name.startswith("projector.norm.")):
+            (matrices if is_matrix(name, parameter) else others).append(parameter)
+
+    return MuonWithAdamW(
+        [
+            {"params": matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
+            {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
+        ],
+        learning_rate,
+        betas=(0.9, 0.98),
+    )
 
 
 def _rank() -> int:

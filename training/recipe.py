@@ -140,7 +140,7 @@ def read_recipe(recipe: str | PathLike, changes: Mapping[str, object] | None = N
     """The values of a recipe, a file or the name of one in `recipes/`, with `changes` over them.
 
     Raises:
-        ValueError: where it is no such file, or two of them extend each other.
+        ValueError: where it is not such a file, or two recipes extend each other.
         FileNotFoundError: where there is none.
     """
     values: dict[str, Any] = {}
@@ -153,7 +153,7 @@ def read_recipe(recipe: str | PathLike, changes: Mapping[str, object] | None = N
 
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(read, dict):
-            raise ValueError(f"{path} is no recipe: expected YAML of names and values")
+            raise ValueError(f"{path} is not a recipe: expected YAML of names and values")
         recipe = read.pop("extends", None)
         values = read | values
     return values | dict(changes or {})

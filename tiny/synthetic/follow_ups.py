@@ -75,7 +75,7 @@ def _named(scenes: list[Scene], slots: dict[str, str], answer: str) -> set[str]:
 def _alone(
     shapes: tuple[Shape, ...], of: Callable[[Shape], object] = lambda shape: shape.spec
 ) -> list[Shape]:
-    """The shapes that are the only one of their look, colour or kind."""
+    """The shapes that are the only ones of their spec, colour or kind."""
     counts = Counter(map(of, shapes))
     return [shape for shape in shapes if counts[of(shape)] == 1]
 

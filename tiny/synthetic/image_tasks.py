@@ -39,7 +39,7 @@ class SceneSample(NamedTuple):
 
 
 def an(spec: ShapeSpec) -> str:
-    """The look with its article."""
+    """The name of a shape with its article."""
     return f"{'an' if spec.colour == 'orange' else 'a'} {spec}"
 
 
@@ -55,9 +55,9 @@ def with_distractors(
 ) -> list[ShapeSpec]:
     """The specs and some of the others, at most `most` together, in any order."""
     rest = rng.randint(0, most - len(specs)) if others else 0
-    collate_clips = [*specs, *rng.choices(others or SHAPE_SPECS, k=rest)]
-    rng.shuffle(collate_clips)
-    return collate_clips
+    mixed = [*specs, *rng.choices(others or SHAPE_SPECS, k=rest)]
+    rng.shuffle(mixed)
+    return mixed
 
 
 def _size(rng: SceneSampler) -> tuple[int, int]:
@@ -362,7 +362,7 @@ def _small_scene(rng: SceneSampler, specs: list[ShapeSpec], size: tuple[int, int
 
 @task("same")
 def same(rng: SceneSampler) -> SceneSample:
-    """Two images that are equal, or differ in the colour, kind or place of a shape, or lack one."""
+    """Two images that are equal, or differ in the colour, kind or position of a shape, or lack one."""
     size, specs = rng.choice(SIZES_OF_SEVERAL), rng.specs(rng.randint(1, 4))
     scene, answer = _small_scene(rng, specs, size), rng.choice(("yes", "no"))
     other = scene if answer == "yes" else scene._replace(shapes=_changed(rng, scene.shapes, size))
@@ -371,7 +371,7 @@ def same(rng: SceneSampler) -> SceneSample:
     return SceneSample(scenes, {}, answer)
 
 
-MIN_MOVE = 16  # pixels between the places of a shape in two images that are not the same
+MIN_MOVE = 16  # pixels between the positions of a shape in two images that are not the same
 
 
 def _changed(rng: SceneSampler, shapes: tuple[Shape, ...], size: tuple[int, int]) -> tuple[Shape, ...]:

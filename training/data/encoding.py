@@ -36,7 +36,7 @@ from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.data.samples import BrokenSample, Sample
 from pvc.training.data.sources import FileSource, Source
 
-IGNORED = -100  # the label of a token that is no part of an answer
+IGNORED = -100  # the label of a token outside the answers
 FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are an image
 JPEG_QUALITIES = (75, 100)  # of InternVL's augmentation, both included
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
