@@ -140,7 +140,7 @@ def new_model(name: str, seed: int, tokenizer: InternLM2Tokenizer, base: Path | 
 
 
 def write_start(folder: Path, name: str, seed: int, base: Path | None = None):
-    """Writes `new_model` as `train` takes it. Without a base its ViT is taught to see."""
+    """Writes `new_model` as `train` takes it. Without a base its ViT is pre-trained."""
     if folder.exists():
         return
     unfinished = folder.with_name(f"{folder.name}.unfinished")

@@ -106,7 +106,7 @@ def start(folder: Path, seed: int = 0):
 
 
 def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
-    """Which tokens begin, end and fill up what a small model says."""
+    """Which tokens begin, end and pad the answers of a small model."""
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),

@@ -247,7 +247,7 @@ class LabelledClips(IterableDataset):
 
     @classmethod
     def for_model(cls, model: PVCModel, seed: int, tasks: tuple[str, ...] | None = None):
-        """What its ViT is to see: one that specs back in time, images that are repeated and videos."""
+        """What its ViT is to see: with temporal attention, repeated images and videos."""
         patch_size = model.config.vision_config.patch_size
         if not model.config.vision_config.num_temporal_layers:
             return cls(seed, patch_size, tasks or ALL_TASKS)
