@@ -79,6 +79,7 @@ def _curves(kind: str, results: Results) -> str:
         for task in tasks
         for name, label in CURVES.items()
     }
+
     numbers = sorted({number for points in curves.values() for number in points})
     lines = [
         [label, *(mean_std(points.get(number, [])) for number in numbers)] for label, points in curves.items()
