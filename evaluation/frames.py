@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import NamedTuple
 
+import numpy as np
+
 from pvc.frame_choice import get_index
 
 
@@ -34,3 +36,26 @@ def middle_frames(video: VideoFacts, frames: int) -> list[int]:
     # the released readers count a folder's last file as a frame index, a video's last index as its last
     last = video.total if video.first else video.total - 1
     return get_index(video.bound, video.fps, last, video.first, frames).tolist()
+
+
+def linspace_frames(video: VideoFacts, frames: int) -> list[int]:
+    """From the first frame to the last at equal distances, both included, as lmms-eval's models take them."""
+    return [video.first + int(index) for index in np.linspace(0, video.total - 1, frames, dtype=int)]
+
+
+def vlmevalkit_frames(video: VideoFacts, frames: int) -> list[int]:
+    """The inner borders of `frames + 1` equal segments, as VLMEvalKit takes them."""
+    step = video.total / (frames + 1)
+    return [video.first + int(number * step) for number in range(1, frames + 1)]
+
+
+def longvideobench_frames(video: VideoFacts, frames: int) -> list[int]:
+    """LongVideoBench's own: at most one frame a second, from the first one on."""
+    return [video.first + index for index in longvideobench_indices(video.duration_s, video.fps, frames)]
+
+
+def longvideobench_indices(duration_s: float, fps: float, frames: int) -> list[int]:
+    """The same from the duration alone. A video below one second, where the public code fails, has one frame."""
+    number = max(1, min(frames, int(duration_s)))
+    step = int(int(duration_s * fps) / number)
+    return [step * index for index in range(number)]

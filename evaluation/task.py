@@ -93,6 +93,25 @@ class Metric:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A chat model that rates answers, where the user gives one.
+
+    Attributes:
+        messages: what it is asked about an answer: chat messages; none where the rules suffice.
+        read: its reply as figures by name; None where it cannot be read.
+        figures: all rows, and by record id what was read of the replies -> figures by name.
+        options: of the request.
+        paper: published values by figure and model.
+    """
+
+    messages: Callable[[Record, str], list[dict[str, str]]]
+    read: Callable[[str, Record], Mapping[str, float] | None]
+    figures: Callable[[Sequence[Row], Mapping[str, Mapping[str, float]]], Mapping[str, float]]
+    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Protocol:
     """One way to run a task.
 
@@ -101,6 +120,7 @@ class Protocol:
             with placeholders, there is one `<image>` for each image or frame.
         parse: what is read from an answer; "" (or None) where nothing can be: counted as unparsed.
         score: of what was read, from 0 to 1.
+        judge: rates answers where one is given. needs_judge: without it there are answers and no score.
     """
 
     prompt: Callable[[Record, Sequence[Shown]], str]
@@ -108,6 +128,8 @@ class Protocol:
     score: Callable[[Any, Record], float]
     settings: Settings
     metric: Metric = Metric()
+    judge: Judge | None = None
+    needs_judge: bool = False
 
 
 class SubmissionFile(NamedTuple):
