@@ -115,12 +115,34 @@ def make_judge(url: str | None, model: str | None, out: Path) -> Any:
 
 
 def tasks_table() -> str:
-    """All tasks with their protocols, as Markdown."""
+    """All tasks with their protocols (the default first), metric and published values, as Markdown."""
     from pvc.evaluation.tasks import TASKS
     from pvc.reporting.markdown import markdown_table
 
-    rows = [[f"`{task.name}`", task.about, ", ".join(task.protocols)] for task in TASKS.values()]
-    return markdown_table(["task", "what it is", "protocols"], rows)
+    return markdown_table(
+        ["task", "data", "protocols", "metric", "published"],
+        [
+            [f"`{task.name}`", task.about, ", ".join(task.protocols), metric_name(task), published(task)]
+            for task in TASKS.values()
+        ],
+    )
+
+
+def metric_name(task: Any) -> str:
+    """The headline of a task's default protocol, or why there is none."""
+    default = next(iter(task.protocols.values()))
+    if not task.has_answers:
+        return "a file for the server"
+    return f"{default.metric.name}, by a judge" if default.needs_judge else default.metric.name
+
+
+def published(task: Any) -> str:
+    """The papers' values of the headline, then those of a judge."""
+    default = next(iter(task.protocols.values()))
+    judged = default.judge.paper if default.judge else {}
+    values = [f"{model} {value:g}" for model, value in task.paper.items()]
+    values += [f"{model} {x:g} ({name})" for name, of in judged.items() for model, x in of.items()]
+    return ", ".join(values)
 
 
 def check_plans(tasks: list[str], data: Path, options: Any) -> None:
