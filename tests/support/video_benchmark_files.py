@@ -85,3 +85,188 @@ def write_videomme(folder, samples, videos="data", subtitles=None):
     for video, lines in (subtitles or {}).items():
         write_srt(root / "subtitle" / f"{video}.srt", lines)
     return folder
+
+
+def write_mlvu(folder, samples):
+    """A sample has `task`, such as "3_ego"; its answer may be a text that is no candidate."""
+    root = folder / "MVLU" / "MLVU"
+    for task in dict.fromkeys(sample["task"] for sample in samples):
+        chosen = [sample for sample in samples if sample["task"] == task]
+        rows = [
+            {
+                "video": f"{sample['video']}.mp4",
+                "duration": 8.0,
+                "question": sample["question"],
+                "candidates": sample["options"],
+                "answer": text_of_answer(sample),
+                "question_type": task[2:],
+            }
+            for sample in chosen
+        ]
+        write_json(root / "json" / f"{task}.json", rows)
+        put_videos(root / "video" / task, chosen)
+    return folder
+
+
+def text_of_answer(sample):
+    if len(sample["answer"]) > 1:
+        return sample["answer"]
+    return sample["options"][index_of(sample["answer"])]
+
+
+def write_mlvu_generation(folder, samples):
+    """A sample has `task` ("8_sub_scene" or "9_summary") and, for the first, `points`."""
+    root = folder / "MVLU" / "MLVU"
+    for task in dict.fromkeys(sample["task"] for sample in samples):
+        chosen = [sample for sample in samples if sample["task"] == task]
+        rows = [
+            {
+                "video": f"{sample['video']}.mp4",
+                "duration": 8.0,
+                "question": sample["question"],
+                "answer": sample["answer"],
+                "question_type": {"8_sub_scene": "subPlot", "9_summary": "summary"}[task],
+            }
+            | ({"scoring_points": sample["points"]} if "points" in sample else {})
+            for sample in chosen
+        ]
+        write_json(root / "json" / f"{task}.json", rows)
+        put_videos(root / "video" / task, chosen)
+    return folder
+
+
+def write_mlvu_test(folder, samples):
+    rows = [
+        {
+            "question_id": f"q{number}",
+            "video": f"{sample['video']}.mp4",
+            "question": sample["question"],
+            "candidates": sample["options"],
+            "question_type": sample["task"][2:],
+        }
+        for number, sample in enumerate(samples)
+    ]
+    write_json(folder / "MLVU_Test" / "test_question.json", rows)
+    put_videos(folder / "MLVU_Test" / "video", samples)
+    return folder
+
+
+def write_longvideobench(folder, samples, subtitles=None):
+    """Validation and test part. `subtitles`: video -> lines (start, end, text)."""
+    root = folder / "LongVideoBench"
+    rows = [
+        {
+            "id": f"{sample['video']}_{number}",
+            "video_id": sample["video"],
+            "video_path": f"{sample['video']}.mp4",
+            "subtitle_path": f"{sample['video']}_en.json",
+            "question": sample["question"],
+            "candidates": sample["options"],
+            "correct_choice": index_of(sample["answer"]),
+            "duration": 8.0,
+            "duration_group": 15,
+            "question_category": "S2E",
+            "topic_category": "NP-News-Programs",
+            "starting_timestamp_for_subtitles": 0,
+        }
+        for number, sample in enumerate(samples)
+    ]
+    write_json(root / "lvb_val.json", rows)
+    write_json(root / "lvb_test_wo_gt.json", [{**row, "correct_choice": -1} for row in rows])
+    put_videos(root / "videos", samples)
+    for video, lines in (subtitles or {}).items():
+        entries = [{"timestamp": [start, end], "text": text} for start, end, text in lines]
+        write_json(root / "subtitles" / f"{video}_en.json", entries)
+    return folder
+
+
+def write_nextqa(folder, samples, mapped=True):
+    root = folder / "nextqa"
+    root.mkdir(parents=True, exist_ok=True)
+    fields = [
+        "video",
+        "frame_count",
+        "width",
+        "height",
+        "question",
+        "answer",
+        "qid",
+        "type",
+        "a0",
+        "a1",
+        "a2",
+        "a3",
+        "a4",
+    ]
+    with open(root / "test.csv", "w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, fields)
+        writer.writeheader()
+        for number, sample in enumerate(samples):
+            row = {f"a{index}": option for index, option in enumerate(sample["options"])}
+            row |= {"video": sample["video"], "frame_count": 16, "width": 64, "height": 64}
+            row |= {"question": sample["question"], "answer": index_of(sample["answer"])}
+            row |= {"qid": number, "type": ("CW", "TN", "DC")[number % 3]}
+            writer.writerow(row)
+
+    if mapped:
+        videos = {sample["video"]: f"1101/{sample['video']}" for sample in samples}
+        write_json(root / "map_vid_vidorID.json", videos)
+        put_videos(root / "NExTVideo" / "1101", samples)
+    else:
+        put_videos(root / "videos", samples)
+    return folder
+
+
+def write_egoschema(folder, samples, answered=None, copy=False):
+    """One question a video. The first `answered` ones (all by default) have a public answer."""
+    root = folder / "EgoSchema"
+    public = samples[:answered]
+    if copy:
+        rows = [
+            {
+                "question_idx": str(number),
+                "question": sample["question"],
+                "video_idx": sample["video"],
+                "option": lettered(sample["options"]),
+                "answer": str(index_of(sample["answer"])),
+            }
+            for number, sample in enumerate(samples)
+        ]
+        write_parquet(root / "MC" / "test-00000-of-00001.parquet", [{**row, "answer": None} for row in rows])
+        write_parquet(root / "Subset" / "test-00000-of-00001.parquet", rows[: len(public)])
+    else:
+        rows = [
+            {"q_uid": sample["video"], "question": sample["question"]}
+            | {f"option {index}": option for index, option in enumerate(sample["options"])}
+            for sample in samples
+        ]
+        write_json(root / "questions.json", rows)
+        answers = {sample["video"]: index_of(sample["answer"]) for sample in public}
+        write_json(root / "subset_answers.json", answers)
+    put_videos(root / "videos", samples)
+    return folder
+
+
+def write_perceptiontest(folder, samples, original=False, part="val"):
+    """The Hub's parquet table, or the original JSON keyed by video. `part`: "val" or "test"."""
+    root = folder / "PerceptionTest"
+    kinds = {"area": "physics", "reasoning": "predictive", "tag": ["motion", "object"]}
+    videos: dict = {}
+    for number, sample in enumerate(samples):
+        question = {"id": number, "question": sample["question"], "options": sample["options"], **kinds}
+        if part == "val":
+            question["answer_id"] = index_of(sample["answer"])
+        videos.setdefault(sample["video"], {"mc_question": []})["mc_question"].append(question)
+
+    if original:
+        write_json(root / f"mc_question_{part}.json", videos)
+    else:
+        rows = [
+            {"video_name": video, "question_id": str(question.pop("id")), **question}
+            for video, entry in videos.items()
+            for question in entry["mc_question"]
+        ]
+        rows = [{**row, **{name: row[name].title() for name in ("area", "reasoning")}} for row in rows]
+        write_parquet(root / f"mc_question_{part}" / "validation-00000-of-00001.parquet", rows)
+    put_videos(root / "videos", samples)
+    return folder
