@@ -1,9 +1,14 @@
-"""How the released scripts read answers. Pure functions, quirks kept; what raises there is unparsed here."""
+"""How the released scripts read answers other than letters. Pure functions, quirks kept.
+
+What raises there is unparsed here. Letters are read by the protocols of `letter_protocols.py`.
+"""
 
 import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from string import ascii_uppercase
+
+from pvc.evaluation.letter_protocols import internvl
 
 
 def lettered_options(options: Sequence[str]) -> dict[str, str]:
@@ -14,22 +19,9 @@ def lettered_options(options: Sequence[str]) -> dict[str, str]:
 # choices
 
 
-def post_process(answer: str, options: Mapping[str, str]) -> str:
-    """The first letter, else that of the first option whose text occurs, else the whole answer.
-
-    So `Cat` is C. An empty answer, where the released functions raise, stays empty.
-    """
-    answer = answer.strip()
-    if len(answer) <= 1:
-        return answer
-    if answer[0] in options:
-        return answer[0]
-    return next((letter for letter, text in options.items() if text in answer), answer)
-
-
 def offered_letter(answer: str, options: Mapping[str, str]) -> str:
-    """What `post_process` reads, where it is the letter of an option; else ""."""
-    letter = post_process(answer, options)
+    """What the released `post_process` reads, where it is the letter of an option; else ""."""
+    letter = internvl(answer, options)
     return letter if letter in options else ""
 
 
@@ -67,7 +59,6 @@ def is_option(answer: str, reference: str) -> bool:
 
 # MMMU
 
-_CHOICE_EDGES = (",", ".", "!", "?", ";", ":", "'")
 _KEY_PHRASES = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _SIGNS = (":", ",", ".", "!", "?", ";", "'")
 _NUMBER_FORMS = (
@@ -75,28 +66,6 @@ _NUMBER_FORMS = (
     r"-?\d+(?:\.\d+)?[eE][+-]?\d+",
     r"-?(?:\d+\.\d+|\.\d+|\d+\b)(?![eE][+-]?\d+)(?![,\d])",
 )
-
-
-def mmmu_letter(answer: str, options: Mapping[str, str]) -> str:
-    """The letter in MMMU's own rule: `(A)`, else a bare A, else an option's text; the last one of several.
-
-    Where the public function draws a random letter, it is "".
-    """
-    for edge in _CHOICE_EDGES:
-        answer = answer.strip(edge)
-    answer = f" {answer} "
-
-    for form in ("({})", " {} "):
-        starts = {letter: answer.rfind(form.format(letter)) for letter in options}
-        found = {letter: start for letter, start in starts.items() if start >= 0}
-        if found:
-            return max(found, key=lambda letter: found[letter])
-
-    if len(answer.split()) <= 5:
-        return ""
-    starts = {letter: answer.lower().rfind(text.lower()) for letter, text in options.items()}
-    found = {letter: start for letter, start in starts.items() if start >= 0}
-    return max(found, key=lambda letter: found[letter]) if found else ""
 
 
 def mmmu_numbers(text: str) -> list[str]:

@@ -3,11 +3,17 @@
 from difflib import get_close_matches
 
 from pvc.evaluation.task import Task
-from pvc.evaluation.tasks import vqa
+from pvc.evaluation.tasks import choice_images, mmbench, mme, mmmu, mvbench, ocrbench, vqa
 
 MODULES = (
     vqa,
-)  # fmt: skip
+    choice_images,
+    mme,
+    mmbench,
+    mmmu,
+    mvbench,
+    ocrbench,
+)
 
 TASKS: dict[str, Task] = {task.name: task for module in MODULES for task in module.ALL}
 

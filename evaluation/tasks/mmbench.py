@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.layout import unique
+from pvc.evaluation.letter_protocols import internvl, vlmevalkit_can_infer
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.prompts import ANSWER_LETTER, ANSWER_LETTER_CN
 from pvc.evaluation.records import DataError, Media, Record, Shown
-from pvc.evaluation.released_parsers import offered_letter, post_process
+from pvc.evaluation.released_parsers import offered_letter
 from pvc.evaluation.tables import Base64Image, read_csv
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task, percent
 from pvc.evaluation.tasks.released import greedy, is_answer, released_settings
@@ -101,6 +102,13 @@ def read_offered_letter(answer: str, record: Record) -> str:
     return offered_letter(answer, record.meta["options"])
 
 
+def read_inferred_letter(answer: str, record: Record) -> str:
+    """VLMEvalKit's rule for answers that need no judge."""
+    options = record.meta["options"]
+    letter = vlmevalkit_can_infer(answer, options)
+    return letter if letter in options else ""
+
+
 def circular(rows: Sequence[Row]) -> float:
     """The share of questions of which all rotations are right, times 100."""
     questions = rows_together(rows, lambda record: record.group)
@@ -134,7 +142,7 @@ def _table_row(row: Row) -> dict[str, Any]:
     meta = row.record.meta
     line: dict[str, Any] = {"index": meta["index"], "question": row.record.question}
     line.update({letter: meta["options"].get(letter) for letter in LETTERS})
-    line["prediction"] = post_process(row.answer or "", meta["options"])
+    line["prediction"] = internvl(row.answer or "", meta["options"])
     if row.record.answer is not None:
         line["answer"] = row.record.answer
     return {**line, "split": meta["split"]}
@@ -168,11 +176,6 @@ def _task(name: str, released: str, others: tuple[str, ...], expected: int, pape
         submission=_submission(f"{released}.xlsx"),
         has_answers=not is_test,
     )
-
-
-def read_inferred_letter(answer: str, record: Record) -> str:
-    """VLMEvalKit's rule for answers that need no judge."""
-    return read_letter(answer, record.options, protocol="vlmevalkit_can_infer")
 
 
 PAPER = {"PVC-2B": 75.8, "PVC-8B": 83.9}

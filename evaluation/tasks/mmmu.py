@@ -8,13 +8,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pvc.evaluation.letter_protocols import muirbench
 from pvc.evaluation.prompts import ANSWER_LETTER, SINGLE_WORD, lettered
 from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.released_parsers import (
     is_mmmu_answer,
     lettered_options,
     listed_texts,
-    mmmu_letter,
     mmmu_open_values,
     offered_letter,
 )
@@ -110,8 +110,8 @@ def read_released(answer: str, record: Record) -> str:
 
 
 def read_official(answer: str, record: Record) -> str:
-    """The letter in MMMU's own rule, without its random draw; an open answer as it is."""
-    return mmmu_letter(answer, lettered_options(record.options)) if record.options else answer
+    """The letter in MMMU's own rule, which MuirBench took over, without its random draw."""
+    return muirbench(answer, lettered_options(record.options)) if record.options else answer
 
 
 def score_mmmu(parsed: str, record: Record) -> float:

@@ -6,18 +6,17 @@ import math
 import pytest
 from builders import golden
 
+from pvc.evaluation.letter_protocols import internvl, muirbench
 from pvc.evaluation.released_parsers import (
     is_mmmu_answer,
     is_number,
     is_option,
     listed_texts,
-    mmmu_letter,
     mmmu_numbers,
     mmmu_open_values,
     mmmu_values,
     offered_letter,
     plain_yes_no,
-    post_process,
     yes_or_no,
 )
 
@@ -39,7 +38,7 @@ def same_values(ours, theirs):
 def test_first_letter_then_option_text():
     for case in load("eval_post_process.json")["post_process"]:
         expected = "" if "raises" in case else case["expected"]
-        assert post_process(case["pred"], case["option"]) == expected, case
+        assert internvl(case["pred"], case["option"]) == expected, case
 
 
 def test_only_offered_letters_count_as_parsed():
@@ -66,7 +65,7 @@ def test_mvbench_options():
 def test_mmmu_letters_are_never_drawn():
     for case in load("eval_mmmu.json")["parse_multi_choice_response"]:
         expected = "" if case["used_random_fallback"] else case["expected"]
-        assert mmmu_letter(case["response"], case["index2ans"]) == expected, case
+        assert muirbench(case["response"], case["index2ans"]) == expected, case
 
 
 def test_mmmu_open_answers():
