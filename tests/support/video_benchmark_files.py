@@ -271,3 +271,28 @@ def write_perceptiontest(folder, samples, original=False, part="val"):
         write_parquet(root / f"mc_question_{part}" / "validation-00000-of-00001.parquet", rows)
     put_videos(root / "videos", samples)
     return folder
+
+
+OPEN_ENDED_FOLDERS = {
+    "activitynetqa": "ActivityNet-QA",
+    "msvd-qa": "MSVD_Zero_Shot_QA",
+    "msrvtt-qa": "MSRVTT_Zero_Shot_QA",
+    "tgif-qa": "TGIF_Zero_Shot_QA",
+}
+
+
+def write_open_ended(folder, samples, task, suffix=".mp4"):
+    """A sample's answer is a text; `type` (0 to 8) is written for ActivityNet-QA alone."""
+    root = folder / OPEN_ENDED_FOLDERS[task]
+    prefix = "v_" if task == "activitynetqa" else ""
+    questions, answers = [], []
+    for number, sample in enumerate(samples):
+        name = f"{prefix}{sample['video']}_{number}"
+        questions.append({"video_name": sample["video"], "question": sample["question"], "question_id": name})
+        answer = {"answer": sample["answer"], "question_id": name}
+        answers.append(answer | ({"type": sample.get("type", 3)} if task == "activitynetqa" else {}))
+
+    write_json(root / "test_q.json", questions)
+    write_json(root / "test_a.json", answers)
+    put_videos(root / "videos", samples, suffix, prefix)
+    return folder
