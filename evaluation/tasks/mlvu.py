@@ -24,6 +24,8 @@ from pvc.evaluation.task import (
     Settings,
     SubmissionFile,
     Task,
+    keep_answer,
+    no_score,
     percent,
 )
 
@@ -277,16 +279,6 @@ def judge_figures(rows: Sequence[Row], readings: Mapping[str, Mapping[str, Any]]
 
 
 JUDGE = Judge(judge_messages, read_judge, judge_figures, max_tokens=MLVU_MAX_TOKENS)
-
-
-def keep_answer(answer: str, record: Record) -> str:
-    """Open answers are kept as they are."""
-    return answer.strip()
-
-
-def no_score(parsed: str, record: Record) -> float:
-    """Without a judge there is none."""
-    return 0.0
 
 
 def _choice_protocols(lmms: choices.Prompt) -> dict[str, Protocol]:

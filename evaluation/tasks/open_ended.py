@@ -21,19 +21,32 @@ from pvc.evaluation.judge_protocols import (
 from pvc.evaluation.open_ended import QUESTION_TYPES, exact_match, normalised_match
 from pvc.evaluation.prompts import SINGLE_WORD, frame_lines
 from pvc.evaluation.records import DataError, Media, Record, Shown
-from pvc.evaluation.task import Judge, Metric, Protocol, Row, Settings, Task
+from pvc.evaluation.task import (
+    Judge,
+    Metric,
+    Protocol,
+    Row,
+    Settings,
+    Task,
+    keep_answer,
+)
 
 FREE = "Free"  # types from 3 on, together
 
 
 def read(data: Path, names: Sequence[str], prefix: str = "") -> list[Record]:
-    """`test_q.json`, `test_a.json` and `videos/<prefix><video_name>.*`.
+    """`test_q.json`, `test_a.json` (or one parquet table) and `videos/<prefix><video_name>.*`.
 
     Raises:
         DataError: a question has no answer in the other file.
     """
-    folder, questions = find_file(data, names, ("test_q.json", "*/test_q.json"))
-    answers_path = questions.with_name("test_a.json")
+    folder, questions = find_file(
+        data, names, ("test_q.json", "*/test_q.json", "*.parquet", "data/*.parquet")
+    )
+    if questions.suffix == ".parquet":  # a copy with both in one table
+        answers_path = questions
+    else:
+        answers_path = questions.with_name("test_a.json")
     answers = {entry["question_id"]: entry for entry in read_rows(answers_path)}
     find_video = video_finder([folder / "videos", folder / "all_test", folder / "video", folder])
 
@@ -75,11 +88,6 @@ def prompt(record: Record, shown: Sequence[Shown]) -> str:
 def lmms_prompt(record: Record, shown: Sequence[Shown]) -> str:
     """lmms-eval's, which lowers all other letters and always adds a question mark."""
     return f"{record.question.capitalize()}? {SINGLE_WORD}"
-
-
-def keep_answer(answer: str, record: Record) -> str:
-    """Open answers are compared as they are."""
-    return answer
 
 
 def exact_score(parsed: str, record: Record) -> float:
