@@ -152,6 +152,16 @@ def parquet_columns(path: Path) -> list[str]:
     return _parquet().ParquetFile(path).schema_arrow.names
 
 
+def parquet_list_lengths(path: Path, column: str) -> list[int]:
+    """Lengths of the lists in a column, of which only one field is read where its elements are structs."""
+    file = _parquet().ParquetFile(path)
+    leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+    own = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+    small = next((leaf for leaf in own if leaf.endswith(".path")), column)
+    lists = file.read(columns=[small])[column].to_pylist()
+    return [len(value or ()) for value in lists]
+
+
 def _parquet_value(path: Path, row: int, column: str) -> Any:
     """One cell. Only its row group is read."""
     file = _parquet().ParquetFile(path)

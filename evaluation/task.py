@@ -70,6 +70,16 @@ def nothing_more(rows: Sequence[Row]) -> Mapping[str, float]:
     return {}
 
 
+def keep_answer(answer: str, record: Record) -> str:
+    """The parser of open answers: they stay as they are."""
+    return answer
+
+
+def no_score(parsed: Any, record: Record) -> float:
+    """The score where only a judge gives one."""
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Metric:
     """How rows become figures.

@@ -3,9 +3,16 @@
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pvc.evaluation import choices
 from pvc.evaluation.data_files import build_records, check_ids, find_file, find_files, read_rows, video_finder
+from pvc.evaluation.judge_protocols import (
+    MLVU_MAX_TOKENS,
+    MLVU_SCORES,
+    mlvu_judge_messages,
+    read_mlvu_scores,
+)
 from pvc.evaluation.parse import mlvu_correct, read_letter
 from pvc.evaluation.prompts import frame_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown
@@ -17,6 +24,8 @@ from pvc.evaluation.task import (
     Settings,
     SubmissionFile,
     Task,
+    keep_answer,
+    no_score,
     percent,
 )
 
@@ -224,86 +233,52 @@ def submission(rows: Sequence[Row]) -> list[SubmissionFile]:
 
 # --- the two tasks with open answers: only a judge rates them
 
-RATED = {"sub_scene": ("accuracy", "relevance"), "summary": ("completeness", "reliability")}
 
-_RUBRIC = """\
-You rate a respondent's answer about a video with two scores from 1 to 5: {first} and {second}.
-{first}: {first_rule}
-{second}: {second_rule}
-Give your reasons first. Then end with a JSON dict of the two scores and their sum, in this form:
-{{'score_{first}': 4, 'score_{second}': 3, 'total_score': 7}}"""
-
-_RULES = {
-    "accuracy": "for each scoring point 1 if it is missed, 3 if related content is mentioned but not right, "
-    "5 if it is right; the score is the mean over the points.",
-    "relevance": "1 if the answer is off the topic of the question, 5 if it is fully about it and certain; "
-    "whether it is right does not count.",
-    "completeness": "1 if hardly any of the key points of the standard answer are covered, 5 if all are.",
-    "reliability": "1 if there are several errors and contradictions to the standard answer, 5 if there are "
-    "none and the text is clear. Details beyond the standard answer that do not contradict it cost nothing.",
-}
-
-
-def judge_messages(record: Record, answer: str) -> list[dict[str, str]]:
-    """What the judge is told: the official scales and form of the reply, in words of our own."""
-    first, second = RATED[_kind(record)]
-    rubric = _RUBRIC.format(first=first, second=second, first_rule=_RULES[first], second_rule=_RULES[second])
-    if first == "accuracy":
-        points = list(record.meta.get("scoring_points", (record.answer,)))
-        asked = f"Question: {record.question}\nScoring points: {points}"
-    else:
-        asked = f"Standard answer: {record.answer}"
-    return [
-        {"role": "system", "content": rubric},
-        {"role": "user", "content": f"{asked}\nRespondent's answer: {answer}"},
-    ]
-
-
-def _kind(record: Record) -> str:
+def kind_of(record: Record) -> str:
+    """Which of the judge's two tasks a record belongs to: the files call the first "subPlot", too."""
     return "summary" if record.meta["task"] == "summary" else "sub_scene"
 
 
+def judge_messages(record: Record, answer: str) -> list[dict[str, str]]:
+    """What the judge is asked about an answer."""
+    return mlvu_judge_messages(
+        kind_of(record),
+        answer,
+        question=record.question,
+        answer=record.answer,
+        scoring_points=list(record.meta.get("scoring_points", ())),
+    )
+
+
 def read_judge(reply: str, record: Record) -> dict[str, float] | None:
-    """Both scores, by their names in the reply; None where one is missing or out of range."""
-    found = {}
-    for name in RATED[_kind(record)]:
-        match = re.search(rf"""score_{name}['"]?: (\d+(?:\.\d+)?)""", reply)
-        if match is None or not 1 <= float(match[1]) <= 5:
-            return None
-        found[name] = float(match[1])
-    return found
+    """Both scores by name; None where one is missing or no number."""
+    names = MLVU_SCORES[kind_of(record)]
+    scores = read_mlvu_scores(reply, kind_of(record)) or []
+    return dict(zip(names, scores)) if len(scores) == len(names) else None
 
 
-def judge_figures(rows: Sequence[Row], readings: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
-    """G-Avg: the mean over the two tasks of the mean sum of both scores, from 2 to 10."""
+def judge_figures(rows: Sequence[Row], readings: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """G-Avg: the mean over the two tasks of the mean sum of both scores, up to 10.
+
+    Answers without a reading add 0, as in the official code.
+    """
     figures: dict[str, float] = {}
     totals = []
-    for kind, names in RATED.items():
-        rated = [
-            readings[row.record.id] for row in rows if _kind(row.record) == kind and row.record.id in readings
-        ]
-        if not rated:
+    for kind, names in MLVU_SCORES.items():
+        ids = [row.record.id for row in rows if kind_of(row.record) == kind]
+        if not ids:
             continue
+
         for name in names:
-            figures[f"{kind} {name}"] = sum(reading[name] for reading in rated) / len(rated)
+            scores = [readings[id][name] for id in ids if id in readings]
+            figures[f"{kind} {name}"] = sum(scores) / len(ids)
         totals.append(sum(figures[f"{kind} {name}"] for name in names))
 
-    if totals:
-        figures["G-Avg"] = sum(totals) / len(totals)
+    figures["G-Avg"] = sum(totals) / max(1, len(totals))
     return figures
 
 
-JUDGE = Judge(messages=judge_messages, read=read_judge, figures=judge_figures)
-
-
-def keep_answer(answer: str, record: Record) -> str:
-    """Open answers are kept as they are."""
-    return answer.strip()
-
-
-def no_score(parsed: str, record: Record) -> float:
-    """Without a judge there is none."""
-    return 0.0
+JUDGE = Judge(judge_messages, read_judge, judge_figures, max_tokens=MLVU_MAX_TOKENS)
 
 
 def _choice_protocols(lmms: choices.Prompt) -> dict[str, Protocol]:

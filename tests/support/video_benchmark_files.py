@@ -7,6 +7,7 @@ stands in, for tests that read no media.
 
 import json
 import shutil
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -269,4 +270,121 @@ def write_perceptiontest(folder, samples, original=False, part="val"):
         rows = [{**row, **{name: row[name].title() for name in ("area", "reasoning")}} for row in rows]
         write_parquet(root / f"mc_question_{part}" / "validation-00000-of-00001.parquet", rows)
     put_videos(root / "videos", samples)
+    return folder
+
+
+OPEN_ENDED_FOLDERS = {
+    "activitynetqa": "ActivityNet-QA",
+    "msvd-qa": "MSVD_Zero_Shot_QA",
+    "msrvtt-qa": "MSRVTT_Zero_Shot_QA",
+    "tgif-qa": "TGIF_Zero_Shot_QA",
+}
+
+
+def write_open_ended(folder, samples, task, suffix=".mp4"):
+    """A sample's answer is a text; `type` (0 to 8) is written for ActivityNet-QA alone."""
+    root = folder / OPEN_ENDED_FOLDERS[task]
+    prefix = "v_" if task == "activitynetqa" else ""
+    questions, answers = [], []
+    for number, sample in enumerate(samples):
+        name = f"{prefix}{sample['video']}_{number}"
+        questions.append({"video_name": sample["video"], "question": sample["question"], "question_id": name})
+        answer = {"answer": sample["answer"], "question_id": name}
+        answers.append(answer | ({"type": sample.get("type", 3)} if task == "activitynetqa" else {}))
+
+    write_json(root / "test_q.json", questions)
+    write_json(root / "test_a.json", answers)
+    put_videos(root / "videos", samples, suffix, prefix)
+    return folder
+
+
+def write_tempcompass(folder, samples, copy=False, fine_types=None):
+    """All four tasks from the same samples, which may name an `aspect`. `copy`: the Hub's parquet tables."""
+    root = folder / "TempCompass"
+    asked: dict = {"multi-choice": [], "yes_no": [], "caption_matching": [], "captioning": []}
+    for sample in samples:
+        options = sample["options"]
+        right = index_of(sample["answer"])
+        captions = [f"Caption {letter}: {text}" for letter, text in zip("AB", options)]
+        choice = "\n".join((sample["question"], *lettered(options)))
+        pairs = {
+            "multi-choice": (choice, lettered(options)[right]),
+            "yes_no": (f"Is it true: {options[0]}?", "yes" if right == 0 else "no"),
+            "caption_matching": (
+                "\n".join(("Which caption matches the video better?", *captions)),
+                captions[min(right, 1)],
+            ),
+            "captioning": ("Describe the video.", options[right]),
+        }
+        for task, (question, answer) in pairs.items():
+            row = {"video_id": sample["video"], "dim": sample.get("aspect", "action")}
+            row |= {"question": question, "answer": answer}
+            if task == "captioning":
+                row |= {"mc_question": pairs["multi-choice"][0], "mc_answer": pairs["multi-choice"][1]}
+            asked[task].append(row)
+
+    for task, rows in asked.items():
+        if copy:
+            write_parquet(root / task / "test-00000-of-00001.parquet", rows)
+            continue
+        nested: dict = {}
+        for row in rows:
+            questions = nested.setdefault(row["video_id"], {}).setdefault(row["dim"], [])
+            questions.append({"question": row["question"], "answer": row["answer"]})
+        write_json(root / "questions" / f"{task}.json", nested)
+
+    if fine_types:
+        write_json(
+            root / "meta_info.json", {video: {"eval_dim": types} for video, types in fine_types.items()}
+        )
+    put_videos(root / "videos", samples)
+    return folder
+
+
+def write_muirbench(folder, samples):
+    rows = [
+        {
+            "idx": str(number),
+            "task": "Counting",
+            "image_relation": "Overall Similarity",
+            "image_type": "Photograph",
+            "question": sample["question"],
+            "options": sample["options"],
+            "answer": sample["answer"],
+            "image_list": [{"bytes": Path(path).read_bytes(), "path": None} for path in sample["images"]],
+            "counterpart_idx": str(number ^ 1),
+        }
+        for number, sample in enumerate(samples)
+    ]
+    write_parquet(folder / "MUIRBENCH" / "data" / "test-00000-of-00001.parquet", rows)
+    return folder
+
+
+def write_mmiu(folder, samples, nested=False):
+    """The Hub's flat table, or InternVL's lines with nested input and output."""
+    root = folder / "MMIU-Benchmark"
+    rows = []
+    for number, sample in enumerate(samples):
+        task = sample.get("task", "point_tracking")
+        paths = [f"./2D-spatial/{task}/{task}_{number}_{i}.jpg" for i in range(len(sample["images"]))]
+        for path, image in zip(paths, sample["images"]):
+            put_media({"source": image}, root / path)
+
+        options = "\n".join(f"{letter}: {text}" for letter, text in zip("ABCDEFGH", sample["options"]))
+        asked = {
+            "input_image_path": paths,
+            "question": sample["question"],
+            "context": f"Your task is to answer.\nSelect from the following choices.\n{options}",
+        }
+        row = {"task": task, "source": "synthetic", "options": options}
+        if nested:
+            rows.append({**row, "input": asked, "output": {"output_text": sample["answer"]}})
+        else:
+            rows.append({**row, **asked, "output": sample["answer"]})
+
+    if nested:
+        lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (root / "mmiu.jsonl").write_text(lines, encoding="utf-8")
+    else:
+        write_parquet(root / "all.parquet", rows)
     return folder
