@@ -183,14 +183,13 @@ class ChatMixin:
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}: expected a list of texts, at least one")
         total = len(questions)
-        for name, values in {
-            "num_patches_list": num_patches_list,
-            "data_flag": data_flag,
-            "histories": histories,
-            "split_sizes": split_sizes,
-        }.items():
-            if values is not None and len(values) != total:
-                raise ValueError(f"{name} has {len(values)} entries for {total} questions: expected one each")
+        _check_entries(
+            total,
+            num_patches_list=num_patches_list,
+            data_flag=data_flag,
+            histories=histories,
+            split_sizes=split_sizes,
+        )
 
         # the tiles of all samples are shared out
         num_tiles = self._count_tiles(pixel_values)
@@ -202,27 +201,14 @@ class ChatMixin:
             )
         flags = [None] * total if data_flag is None else _lists("data_flag", data_flag, total)
 
-        dialogues = []
-        for i, question in enumerate(questions):
-            try:
-                dialogue = self._lay_out(
-                    question,
-                    histories and histories[i],
-                    sum(patches[i]),
-                    patches[i],
-                    split_sizes and split_sizes[i],
-                    flags[i],
-                )
-            except ValueError as error:
-                raise ValueError(f"sample {i}: {error}") from error
-            dialogues.append(dialogue)
-
+        before = histories or [None] * total
+        sizes = split_sizes or [None] * total
+        dialogues = self._lay_out_samples(questions, before, patches, sizes, flags)
         answers = self._answer(tokenizer, dialogues, pixel_values, generation_config)
         if not return_history:
             return answers
 
         # each history with its new turn, as new lists
-        before = histories or [None] * total
         return answers, [
             [*(history or []), (dialogue.question, answer)]
             for history, dialogue, answer in zip(before, dialogues, answers)
@@ -258,6 +244,18 @@ class ChatMixin:
             self.prompt_template(), question, history, frames_of_media=[clip.frames for clip in clips]
         )
         return Dialogue(segments, clips, question)
+
+    def _lay_out_samples(self, questions, histories, patches, split_sizes, flags) -> list[Dialogue]:
+        """The dialogue of each sample; an error names the sample."""
+        dialogues = []
+        for i, (question, history, tiles, sizes, flag) in enumerate(
+            zip(questions, histories, patches, split_sizes, flags)
+        ):
+            try:
+                dialogues.append(self._lay_out(question, history, sum(tiles), tiles, sizes, flag))
+            except ValueError as error:
+                raise ValueError(f"sample {i}: {error}") from error
+        return dialogues
 
     def prompt_template(self) -> Conversation:
         """An empty conversation in the model's template, with its system message."""
@@ -349,6 +347,12 @@ def answer_settings(model, tokenizer, options: dict, prompt_length: int) -> dict
 def sequences_of(output) -> torch.Tensor:
     """Ids of what `generate` returns, also with `return_dict_in_generate`."""
     return output if isinstance(output, torch.Tensor) else output.sequences
+
+
+def _check_entries(total: int, **lists) -> None:
+    for name, values in lists.items():
+        if values is not None and len(values) != total:
+            raise ValueError(f"{name} has {len(values)} entries for {total} questions: expected one each")
 
 
 def _check_one_image(num_tiles: int, question, history):

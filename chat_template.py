@@ -99,6 +99,7 @@ def _check_message(message, i: int) -> None:
     for block in blocks:
         _check_block(block, i)
 
+    # a system message stands first and shows no media
     roles = ["user", "assistant"]
     if i == 0 and all(block["type"] == "text" for block in blocks):
         roles.append("system")
@@ -117,6 +118,7 @@ def _check_block(block, message: int) -> None:
     if kind == "text" and not isinstance(block.get("text"), str):
         raise MessageError(f"message {message} has the block {shown(block)}: expected its text under 'text'")
 
+    # checked here, where the error can name the message
     options = {name: block[name] for name in FRAME_OPTIONS if name in block}
     try:
         FrameChoice(**options).checked()
@@ -181,6 +183,7 @@ def _content_segments(
             segments.append(Segment("text", block["text"]))
             continue
 
+        # an image is its placeholder, a video the lines of its frames
         loaded = load_block(block)
         media.append(loaded)
         segments += [*loaded.segments, Segment("text", "\n")]
@@ -211,6 +214,7 @@ def rendered_prompt(
     for block in _media_blocks(messages):
         blocks[media_token(block)].append(block)
 
+    # a template that writes none, or one too many, would shift every medium behind it
     rendered = render_segments(messages, template, tokenizer, **variables)
     for token, found in blocks.items():
         written = sum(segment == ("media", token) for segment in rendered.segments)
@@ -220,6 +224,7 @@ def rendered_prompt(
                 f"{token[1:-1]} blocks: expected one each, in the order of the blocks"
             )
 
+    # the n-th placeholder of a kind shows the n-th block of that kind
     unread = {token: iter(found) for token, found in blocks.items()}
     prompt = expand_placeholders(
         rendered.segments, lambda token: load_block(next(unread[token])), rendered.answers
@@ -342,12 +347,13 @@ def _around_placeholders(segment: Segment) -> list[Segment]:
 def _marked(value, mark: str, typed: list[str]):
     """A copy of a message with a numbered mark for each typed text, the white space around it kept.
 
-    The texts are added to `typed`, at the index that their mark tells.
+    The texts are added to `typed`, at the index in their mark.
     """
     if isinstance(value, str):
         text = value.strip()
         if not text:
             return value
+        # the white space around a text stays outside the mark, since templates may strip it
         before, after = value.split(text, 1)
         number = len(typed)
         typed.append(text)

@@ -149,6 +149,7 @@ class ClipLayout:
             tile, step, rows = _rows_of_clip(clip, tile_repeat_order)
             num_steps = clip.frames * clip.repeats
 
+            # counted within the clip so far: shifted by the tiles and rows of the clips before
             source.append(first_tile + tile)
             times.append(step.float() / max(num_steps - 1, 1))
             tile_sequences.setdefault(num_steps, []).append(num_rows + rows)
@@ -238,23 +239,28 @@ def released_clips(
     # each group becomes one clip or several
     clips = []
     for flag, group in zip(flags, _group_patches(patches, flags, split_sizes)):
-        if flag == VIDEO:
-            if len(set(group)) != 1:
-                raise ValueError(
-                    f"the frames of a video need equal numbers of tiles, but num_patches_list gives {group}"
-                )
-            clips.append(Clip(len(group), group[0], video_repeats))
-        elif flag == SEVERAL_IMAGES or (flag == ONE_IMAGE and len(group) == 1):
-            clips += [Clip(1, tiles, image_repeats) for tiles in group]
-        elif flag == ONE_IMAGE:
-            raise ValueError(
-                f"data_flag 1 is one image, but num_patches_list gives {len(group)}: {group}; use 2 or 3"
-            )
-        else:
-            raise ValueError(
-                f"data_flag has {flag}: expected 1 (one image), 2 (several images) or 3 (a video)"
-            )
+        clips += _clips_of_group(flag, group, video_repeats if flag == VIDEO else image_repeats)
     return clips
+
+
+def _clips_of_group(flag: int, group: list[int], repeats: int) -> list[Clip]:
+    """The clips of a media group, whose images or frames have the tiles in `group`."""
+    if flag == VIDEO:
+        if len(set(group)) != 1:
+            raise ValueError(
+                f"the frames of a video need equal numbers of tiles, but num_patches_list gives {group}"
+            )
+        return [Clip(len(group), group[0], repeats)]
+
+    # an image is a clip of its own
+    if flag == SEVERAL_IMAGES or (flag == ONE_IMAGE and len(group) == 1):
+        return [Clip(1, tiles, repeats) for tiles in group]
+
+    if flag == ONE_IMAGE:
+        raise ValueError(
+            f"data_flag 1 is one image, but num_patches_list gives {len(group)}: {group}; use 2 or 3"
+        )
+    raise ValueError(f"data_flag has {flag}: expected 1 (one image), 2 (several images) or 3 (a video)")
 
 
 def _group_patches(patches: list[int], flags: list[int], split_sizes) -> list[list[int]]:

@@ -33,7 +33,7 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_pvc.PVCForConditionalGeneration",
 }
-LARGEST_INTEGER = 2**31 - 1  # of any field: sizes and token ids beyond it are no model
+LARGEST_INTEGER = 2**31 - 1  # of any field: no model has larger sizes or token ids
 MOST_LAYERS = 10_000
 ROPE_TYPES = ("default", "linear", "dynamic")  # of InternLM2
 MOST_LABELS = 100_000
@@ -98,7 +98,7 @@ def llm_family(llm_config: PretrainedConfig) -> LLMFamily:
 
 
 def llm_type_of(architecture: str | None) -> str | None:
-    """The `model_type` of an LLM by its class name in `architectures`; None where it is no known one."""
+    """The `model_type` of an LLM by its class name in `architectures`; None where it is not known."""
     types = {family.architecture: llm_type for llm_type, family in LLM_FAMILIES.items()}
     return types.get(architecture) if architecture is not None else None
 
@@ -163,7 +163,7 @@ def _require_activation(name: str, value):
 
 
 def _is_number(value) -> bool:
-    """An int or float that float32 can hold; true and false are none."""
+    """Whether a value is an int or float that float32 can hold; booleans are not."""
     return type(value) in (int, float) and -1e38 < value < 1e38
 
 
@@ -197,6 +197,7 @@ def _require_common_fields(values: dict):
         labels is None or (type(labels) is int and 0 <= labels <= MOST_LABELS),
         f"num_labels is {_shown(labels)}: expected a whole number of at most {MOST_LABELS}",
     )
+    # of transformers 5, and of 4
     for name in ("dtype", "torch_dtype"):
         dtype = values.get(name)
         _require(
@@ -433,7 +434,7 @@ def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
 
 
 def check_internlm2_rope(rope: dict):
-    """Raises a ValueError where `rope_parameters` are none that InternLM2 computes."""
+    """Raises a ValueError for `rope_parameters` that InternLM2 does not compute."""
     kind: Any = rope.get("rope_type")
     theta: Any = rope.get("rope_theta")
     factor: Any = rope.get("factor")
@@ -551,7 +552,7 @@ class PVCConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """transformers' own, which gives nothing where there is no config.json: that would be the 8B."""
+        """As transformers', but a folder without config.json is an error, where defaults would be the 8B."""
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
             values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
@@ -605,6 +606,7 @@ class PVCConfig(PretrainedConfig):
         )
         _require_integers(self, "image_repeats", "video_repeats", "force_image_size")
         _require_integers(self, "min_dynamic_patch", "max_dynamic_patch")
+        # select_layer counts from the end where it is negative
         _require_integers(self, "select_layer", "image_token_id", least=-LARGEST_INTEGER)
         _require_booleans(self, "adaptive_compression", "dynamic_image_size", "use_thumbnail")
         _require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame"))

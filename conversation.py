@@ -67,6 +67,7 @@ class Conversation:
             if message in (None, ""):
                 continue
 
+            # in the style INTERNVL_ZH a question ends with sep2
             content = [Segment("text", message)] if isinstance(message, str) else message
             end = (self.sep2 or "") if colon and turn % 2 == 0 else self.sep
             parts += [Segment("template", " " if colon else ""), *content, Segment("template", end)]
@@ -152,20 +153,16 @@ def dialogue_segments(
         frames_of_media: the frames of each clip of the whole dialogue; an image has 1.
 
     Raises:
-        ValueError: where the user turns have more or fewer placeholders than there are images and frames,
-            or the question or a turn of the history is not made of texts.
+        ValueError: where placeholders and media differ in number, or a turn is not made of texts.
     """
     history = list(history or [])
+    _check_texts(question, history)
 
-    if not isinstance(question, str):
-        raise ValueError(f"the question is a {type(question).__name__}: expected a text")
-    for i, turn in enumerate(history):
-        if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
-            raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
-
+    # as released: placeholders that a first question lacks are put before it
     if not history and IMAGE_PLACEHOLDER not in question:
         question = "".join(map(_placeholder_lines, frames_of_media)) + question
 
+    # the template adds roles, separators and the system message
     conversation = deepcopy(template)
     for asked, answer in history:
         conversation.append_message(template.roles[0], with_placeholders(asked))
@@ -183,6 +180,15 @@ def dialogue_segments(
             "num_patches_list, the tiles of each, where there are several"
         )
     return segments, question
+
+
+def _check_texts(question, history: list) -> None:
+    if not isinstance(question, str):
+        raise ValueError(f"the question is a {type(question).__name__}: expected a text")
+
+    for i, turn in enumerate(history):
+        if not isinstance(turn, (list, tuple)) or [type(text) for text in turn] != [str, str]:
+            raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
 
 
 def _placeholder_lines(frames: int) -> str:
@@ -437,6 +443,7 @@ class _Special(NamedTuple):
 
 def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
     """Segments as special tokens with stretches of plain text between them, each stretch in one piece."""
+    # longest first, since one special token may begin with another
     pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
     runs: list = []
 
@@ -461,6 +468,7 @@ def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
                 _Special(IMAGE_END, specials[IMAGE_END]),
             ]
         elif segment.kind == "template":
+            # the group in the pattern makes split keep the special tokens
             for text in re.split(f"({pattern})", segment.text):
                 runs.append(_Special(text, specials[text])) if text in specials else add_text(text)
         else:

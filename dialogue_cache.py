@@ -224,6 +224,7 @@ class DialogueCache(PrefixCache):
             self.clips = []
             return self.generate(model, input_ids, **options)
         self.clips = self._encode(model, pixel_values, clip_grid)
+        # only new clips went through the ViT; the LLM's cache compares keys
         visual_tokens = torch.cat([clip.visual_tokens for clip in self.clips])
         keys = torch.cat([clip.keys for clip in self.clips])
         return self.generate(model, input_ids, visual_tokens, keys, **options)

@@ -15,7 +15,7 @@ from PIL import Image
 try:
     from .media_policy import Budget, check_number, check_real, check_whole
     from .video_readers import Frames, MediaFile, Video, open_video
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_policy import Budget, check_number, check_real, check_whole
     from video_readers import Frames, MediaFile, Video, open_video
 
@@ -65,7 +65,7 @@ class FrameChoice(NamedTuple):
         """The same choice with Python's own numbers, of whatever library they came from.
 
         Raises:
-            ValueError: for an option that is no number, or out of range, with its name.
+            ValueError: for an option that is not a number, or out of range, with its name.
         """
         given = {name: value for name, value in self._asdict().items() if value is not None}
         for name in given.keys() & {"num_frames", "max_frames"}:
@@ -97,7 +97,7 @@ class FrameChoice(NamedTuple):
         start = self.start_s or 0.0
         end = video.end_s if self.end_s is None else self.end_s
 
-        # A frame late is no error: durations are rounded, and sound may last longer.
+        # an end one frame too late is accepted: durations are rounded, and sound may last longer.
         latest_end = video.end_s + 1 / video.fps
         if not 0 <= start < min(end, video.end_s) or end > latest_end:
             expected = f"0 <= start_s < end_s <= {video.end_s:.3f}, the duration of {video.name} in seconds"

@@ -17,7 +17,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 try:
     from .media_policy import MediaRefused, check_pixels
     from .media_sources import file_name, open_file
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_policy import MediaRefused, check_pixels
     from media_sources import file_name, open_file
 
@@ -100,6 +100,7 @@ def _scale_colour_key(image: Image.Image) -> None:
     if image.format != "PNG" or key is None or not tiles:
         return
 
+    # the first tile tells in which mode PIL will decode the file
     raw_mode = tiles[0][3]
     scale = {"L;2": 0xFF // 0x3, "L;4": 0xFF // 0xF}.get(raw_mode)
     if scale and isinstance(key, int):

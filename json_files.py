@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, which a stranger may have made: objects in UTF-8 of limited size and depth.
+"""JSON files of a checkpoint, which may come from anywhere: objects in UTF-8 of limited size and depth.
 
 transformers does not check what a file holds: a list in place of an object ends in a TypeError somewhere, a
 deeply nested object in a RecursionError. A file that is read here, or checked before transformers reads it,
@@ -59,7 +59,7 @@ def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
     """The file beside the index `path` that holds each tensor.
 
     Raises:
-        DamagedFile, OSError: as `read_json_object`, and where it is no index of files beside it.
+        DamagedFile, OSError: as `read_json_object`, and where it is not an index of files beside it.
     """
     folder, name = os.path.split(path)  # of the index
     damaged = f"{folder}: a file of weights or their index is damaged ({name} is not an index of weights: "
@@ -69,7 +69,7 @@ def read_weight_index(path: str | os.PathLike) -> dict[str, str]:
     except ValueError as error:
         raise DamagedFile(f"{damaged}{error})") from error
     if not isinstance(weight_map, dict):
-        raise DamagedFile(f"{damaged}weight_map is no object)")
+        raise DamagedFile(f"{damaged}weight_map is not an object)")
 
     for tensor, file in weight_map.items():
         if not isinstance(file, str) or not is_plain_name(file):
@@ -102,6 +102,7 @@ def check_json_files(
         if not os.path.isfile(path):
             continue
 
+        # processor_config.json holds the image processor's fields as an object
         part = read_json_object(path).get("image_processor")
         if part is not None and not isinstance(part, dict):
             raise ValueError(f"{path} has image_processor of {type(part).__name__}: expected an object")
@@ -114,6 +115,7 @@ def check_json_files(
 
 def _object(pairs: list[tuple]) -> dict:
     """A dict of the names and values of an object; raises a ValueError for a name that is there twice."""
+    # json would silently take the last of two equal names
     values = dict(pairs)
     if len(values) < len(pairs):
         names = sorted(name for name, _ in pairs)

@@ -234,10 +234,12 @@ class LiveVideo:
         tokens_of_frame = len(tokens[-1]) if tokens else 0
 
         model, template = self.model, self.model.prompt_template()
+        # the whole dialogue, with placeholders for the frames that are still visible
         segments = self._segments(question, new, visible)
         ids = encode_segments(self.tokenizer, segments, [tokens_of_frame] * len(visible))
 
         settings = generate_settings(generation_config, template.stop_token_ids(self.tokenizer))
+        # keys of visual tokens are negative, unlike ids, and a frame keeps its own in every prompt
         output = self.prefix.generate(
             model,
             torch.tensor([ids], device=input_device(model)),

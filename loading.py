@@ -23,10 +23,11 @@ UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
 
 
 def translate_old_arguments(arguments: dict) -> dict:
-    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, in today's words."""
+    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, under today's names."""
     arguments = dict(arguments)
     old = {name: arguments.pop(name) for name in OLD_ARGUMENTS if name in arguments}
 
+    # setdefault: an argument of transformers 5 wins over an old one
     if old.get("use_flash_attn"):
         if is_flash_attn_2_available():
             arguments.setdefault("attn_implementation", "flash_attention_2")
@@ -78,6 +79,7 @@ def check_parts(model: PreTrainedModel, missing_keys: Iterable[str], source):
     parts = [f"model.{name}" for name, _ in model.model.named_children()]
 
     for part in (*parts, "lm_head"):
+        # single parameters may be new, as PVC's are beside InternVL's; a whole part may not
         names = {name for name, _ in model.named_parameters() if name.startswith(f"{part}.")}
         if names and names <= missing:
             raise ValueError(

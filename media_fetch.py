@@ -25,7 +25,7 @@ from urllib.request import getproxies, proxy_bypass
 
 try:
     from .media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_policy import Budget, MediaPolicy, MediaRefused, ascii_host, check_size, shown
 
 CHUNK = 2**16  # bytes
@@ -68,7 +68,7 @@ def fetch(address: str, budget: Budget) -> NamedBytes:
     Neither cookies nor the Hub's token are sent. Redirects are followed, each checked as the first address.
 
     Raises:
-        OSError: it is no address, or cannot be fetched; with the address.
+        OSError: it is not an address, or cannot be fetched; names the address.
         MediaRefused: the policy does not allow it.
     """
     if _is_offline():
@@ -98,6 +98,7 @@ def _fetch_hops(address: str, budget: Budget) -> NamedBytes:
     hop = address
     for _ in range(MAX_REDIRECTS + 1):
         target = _target(hop)
+        # every hop is checked: a redirect may lead to another host
         if not budget.policy.allows_host(target.host):
             raise MediaRefused(f"{shown_address(hop)}: the media policy does not allow this host")
 
@@ -115,7 +116,7 @@ def _fetch_hops(address: str, budget: Budget) -> NamedBytes:
 
 
 def _target(address: str) -> _Target:
-    """The parts of an address, checked; raises a ValueError where it is no address."""
+    """The parts of an address, checked; raises a ValueError where it is not an address."""
     if re.search(r"[\x00-\x1f\x7f\\]", address):
         raise ValueError("the address has characters that none has")
 
@@ -126,9 +127,10 @@ def _target(address: str) -> _Target:
 
     host = ascii_host(parts.hostname or "")
     if ":" not in host and not re.fullmatch(r"[a-z0-9._-]+", host):
-        raise ValueError(f"{host!r} is no name of a host")
+        raise ValueError(f"{host!r} is not the name of a host")
 
     port = parts.port or PORTS[scheme]
+    # "%" is safe: what is quoted already stays as it is
     path = quote(parts.path or "/", safe="/%:@!$&'()*+,;=~-._")
     query = "?" + quote(parts.query, safe="/%:@!$&'()*+,;=~-._?[]") if parts.query else ""
 
@@ -161,6 +163,7 @@ class _TimedReader(io.RawIOBase):
         if seconds > SLOW_FOR_S and self._received < SLOWEST_BYTES_PER_S * seconds:
             raise TimeoutError(f"the answer comes at less than {SLOWEST_BYTES_PER_S} bytes a second")
 
+        # one read may wait no longer than the whole budget has left
         self._sock.settimeout(min(ANSWER_TIMEOUT_S, self._budget.remaining_s()))
         try:
             number = self._sock.recv_into(buffer)
@@ -204,6 +207,7 @@ def _connected(target: _Target, budget: Budget) -> Iterator[tuple[_Connection, s
         elif proxy:
             path = f"http://{target.host_and_port}{target.path}"
 
+        # TLS is with the host itself, through a proxy too
         if target.scheme == "https":
             sock.settimeout(min(ANSWER_TIMEOUT_S, budget.remaining_s()))
             sock = _tls().wrap_socket(sock, server_hostname=target.host)
@@ -299,6 +303,7 @@ def _basic(user: str) -> str:
 
 def _ask(connection: _Connection, target: _Target, path: str) -> http.client.HTTPResponse:
     """Sends the request; returns the answer, whose body is not read yet."""
+    # one request a connection; a compressed answer could unpack to far more than is sent
     headers = {
         "Host": target.host_and_port,
         "User-Agent": "pvc",

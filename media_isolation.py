@@ -27,7 +27,7 @@ try:
     from .image_files import in_rgb, on_white, open_image
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from .media_sources import file_name
-except ImportError:  # in a clone, where this folder is no package, and in the child
+except ImportError:  # in a clone, where this folder is not a package, and in the child
     from frame_choice import ChosenFrames, FrameChoice, frames_of_video
     from image_files import in_rgb, on_white, open_image
     from media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
@@ -92,6 +92,7 @@ class _Child:
         if not isinstance(header, dict):
             raise self.broken()
 
+        # the child's error becomes one of the same kind here
         if "error" in header:
             kinds = {"refused": MediaRefused, "OSError": OSError, "ImportError": ImportError}
             raise kinds.get(header["error"], ValueError)(str(header["message"]))
@@ -198,10 +199,13 @@ def main() -> None:
     request = json.loads(sys.argv[1])
     limits = request["limits"] | {"backends": tuple(request["limits"]["backends"])}
     policy = MediaPolicy(**limits, deadline_s=None)
+
+    # before the first byte of the media is read; the deadline is the parent's
     _limit_process(policy, request["cpu_s"])
 
     send = sys.stdout.buffer.write
     try:
+        # a line of JSON, then the pixels: nothing that the parent would have to unpickle
         for header, image in _read(request, policy):
             send(json.dumps(header).encode() + b"\n")
             send(image.tobytes() if image else b"")

@@ -1,6 +1,6 @@
-"""From where images and videos may come, and how much of them is read: `MediaPolicy`.
+"""Where images and videos may come from, and how much of them is read: `MediaPolicy`.
 
-    processor.media_policy = MediaPolicy.untrusted()      # a server that reads messages of strangers
+    processor.media_policy = MediaPolicy.untrusted()      # a server with untrusted users
 
 The processor holds the policy; no message, request or checkpoint can change it. `Budget` counts how much of
 it the media of one prompt have used. Opening and fetching is left to `media_sources.py`.
@@ -36,7 +36,7 @@ class MediaRefused(ValueError, OSError):
 
 @dataclass(frozen=True)
 class MediaPolicy:
-    """From where the media of messages may come, and how much of them is read.
+    """Where the media of messages may come from, and how much of them is read.
 
     Args:
         files: None: any regular file and folder; a folder: those inside it, relative paths counted from it;
@@ -94,7 +94,7 @@ class MediaPolicy:
 
     @classmethod
     def untrusted(cls, **changes) -> "MediaPolicy":
-        """The policy of a server for messages of strangers: base64 and public addresses, no files.
+        """The policy of a server with untrusted users: base64 and public addresses, no files.
 
         Args:
             changes: other values of fields, for example `hosts=("images.example.org",)`.
@@ -150,6 +150,7 @@ def is_public(address: str) -> bool:
 def check_whole(name: str, value: Any, least: int | None = 1) -> int:
     """The value as an int; raises a ValueError unless it is a whole number of at least `least`, if any."""
     try:
+        # True is an int in Python, but no number of frames
         if isinstance(value, bool):
             raise TypeError
         value = operator.index(value)

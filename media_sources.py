@@ -23,7 +23,7 @@ from urllib.request import url2pathname
 try:
     from .media_fetch import NamedBytes, fetch
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from media_fetch import NamedBytes, fetch
     from media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
 
@@ -57,7 +57,7 @@ def open_file(file: str | os.PathLike | BinaryIO, max_bytes: int | None = None) 
 
     Raises:
         FileNotFoundError, IsADirectoryError, OSError: the path cannot be opened.
-        MediaRefused: the path is no regular file, but a FIFO or device, or an address.
+        MediaRefused: the path is not a regular file but a FIFO or device, or it is an address.
     """
     if isinstance(file, (str, os.PathLike)):
         with open_regular(local_path(file)) as opened:
@@ -110,12 +110,13 @@ class _NamedFile(io.BufferedReader):
 
 
 def _check_kind(mode: int, name: str) -> None:
-    """Raises an error for what is no regular file; `mode`: as of `os.stat`."""
+    """Raises an error for what is not a regular file; `mode`: as of `os.stat`."""
     if stat.S_ISREG(mode):
         return
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
 
+    # reading one of these could block, or never end
     kind = "a device"
     if stat.S_ISFIFO(mode):
         kind = "a FIFO"
@@ -185,6 +186,7 @@ def opened(source: Any, budget: Budget, *, kind: str) -> Iterator:
     if isinstance(source, dict):
         source = _of_dict(source, policy, kind)
 
+    # text is an address, data or base64, and its content then in memory; or it is a path
     content = _of_text(source, budget, kind) if isinstance(source, str) else None
     if content is not None:
         yield content
@@ -206,6 +208,7 @@ def _of_dict(source: dict, policy: MediaPolicy, kind: str) -> NamedBytes | str:
     if content is not None and not isinstance(content, (bytes, bytearray, memoryview)):
         raise ValueError(f"'bytes' of a dict of {kind} is {type(content).__name__}: expected bytes or None")
 
+    # any other dict is a mistake, such as a whole message block
     has_known_keys = "bytes" in source and source.keys() <= {"bytes", "path"}
     if not has_known_keys or not (content or path):
         keys = sorted(map(str, source))

@@ -85,6 +85,7 @@ def chunked(dim: int) -> Callable:
     def decorate(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
         @wraps(step)
         def step_in_chunks(self, x: torch.Tensor, *arguments, max_tiles: int | None = None) -> torch.Tensor:
+            # along dim 1: as many positions as hold no more tokens than `max_tiles` tiles do
             size = max_tiles
             if dim == 1 and max_tiles is not None:
                 size = max(1, max_tiles * x.shape[1] // x.shape[0])
@@ -213,7 +214,7 @@ class InternAttention(nn.Module):
 
 
 def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
-    """One after another; of a single one no copy is made."""
+    """Concatenates tensors; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -449,7 +450,7 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
 
 
 def repeat_time_steps(x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:
-    """A row a tile, `(num_tiles, N, C)` -> a row a time step, `(R, N, C)`; left as it is where it is so."""
+    """A row a tile, `(num_tiles, N, C)` -> a row a time step, `(R, N, C)`; unchanged if it has them."""
     return x if len(x) == len(clips.source) else x[clips.source]
 
 

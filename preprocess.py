@@ -43,7 +43,7 @@ try:
         open_video,
         read_video,
     )
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from frame_choice import ChosenFrames, FrameChoice, frames_of_video, get_index
     from image_files import decoded, in_8_bits, in_rgb, on_white, open_image
     from media_isolation import isolated_frames, isolated_image
@@ -484,17 +484,20 @@ def _open_chosen(
     choice = choice._replace(limit=budget.policy.max_frames).checked()
 
     with opened(source, budget, kind="video") as found:
+        # an encoded video: decoded here, or in a process of its own
         if hasattr(found, "read"):
             frames_of = isolated_frames if budget.policy.isolate else frames_of_video
             with frames_of(found, choice, backend, budget) as chosen:
                 yield chosen
             return
 
+        # a folder, list or array of images
         for name in ("fps", "start_s", "end_s"):
             value = getattr(choice, name)
             if value is not None:
                 raise ValueError(f"{name}={value}: images have no times; choose among them by num_frames")
 
+        # each image is read once, in order, however often its index is chosen
         listed = _listed_images(found)
         indices = choice.by_number(0, len(listed) - 1)
         yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))

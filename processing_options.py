@@ -129,7 +129,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
 def _warn_of_unknown(options: dict) -> None:
     """Warns of options that change nothing here.
 
-    It is no error: transformers' pipelines, trainers and servers pass on more than a processor takes.
+    This is not an error: transformers' pipelines, trainers and servers pass on more than a processor takes.
     """
     wanted = {name for name, value in options.items() if value is not None and value is not False}
     unknown = sorted(wanted - set(HARMLESS))
@@ -184,11 +184,13 @@ def _flat_options(given: dict) -> dict:
 
 def block_options(block: dict, options: dict) -> dict:
     """The options of a call with a block's own, which may lower `max_frames`, and not choose the reader."""
+    # a block chooses its frames, up to the limit of the call
     own = {name: block[name] for name in VIDEO_OPTIONS if name in block}
     limits = [x["max_frames"] for x in (own, options) if x.get("max_frames") is not None]
     if limits:
         own["max_frames"] = min(limits)
 
+    # a reader is code that runs here: the caller chooses it, not the message
     backend = options.get("backend", "pyav")
     if own.get("backend", backend) != backend:
         readers = ", ".join(BACKENDS)

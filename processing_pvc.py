@@ -163,6 +163,7 @@ class PVCImageProcessor(BaseImageProcessor):
         for name in ("image_repeats", "video_repeats"):
             own = getattr(self, name)
             models = config.get(name)
+            # what config.json gets wrong, the model's own check tells
             is_usable = type(models) is int and models >= 1
             if name in given or not is_usable or models == own:
                 continue
@@ -179,7 +180,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
     @property
     def media_policy(self) -> MediaPolicy:
-        """From where media may come, and how much of them is read. No message, call or checkpoint sets it."""
+        """Where media may come from, and how much of them is read. No message, call or checkpoint sets it."""
         return self._media_policy
 
     @media_policy.setter
@@ -360,7 +361,7 @@ class PVCProcessor(ProcessorMixin):
 
     @property
     def media_policy(self) -> MediaPolicy:
-        """From where media may come, and how much of them is read: `MediaPolicy.untrusted()` for a server.
+        """Where media may come from, and how much of them is read: `MediaPolicy.untrusted()` for a server.
 
         It is the image processor's, so that both have one. No message, call or checkpoint sets it.
         """
@@ -441,6 +442,7 @@ class PVCProcessor(ProcessorMixin):
         check_counts(prompts, sources)
         check_groups(prompts, images)
 
+        # media are read when their placeholder is reached; each prompt has a budget of its own
         unread = {token: iter(given) for token, given in sources.items()}
         expanded = []
         for prompt in prompts:
@@ -572,7 +574,7 @@ class PVCProcessor(ProcessorMixin):
     def _encode(
         self, prompts: list[Prompt], options: ProcessingOptions, marks_answers: bool = False
     ) -> BatchFeature:
-        """Encodes and pads prompts, and puts their media one behind the other."""
+        """Encodes and pads prompts, and joins their media."""
         rows, masks = [], []
         for prompt in prompts:
             encode = self._encoder(prompt, options)
@@ -580,8 +582,10 @@ class PVCProcessor(ProcessorMixin):
             rows.append(row)
             if marks_answers:
                 masks.append(answer_mask(prompt, row, encode))
+        # lengths are known only now: media and typed text are in the rows
         _check_length(rows, options.length)
 
+        # the pad id is never read: the mask hides it
         pad_id = self.tokenizer.pad_token_id
         pad_id = self.tokenizer.eos_token_id if pad_id is None else pad_id
         padding = (options.padding_side, options.length, options.multiple_of)

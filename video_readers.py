@@ -28,7 +28,7 @@ try:
     from .image_files import DECODER_ERRORS, on_white, with_canvas_alpha
     from .media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from .media_sources import Nameless, file_name, open_file, seekable
-except ImportError:  # in a clone, where this folder is no package
+except ImportError:  # in a clone, where this folder is not a package
     from image_files import DECODER_ERRORS, on_white, with_canvas_alpha
     from media_policy import Budget, MediaPolicy, MediaRefused, check_pixels
     from media_sources import Nameless, file_name, open_file, seekable
@@ -109,10 +109,12 @@ def open_video(file: MediaFile, backend: str, budget: Budget | None = None) -> V
     if backend not in budget.policy.backends:
         raise ValueError(f"backend={backend!r}: expected one of {', '.join(budget.policy.backends)}")
 
+    # readers go back and forth in a file
     if not isinstance(file, (str, os.PathLike)):
         file = seekable(file, budget.policy.max_bytes)
 
     video = VIDEO_READERS[backend](file, budget)
+    # known before a frame is asked for
     longest_s = budget.policy.max_duration_s
     if longest_s is not None and video.end_s > longest_s:
         raise MediaRefused(

@@ -2,7 +2,7 @@
 
 The reference is this code in float64 on the CPU with eager attention, which the tests hold equal to the
 equations of the paper written out plainly. Each check gives a relative difference and the most that it may
-be; a kernel that a device does not have is said to be missing, which is no failure.
+be; a kernel that a device does not have is reported as missing, not as a failure.
 
     python -m pvc.benchmarks.on_gpu --only correctness
 """
@@ -303,6 +303,7 @@ class TinyAnswers:
                 tokenize=True,
                 return_dict=True,
             ).to(model.device)
+
             ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
             (answer,) = self.processor.batch_decode(
                 ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True

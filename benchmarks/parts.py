@@ -263,11 +263,11 @@ def training(part: Part):
                 spec,
                 plan,
                 timer,
-                part.rates.flops_per_s,
-                peak,
-                Path(folder),
-                lambda _: None,
-                attention,
+                matmul_rate=part.rates.flops_per_s,
+                peak_rate=peak,
+                folder=Path(folder),
+                say=lambda _: None,
+                attention=attention,
             )
             result = part.step(attention, measure)
         if result is not None:

@@ -7,6 +7,7 @@ import platform
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
@@ -20,6 +21,28 @@ from pvc.reporting.plots import Lines, line_plot
 Row = dict[str, str | int | float]  # column, with its unit -> value
 Tables = dict[str, list[Row]]
 Say = Callable[[str], None]  # shows what is being done
+
+
+@dataclass(frozen=True)
+class Request:
+    """What a command is asked to measure, and where the results go.
+
+    Attributes:
+        folder: made where it does not exist.
+        preset: a name of `presets.PRESETS`.
+        device: None is the GPU where there is one.
+        dtype: "auto" is bfloat16, on a CPU float32.
+        runs: whose median is taken; steps, where training is measured.
+        command: the command line, which is reported with the figures.
+    """
+
+    folder: str
+    preset: str
+    device: str | None
+    dtype: str
+    runs: int
+    command: str
+
 
 PLOTS = {  # file of results -> table, column of the cost, title
     "count.json": ("First token of a video", "TFLOP", "TFLOP to the first token, counted"),

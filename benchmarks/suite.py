@@ -26,34 +26,31 @@ from pvc.benchmarks.measure import DeviceTimer, Rates
 from pvc.benchmarks.models import BenchmarkModel, benchmark_models
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.reading import read_media_s
-from pvc.benchmarks.report import Row, Say, Tables
+from pvc.benchmarks.report import Request, Row, Say, Tables
 
 ONE_IMAGE = Workload(text_tokens=2048)  # the paper's: a tile and 2,048 tokens of text
 
 
-def write_counts(folder: str, preset: str, command: str, say: Say) -> str:
-    """Counts and writes `count.json` and `count.md` into a folder, which is made; returns the latter.
+def write_counts(request: Request, say: Say) -> str:
+    """Counts and writes `count.json` and `count.md`; returns the latter. Device and dtype play no part.
 
     Raises:
         ValueError: for an unknown preset, as `write_measurements`.
     """
-    tables = count(find_preset(preset), say)
-    return report.write(Path(folder), "count", report.about(preset, command), tables)
+    tables = count(find_preset(request.preset), say)
+    facts = report.about(request.preset, request.command)
+    return report.write(Path(request.folder), "count", facts, tables)
 
 
-def write_measurements(
-    folder: str, preset: str, device: str | None, dtype: str, runs: int, command: str, say: Say
-) -> str:
-    """Measures and writes `run.json` and `run.md`, again after each model; returns the latter.
+def write_measurements(request: Request, say: Say) -> str:
+    """Measures and writes `run.json` and `run.md`, again after each model; returns the latter."""
+    sizes = find_preset(request.preset)
+    timer = DeviceTimer.named(request.device, request.dtype)
+    facts = report.about(request.preset, request.command, timer.device, timer.dtype_name)
 
-    `device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32.
-    """
-    sizes = find_preset(preset)
-    timer = DeviceTimer.named(device, dtype)
-    facts = report.about(preset, command, timer.device, timer.dtype_name)
     text = ""
-    for tables in run(sizes, timer, runs, say):
-        text = report.write(Path(folder), "run", facts, tables)
+    for tables in run(sizes, timer, request.runs, say):
+        text = report.write(Path(request.folder), "run", facts, tables)
     return text
 
 
@@ -64,15 +61,18 @@ def count(preset: Preset, say: Say) -> Tables:
     """FLOPs and bytes of the first token, by part and against frames; memory by formula; in bfloat16."""
     countable = [spec for spec in benchmark_models(preset) if counting.is_countable(spec)]
     parts, frames = [], []
+
     for spec in countable:
         say(f"Counting {spec.name}")
         costs = counting.count_first_token(spec, ONE_IMAGE)
         parts.append({"model": spec.name} | _tera_flops(costs))
         for num_frames in preset.frames if is_for_videos(spec) else ():
             frames.append(_counted_video(spec, Workload(frames=num_frames)))
+
     base = next(row for row in parts if row["model"].startswith("InternVL2"))["all"]
     for row in parts:
         row["over InternVL2"] = row["all"] / base
+
     tables = {
         "First token of one tile and 2,048 tokens of text: TFLOP by part": _with_all_columns(parts),
         "First token of a video": frames,
@@ -102,6 +102,7 @@ def _counted_video(spec: BenchmarkModel, workload: Workload) -> Row:
     costs = counting.count_first_token(spec, workload)
     prefill = grouped(costs).get("prefill", Cost()).flops
     flops = sum(cost.flops for cost in costs.values())
+
     return {
         "model": spec.name,
         "frames": workload.frames,
@@ -118,8 +119,10 @@ def _memory(countable: list[BenchmarkModel], num_frames: int = 64) -> list[Row]:
     for spec in filter(is_for_videos, countable):
         with FakeTensorMode():
             needs = memory_needs(spec.build("cpu", torch.bfloat16), spec.preset)
+
         image, video = Workload(tiles=spec.preset.image_tiles), Workload(frames=num_frames)
         image_tokens, video_tokens = map(spec.num_visual_tokens, (image, video))
+
         row = {"model": spec.name, "weights GB": needs.weights / 1e9}
         row |= {"cache kB a token": needs.cache_a_token / 1e3}
         row |= {f"{image.name}: cache GB": image_tokens * needs.cache_a_token / 1e9}

@@ -8,7 +8,7 @@ made before the clock starts.
 
 MFU is the FLOPs that a step needs, over its time and the peak of the device. A step needs three times its
 forward pass (the backward pass is twice that; what checkpointing computes anew does not count), and a forward
-pass what its samples need one by one: what a sample does not see of its row is no work.
+pass what its samples need one by one: what a sample does not see of its row does not count.
 
 The 2B needs a GPU of 80 GB. Its 3.66e9 weights, their gradients and AdamW's two moments, all in float32, take
 58.5 GB. With a row of 120 frames the most is held while the backward pass is in the ViT: 79 GB, counted by
@@ -34,7 +34,7 @@ from pvc.benchmarks.counting import counted
 from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.models import PVC, prefill
 from pvc.benchmarks.presets import find_preset
-from pvc.benchmarks.report import Row, Say, Tables
+from pvc.benchmarks.report import Request, Row, Say, Tables
 from pvc.clips import Clip, clip_rows, media_tokens, tokens_of_tile
 from pvc.conversion.plan import meta_model, new_parameters
 from pvc.training.arguments import training_arguments
@@ -50,7 +50,7 @@ WARM_UP = 3  # steps that are not timed
 BACK_AND_FORTH = 3  # FLOPs of a step over those of its forward pass
 NO_PEAK = "left out: it needs bfloat16 and a device whose peak is known"
 BYTES_A_PARAMETER = 16  # float32: weight, gradient, and AdamW's two moments
-PEAK_FLOPS_PER_S = {  # dense bfloat16, by the name that CUDA tells; NVIDIA's data sheets
+PEAK_FLOPS_PER_S = {  # dense bfloat16, by CUDA's name of the card; NVIDIA's data sheets
     "NVIDIA H100 80GB HBM3": 989e12,
     "NVIDIA H200": 989e12,
     "NVIDIA A100-SXM4-40GB": 312e12,
@@ -85,8 +85,10 @@ class RandomRows(Dataset):
             recipe,
             seed,
         )
+
         patch_size = self.config.vision_config.patch_size
         self.tile_tokens = tokens_of_tile((self.side, self.side), patch_size, self.config.downsample_ratio)
+
         stream = Stream(
             self._draw,
             first=0,
@@ -229,6 +231,7 @@ def make_trainer(
     timer: DeviceTimer,
     folder: Path,
     clock: StepClock,
+    *,
     attention: str = "sdpa",
 ) -> StepTrainer:
     """Ready to train a model made on the timer's device, in float32; `attention` is the LLM's."""
@@ -253,27 +256,24 @@ def peak_bytes(trainer: StepTrainer, timer: DeviceTimer, row: dict) -> int:
 # ---------------------------------------------------------------------------------------------------- results
 
 
-def write_training(
-    folder: str, preset: str, device: str | None, dtype: str, steps: int, command: str, say: Say
-) -> str:
-    """Measures so many steps and writes `train.json` and `train.md` into a folder, which is made.
-
-    `device` None is the GPU where there is one; `dtype` "auto" is bfloat16, on a CPU float32.
-
-    Returns:
-        what is in `train.md`.
+def write_training(request: Request, say: Say) -> str:
+    """Measures `runs` steps and writes `train.json` and `train.md`; returns the latter.
 
     Raises:
         ValueError: for an unknown preset or one without an LLM, a dtype that is not trained in, or a device
             that the Trainer does not take or that has too little memory.
     """
-    spec, timer = PVC("PVC", find_preset(preset)), DeviceTimer.named(device, dtype)
-    check(spec, preset, timer)
-    facts = report.about(preset, command, timer.device, timer.dtype_name)
+    folder = Path(request.folder)
+    spec = PVC("PVC", find_preset(request.preset))
+    timer = DeviceTimer.named(request.device, request.dtype)
+    check(spec, request.preset, timer)
+
+    facts = report.about(request.preset, request.command, timer.device, timer.dtype_name)
     peak = peak_flops_per_s(timer)
     facts["MFU"] = f"of {peak / 1e12:,.0f} TFLOP/s" if peak else NO_PEAK
-    tables = measure(spec, timer, steps, peak, Path(folder), say)
-    return report.write(Path(folder), "train", facts, tables)
+
+    tables = measure(spec, timer, request.runs, peak, folder, say)
+    return report.write(folder, "train", facts, tables)
 
 
 def peak_flops_per_s(timer: DeviceTimer) -> float | None:
@@ -285,15 +285,18 @@ def check(spec: PVC, name: str, timer: DeviceTimer):
     """Raises a ValueError for what `write_training` cannot measure, and says why."""
     if not spec.preset.has_llm:
         raise ValueError(f"preset is {name!r}, which has no LLM to train: expected 8B, 2B, small or tiny")
+
     if timer.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(
             f"dtype is '{timer.dtype_name}': expected bfloat16 or float32, in which the recipe trains"
         )
+
     if timer.device.index:
         raise ValueError(
             f"device is '{timer.device}', but the Trainer takes the first GPU that it sees: expected cuda, "
             f"with CUDA_VISIBLE_DEVICES={timer.device.index}"
         )
+
     needed = BYTES_A_PARAMETER * sum(x.numel() for x in meta_model(spec.config).parameters())
     if needed > (there := memory_bytes(timer.device)):
         raise ValueError(
@@ -320,7 +323,8 @@ def measure(
     say("Counting FLOPs")
     plan = StepPlan.drawn(spec, timer, steps)
 
-    total, each = measure_steps(spec, plan, timer, matmul_flops_per_s, peak_rate, folder, say)
+    rates = {"matmul_rate": matmul_flops_per_s, "peak_rate": peak_rate}
+    total, each = measure_steps(spec, plan, timer, **rates, folder=folder, say=say)
     return {"Training": [total], "Steps": each}
 
 
@@ -344,6 +348,7 @@ def measure_steps(
     spec: PVC,
     plan: StepPlan,
     timer: DeviceTimer,
+    *,
     matmul_rate: float,
     peak_rate: float | None,
     folder: Path,
@@ -357,7 +362,7 @@ def measure_steps(
     rows = plan.rows
     say("Building")
     clock = StepClock(timer, say)
-    trainer = make_trainer(spec, plan.recipe, rows, timer, folder, clock, attention)
+    trainer = make_trainer(spec, plan.recipe, rows, timer, folder, clock, attention=attention)
     loss = trainer.train().training_loss
     each = [_step_row(*step) for step in zip(rows.samples, plan.flops, clock.seconds)][WARM_UP:]
 

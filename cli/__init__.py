@@ -7,6 +7,8 @@
     pvc push PVC-2B org/PVC-2B                        publish it on the Hub
     pvc train check meta.json                         check training data
     pvc train tune-lora --model M --data meta.json --output run
+    pvc evaluate mvbench --data data --out run        run a benchmark
+    pvc compare run-a run-b                           test two runs against each other
     pvc bench count --preset 8B                       count FLOPs and bytes
 
 Answers and tables go to stdout, all other messages to stderr. torch and transformers are imported
@@ -19,7 +21,7 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
-from pvc.cli import bench, chat, convert, info, push, train
+from pvc.cli import bench, chat, convert, evaluate, info, push, train
 from pvc.cli.shared import CommandGroup, examples
 
 app = Typer(
@@ -46,4 +48,6 @@ app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=push.EXAMPLES)(push.push)
 app.add_typer(train.training, name="train")
+app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
+app.command(epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
 app.command(epilog=bench.EXAMPLES)(bench.bench)

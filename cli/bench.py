@@ -2,7 +2,8 @@
 
 import shlex
 import sys
-from typing import Annotated, Literal
+from collections.abc import Callable
+from typing import Annotated, Any, Literal
 
 from typer import Argument, Option
 
@@ -19,45 +20,59 @@ EXAMPLES = examples(
 
 def bench(
     action: Annotated[
-        Literal["count", "run", "train", "plot"], Argument(help="What to do.", show_default=False)
+        Literal["count", "run", "train", "plot"],
+        Argument(metavar="ACTION", help="See above.", show_default=False),
     ],
     preset: Annotated[str, Option(help="8B, 2B, vit-l, small (for a CPU) or tiny.")] = "8B",
     device: Annotated[str | None, Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: bfloat16, on a CPU float32.")] = "auto",
-    runs: Annotated[int, Option(min=1, help="Runs whose median is taken; of train: steps.")] = 5,
+    runs: Annotated[int, Option(min=1, help="Runs, of which the median counts; train: steps.")] = 5,
     out: Annotated[str, Option(metavar="DIR", help="Where files are written.")] = "bench-results",
 ) -> None:
     """Count or measure the cost of PVC beside InternVL2 and transformers' own models, with random weights.
 
-    count: FLOPs and bytes, from sizes alone. run: time, rates and peak memory here. train: the same of
-    training steps, with the MFU.
+    count: FLOPs and bytes, from sizes alone. run: time, rates and peak memory on this machine. train: the
+    same for training steps, with the MFU.
 
-    They print their tables and write them; the first two with a plot, which plot draws again.
+    Each prints its tables and writes them to DIR. count and run also draw plots; plot draws them again.
     """
     with report_errors():
         with show_status("Loading") as status:
-            from pvc.benchmarks import report, suite
+            from pvc.benchmarks.report import Request
 
             command = f"pvc {shlex.join(sys.argv[1:])}"
-            text = ""
-            if action == "count":
-                text = suite.write_counts(out, preset, command, status.update)
-            elif action == "run":
-                text = suite.write_measurements(out, preset, device, dtype, runs, command, status.update)
-            elif action == "train":
-                from pvc.benchmarks.training import write_training
-
-                text = write_training(out, preset, device, dtype, runs, command, status.update)
+            request = Request(out, preset, device, dtype, runs, command)
+            text = write_tables(action, request, status.update)
 
         print(printable(text), end="")
-        if action == "train":
-            return
+        if action != "train":
+            draw_plots(out, is_asked_for=action == "plot")
 
-        try:
-            plots = report.plot(out)
-        except ImportError as error:
-            if action == "plot":
-                raise
-            log(f"no plot: {error}")  # the tables are written
-        else:
-            log(f"plotted: {', '.join(map(str, plots))}")
+
+def write_tables(action: str, request: Any, say: Callable[[str], None]) -> str:
+    """Does what `action` says; the tables as Markdown, "" for a plot."""
+    from pvc.benchmarks import suite
+
+    if action == "count":
+        return suite.write_counts(request, say)
+    if action == "run":
+        return suite.write_measurements(request, say)
+    if action == "train":
+        from pvc.benchmarks.training import write_training
+
+        return write_training(request, say)
+    return ""
+
+
+def draw_plots(folder: str, *, is_asked_for: bool) -> None:
+    """Draws what the tables in a folder hold; without matplotlib a line says so, unless it is asked for."""
+    from pvc.benchmarks import report
+
+    try:
+        plots = report.plot(folder)
+    except ImportError as error:
+        if is_asked_for:
+            raise
+        log(f"no plot: {error}")  # the tables are written
+    else:
+        log(f"plotted: {', '.join(map(str, plots))}")

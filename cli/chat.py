@@ -42,24 +42,24 @@ COMMANDS = """\
 
 def chat(
     model: Annotated[str, Argument(metavar="MODEL", help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
-    question: Annotated[str | None, Argument(metavar="QUESTION", help="Left out: a dialogue.")] = None,
+    question: Annotated[str | None, Argument(metavar="QUESTION", help="Without it: a dialogue.")] = None,
     image: Annotated[list[str], Option(metavar="FILE", help="Image or its address; repeatable.")] = (),  # type: ignore[assignment]
     video: Annotated[list[str], Option(metavar="FILE", help="Video or folder of frames; repeatable.")] = (),  # type: ignore[assignment]
     stream: Annotated[bool, Option(help="Print an answer while it is generated.")] = True,
     system: Annotated[str | None, Option(help="System message. Default: the model's own.")] = None,
-    max_new_tokens: Annotated[int, Option(min=1, help="Longest answer.")] = 1024,
+    max_new_tokens: Annotated[int, Option(min=1, help="Most tokens of an answer.")] = 1024,
     sample: Annotated[bool, Option("--sample", help="Sample tokens instead of greedy decoding.")] = False,
-    temperature: Annotated[float | None, Option(min=0, help="Of --sample, which it implies.")] = None,
+    temperature: Annotated[float | None, Option(min=0, help="Above 0 implies --sample.")] = None,
     num_frames: Annotated[int | None, Option(min=1, help="Frames of a video. Default: the model's.")] = None,
-    fps: Annotated[float | None, Option(help="Frames a second; --num-frames is then their limit.")] = None,
+    fps: Annotated[float | None, Option(help="Frames per second, at most --num-frames in all.")] = None,
     max_tiles: Annotated[
         int | None, Option(min=1, help="Tiles of an image. Default: the model's; 1 for a frame.")
     ] = None,
-    device: Annotated[str | None, Option(help="cuda, cuda:1, mps, cpu, or auto: all of them.")] = None,
+    device: Annotated[str | None, Option(help="cuda, cuda:1, mps, cpu, or auto: all GPUs.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
     quantize: Annotated[Literal["int8", "nf4"] | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
-    trust: Annotated[bool, Option("--trust-remote-code", help="Of a Hub id: do not ask.")] = False,
+    trust: Annotated[bool, Option("--trust-remote-code", help="Run a Hub model's code unasked.")] = False,
 ) -> None:
     """Ask a model about images and videos: one QUESTION, or a dialogue where there is none.
 

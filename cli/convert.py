@@ -20,31 +20,29 @@ def convert(
         str, Argument(metavar="SOURCE", help="Folder or Hub id of an InternVL, or the released PVC.")
     ],
     target: Annotated[str, Argument(metavar="TARGET", help="The folder to make.")],
-    revision: Annotated[str | None, Option(help="Of a Hub id: branch, tag or commit.")] = None,
+    revision: Annotated[str | None, Option(help="Branch, tag or commit of a Hub id.")] = None,
     temporal_layers: Annotated[
         int, Option(min=0, help="How many of the ViT's last layers get temporal attention.")
     ] = 8,
     image_repeats: Annotated[int, Option(min=1, help="How often an image is shown.")] = 4,
     downsample_ratio: Annotated[float, Option(help="0.25: 64 visual tokens of 1024 patches.")] = 0.25,
     projector_init: Annotated[
-        Literal["average", "random"], Option(help="From InternVL's, or at random as in the paper.")
+        Literal["average", "random"], Option(help="Mean of InternVL's weights, or random as in the paper.")
     ] = "average",
     template: Annotated[str | None, Option(help="Prompt template. Default: the source's.")] = None,
     tokenizer: Annotated[
-        bool, Option("--tokenizer/--no-tokenizer", help="Whether to convert it too.")
+        bool, Option("--tokenizer/--no-tokenizer", help="Convert the tokenizer too.")
     ] = True,
-    image_token_id: Annotated[int | None, Option(help="Of <IMG_CONTEXT>, without a tokenizer.")] = None,
+    image_token_id: Annotated[int | None, Option(help="Of <IMG_CONTEXT>, for --no-tokenizer.")] = None,
     key_map: Annotated[
-        str | None, Option(metavar="FILE", help="JSON: names in the released PVC to ours.")
+        str | None, Option(metavar="FILE", help="JSON from names in the released PVC to ours.")
     ] = None,
-    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Of the new parameters.")] = 0,
+    seed: Annotated[int, Option(min=0, max=2**63 - 1, help="Seed of new parameters.")] = 0,
     overwrite: Annotated[
         bool, Option("--overwrite", help="Replace TARGET once the new one is whole.")
     ] = False,
     dry_run: Annotated[bool, Option("--dry-run", help="Print what would be done.")] = False,
-    verify: Annotated[
-        bool, Option("--verify", help="Run both on random input and print how they differ.")
-    ] = False,
+    verify: Annotated[bool, Option("--verify", help="Compare both models on random input.")] = False,
 ) -> None:
     """Make a PVC of an InternVL 2, 2.5, 3 or 3.5 (1B to 8B), or of the released PVC.
 

@@ -20,7 +20,7 @@ def push(
     revision: Annotated[
         str | None, Option(help="Branch; created where it does not exist. Default: main.")
     ] = None,
-    message: Annotated[str | None, Option(help="Of the commit.")] = None,
+    message: Annotated[str | None, Option(help="Commit message.")] = None,
 ) -> None:
     """Publish a checkpoint on the Hub, and print the commit's address.
 

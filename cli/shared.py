@@ -135,7 +135,7 @@ def check_is_pvc(name: str) -> None:
     """Raises ValueError unless `name` is a folder or Hub id whose config.json is that of a PVC."""
     model_type = read_config(name).get("model_type")
     if model_type != "pvc":
-        raise ValueError(f"{name} is no PVC: model_type in its config.json is {model_type!r}")
+        raise ValueError(f"{name} is not a PVC: model_type in its config.json is {model_type!r}")
 
 
 def read_config(name: str) -> dict:
@@ -158,7 +158,7 @@ def read_config(name: str) -> dict:
     except OSError as error:
         raise ValueError(f"{name}: {first_line(error)}") from error
     except (AttributeError, TypeError, RecursionError) as error:  # of the Hub's config.json
-        raise ValueError(f"config.json of {name} is no object of JSON") from error
+        raise ValueError(f"config.json of {name} is not a JSON object") from error
     if not isinstance(values, dict):
-        raise ValueError(f"config.json of {name} is no object of JSON")
+        raise ValueError(f"config.json of {name} is not a JSON object")
     return values

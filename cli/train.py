@@ -17,7 +17,7 @@ from pvc.cli.shared import (
 from pvc.conversion.printable import printable
 
 SETTINGS = Option("--set", metavar="NAME=VALUE", help="Change a value of the recipe; repeatable.")
-TRUST = Option("--trust-remote-code", help="Of a Hub id: do not ask.")
+TRUST = Option("--trust-remote-code", help="Run a Hub model's code unasked.")
 RUN_EXAMPLE = "pvc train tune-lora --model PVC-2B --data meta.json --output run"
 CHECK_EXAMPLE = "pvc train check meta.json --model PVC-2B --recipe tune-lora --decode"
 
@@ -48,7 +48,7 @@ def run_training(
     data: Annotated[str, Option(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
     output: Annotated[str, Option(metavar="FOLDER", help="For checkpoints and the trained model.")],
     settings: Annotated[list[str], SETTINGS] = (),  # type: ignore[assignment]
-    resume: Annotated[bool, Option("--resume", help="Go on after the last checkpoint, if any.")] = False,
+    resume: Annotated[bool, Option("--resume", help="Continue after the last checkpoint, if any.")] = False,
     trust: Annotated[bool, TRUST] = False,
 ) -> None:
     """Train MODEL by RECIPE.
@@ -71,7 +71,7 @@ def run_training(
 def check_data(
     data: Annotated[str, Argument(metavar="DATA", help="Meta JSON of the data, as InternVL has it.")],
     model: Annotated[str, Option(help="Folder or Hub id.", show_default="PVC-Tiny")] = "",
-    recipe: Annotated[str | None, Option(metavar="RECIPE", help="Its settings are used.")] = None,
+    recipe: Annotated[str | None, Option(metavar="RECIPE", help="Recipe whose settings are used.")] = None,
     settings: Annotated[list[str], SETTINGS] = (),  # type: ignore[assignment]
     decode: Annotated[bool, Option("--decode", help="Decode images and videos too.")] = False,
     workers: Annotated[int, Option(min=0, help="Processes that read.")] = 0,

@@ -160,7 +160,7 @@ def _configurations(folder: Path) -> Iterator[tuple[str, dict]]:
         others = values.get("configuration_files") or []  # for other versions of transformers
         if not isinstance(others, list) or not all(isinstance(x, str) and is_plain_name(x) for x in others):
             raise CheckpointError(
-                f"configuration_files of {folder / name} is no list of names of files there"
+                f"configuration_files of {folder / name} is not a list of names of files there"
             )
         waiting += [x for x in others if x not in waiting and (folder / x).is_file()]
 
@@ -169,7 +169,7 @@ def code_modules(values: dict, path: Path | str) -> set[str]:
     """Names of the modules that any `auto_map` in `values`, the configuration file `path`, leads to.
 
     Raises:
-        CheckpointError: for one that is no plain name of a file beside `path`.
+        CheckpointError: for one that is not the plain name of a file beside `path`.
     """
     return {reference.partition(".")[0] for reference in code_classes(values, path)}
 
@@ -216,7 +216,7 @@ def imported_modules(file: Path) -> list[str]:
     """Names of the modules that the Python file `file` imports from beside it, as transformers finds them.
 
     Raises:
-        CheckpointError: where it is no text, or imports from elsewhere.
+        CheckpointError: where it is not text, or imports from elsewhere.
     """
     try:
         names = get_relative_imports(file)
@@ -243,6 +243,7 @@ class SourceWeights:
         self.folder = Path(folder)
         self._file_of: dict[str, str] = {}
         self.infos: dict[str, TensorInfo] = {}
+
         for file in self._files():
             with self._open(file) as shard:
                 names = shard.keys()
@@ -251,6 +252,7 @@ class SourceWeights:
                         raise CheckpointError(f"{name} is in {self._file_of[name]} and in {file}")
                     self._file_of[name] = file
                     self.infos[name] = self._info(shard.get_slice(name), name, file)
+
         self._compare_with_index()
 
     @cached_property
@@ -347,8 +349,10 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
+
     for file, names in zip(files, shards):
         _write_file(folder / file, {name: infos[name] for name in names}, make, progress)
+
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(info.nbytes for info in infos.values())},
@@ -510,9 +514,10 @@ def _is_models(folder: Path) -> bool:
 
 
 def foreign_files(folder: Path) -> list[str]:
-    """What lies in a checkpoint's folder and is no part of it: code counts where `auto_map` leads to it."""
+    """What lies in a checkpoint's folder but is not part of it: code counts where `auto_map` leads to it."""
     code = {file.name for file in code_files(folder) if file.parent == folder}
     found = []
+
     for path in sorted(folder.iterdir()):
         if path.name in code or any(path.match(pattern) for pattern in CHECKPOINT_FILES):
             is_part = path.is_file()
@@ -521,8 +526,10 @@ def foreign_files(folder: Path) -> list[str]:
             is_part = all(x.suffix in suffixes and x.is_file() for x in path.iterdir())
         else:
             is_part = False
+
         if not is_part:
             found.append(path.name)
+
     return found
 
 

@@ -1,4 +1,4 @@
-"""Text of strangers, made fit for a terminal and for lines of a report.
+"""Text from outside, made fit for a terminal and for lines of a report.
 
 Names of tensors, of files and of anything else in a checkpoint may hold codes that a terminal obeys (move the
 cursor, change the title, hide what follows), or signs that turn the reading order.

@@ -129,7 +129,7 @@ def _read_json(folder: Path, name: str) -> dict:
 def _check_config(folder: Path, values: dict) -> None:
     if values.get("model_type") != "pvc":
         raise CheckpointError(
-            f"{folder} is no PVC: model_type in its config.json is {values.get('model_type')!r}, not 'pvc'"
+            f"{folder} is not a PVC: model_type in its config.json is {values.get('model_type')!r}, not 'pvc'"
         )
     if "quantization_config" in values:
         raise CheckpointError(

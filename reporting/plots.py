@@ -3,7 +3,7 @@
 matplotlib is optional: it is imported where a plot is made, with an error that names the package.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 COLOURS = ("#d62728", "#1f77b4", "#2ca02c", "#9467bd", "#ff7f0e", "#7f7f7f")
 
 Lines = dict[str, list[tuple[float, float]]]  # name -> points (x, y)
+Bar = tuple[str, float, tuple[float, float] | None]  # name, value, interval
 
 
 @contextmanager
@@ -52,4 +53,23 @@ def line_plot(lines: Lines, title: str, path: Path, x_title: str = "frames") -> 
         axes.set_ylim(bottom=0)
         axes.grid(axis="y", alpha=0.3)
         figure.legend(loc="outside right upper", frameon=False)
+        save_figure(figure, path)
+
+
+def bar_plot(bars: Sequence[Bar], title: str, path: Path) -> None:
+    """Writes a plot of named horizontal bars, in order from the top, with intervals where there are any."""
+    with new_figure(7.6, 1.2 + 0.22 * len(bars)) as figure:
+        axes = figure.subplots()
+        names = [name for name, _, _ in bars]
+        axes.barh(range(len(bars)), [value for _, value, _ in bars], color=COLOURS[1], height=0.7)
+
+        for i, (_, _, interval) in enumerate(bars):
+            if interval is not None:
+                axes.plot(interval, (i, i), color="black", linewidth=1)
+
+        axes.set_title(title, loc="left")
+        axes.set_yticks(range(len(bars)), names)
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+        axes.grid(axis="x", alpha=0.3)
         save_figure(figure, path)

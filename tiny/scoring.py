@@ -1,6 +1,7 @@
 """Exact match of a model on synthetic data, by task, in one forward pass over packed rows.
 
     python -m pvc.tiny.scoring MODEL --samples 200      a table of all tasks, held out, as Markdown
+    python -m pvc.tiny.scoring MODEL --by-tiles         images of one tile and of several, a column each
 
 Greedy decoding gives an answer exactly when, behind the question and each beginning of that answer, the
 likeliest token is the answer's next one, and at the end the token that ends it. One forward pass over
@@ -9,7 +10,8 @@ question and answer computes all these predictions, many samples in a row; nothi
 
 import argparse
 import copy
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -17,7 +19,8 @@ import torch
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
 from pvc.reporting.markdown import markdown_table
-from pvc.tiny.synthetic.dataset import SyntheticDataset, mean_by_group
+from pvc.tiny.synthetic.dataset import SyntheticDataset, SyntheticSample, mean_by_group
+from pvc.tiny.synthetic.image_tasks import ONE_TILE
 from pvc.tiny.synthetic.reader import SceneDataSet
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.training.data.encoding import Encoded, Encoder
@@ -26,6 +29,7 @@ from pvc.training.run import load_processor
 from pvc.training.trainer import with_needed_logits
 
 ROW_TOKENS = 1024
+ONE_TILE_EACH, SEVERAL_TILES = "one tile", "several tiles"
 
 
 @torch.no_grad()
@@ -45,13 +49,63 @@ def exact_match(
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
     encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
-    data_set, unused_rng = SceneDataSet("held-out", dataset), np.random.default_rng(0)
+    data_set = SceneDataSet("held-out", dataset)
+    unused_rng = np.random.default_rng(0)
     samples = (encoder.encode(data_set.read(i), None, unused_rng) for i in range(len(dataset)))
+
     was_training = model.training
     model.eval()
     marks = [mark for row in rows(samples, row_tokens) for mark in answered(model, encoder, row)]
     model.train(was_training)
     return dataset.mean_by_task(marks)
+
+
+class Selection(SyntheticDataset):
+    """Some samples of a dataset, by their indices in it."""
+
+    def __init__(self, dataset: SyntheticDataset, indices: Sequence[int]):
+        super().__init__(
+            len(indices),
+            seed=dataset.seed,
+            held_out=dataset.held_out,
+            tasks=dataset.tasks,
+            turns=dataset.turns,
+        )
+        self.dataset, self.indices = dataset, indices
+
+    def sample(self, index: int) -> SyntheticSample:
+        return self.dataset.sample(self.indices[index])
+
+    def task_of(self, index: int) -> str:
+        return self.dataset.task_of(self.indices[index])
+
+
+def split_by_tiles(seed: int, tasks: Sequence[str], samples: int) -> dict[str, Selection]:
+    """The first held-out samples of each task whose images are one tile, and those of several tiles.
+
+    Both come from the same distribution; only the size of the image decides. A tile is PVC-Tiny's: 96 pixels.
+
+    Raises:
+        ValueError: for a task about videos, whose frames are one tile each.
+    """
+    if videos := [task for task in tasks if TASKS[task].media == "video"]:
+        raise ValueError(f"tasks has {', '.join(videos)}: expected tasks about images, to split by tiles")
+
+    dataset = SyntheticDataset(sys.maxsize, seed=seed, held_out=True, tasks=tasks)
+    indices: dict[str, list[int]] = {ONE_TILE_EACH: [], SEVERAL_TILES: []}
+    missing = {(kind, task): samples for kind in indices for task in tasks}
+
+    # several tiles are rarer: samples of one tile are passed over once there are enough of them
+    index = 0
+    while any(missing.values()):
+        is_one = all(scene.size == ONE_TILE for scene in dataset.sample(index).scenes)
+        kind = ONE_TILE_EACH if is_one else SEVERAL_TILES
+        key = kind, dataset.task_of(index)
+        if missing[key]:
+            missing[key] -= 1
+            indices[kind].append(index)
+        index += 1
+    return {kind: Selection(dataset, chosen) for kind, chosen in indices.items()}
 
 
 def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]:
@@ -67,53 +121,88 @@ def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]
 
 
 def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Encoded]) -> list[bool]:
-    """Whether each sample of a row is answered rightly."""
+    """Whether each sample of a row is answered correctly."""
     inputs = with_needed_logits(collate([(sample, encoder.load(sample)) for sample in row]))
-    targets, places = inputs.pop("labels")[0], inputs["logits_to_keep"]
+    targets = inputs.pop("labels")[0]  # (labels,)
+    positions = inputs["logits_to_keep"]  # (labels,)
     del inputs["shift_labels"]
+
     inputs = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()}
-    is_wrong = model(**inputs).logits[0].argmax(-1).cpu() != targets
-    sample_of_place = (inputs["position_ids"][0].cpu() == 0).cumsum(0)[places] - 1
-    wrong = torch.zeros(len(row), dtype=torch.long).index_add_(0, sample_of_place, is_wrong.long())
+    is_wrong = model(**inputs).logits[0].argmax(-1).cpu() != targets  # (labels,)
+
+    # position ids start at 0 in each sample
+    sample_of_label = (inputs["position_ids"][0].cpu() == 0).cumsum(0)[positions] - 1
+    wrong = torch.zeros(len(row), dtype=torch.long).index_add_(0, sample_of_label, is_wrong.long())
     return (wrong == 0).tolist()
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:
     """Scores by task as Markdown, a column each; below the tasks of a group, its mean."""
-    lines = []
+    tasks = [task for task in TASKS if task in next(iter(columns.values()))]
     means = [mean_by_group(scores) for scores in columns.values()]
-    for group in means[0]:
-        for task in (task for task in next(iter(columns.values())) if TASKS[task].group == group):
+
+    lines = []
+    for group in dict.fromkeys(TASKS[task].group for task in tasks):
+        for task in (task for task in tasks if TASKS[task].group == group):
             lines.append([f"`{task}`", *(f"{scores[task]:.1%}" for scores in columns.values())])
         lines.append([f"**{group}**", *(f"**{mean[group]:.1%}**" for mean in means)])
     return markdown_table(["task", *columns], lines)
 
 
-def main():
-    parser = argparse.ArgumentParser(description="The share of right answers by task, as a Markdown table.")
+def main() -> None:
+    arguments = parse_arguments()
+    processor = load_processor(arguments.model)
+    model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
+    repeats = arguments.repeats or [processor.image_processor.image_repeats]
+
+    # what is asked: all held-out samples, or one part for each kind of image
+    tasks = arguments.tasks
+    if arguments.by_tiles:
+        parts = split_by_tiles(arguments.seed, tasks, arguments.samples)
+    else:
+        number = arguments.samples * len(tasks)
+        parts = {"": SyntheticDataset(number, seed=arguments.seed, held_out=True, tasks=tasks)}
+
+    # a column for each part and number of repeats
+    columns = {}
+    for part, dataset in parts.items():
+        columns[heading("majority baseline", part)] = dataset.majority_baseline()
+        for number in repeats:
+            shown = copy.deepcopy(processor)
+            shown.image_processor.image_repeats = number
+            repeated = f"{number} repeats" if number > 1 else "1 repeat"
+            columns[heading(repeated, part)] = exact_match(model, shown, dataset, frames=arguments.frames)
+    print(table(columns))
+
+
+def heading(name: str, part: str) -> str:
+    return f"{part}: {name}" if part else name
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="The share of correct answers by task, as a Markdown table.")
     parser.add_argument("model", help="folder or Hub id")
     parser.add_argument("--samples", type=int, default=200, help="of each task")
-    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
+    parser.add_argument(
+        "--tasks", nargs="+", choices=TASKS, metavar="TASK", help="all by default, of images with --by-tiles"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--frames", type=int, default=8, help="of a video")
     parser.add_argument(
-        "--repeats", type=int, nargs="+", help="of a picture, one or several numbers to compare"
+        "--repeats", type=int, nargs="+", help="of an image, one or several numbers to compare"
+    )
+    parser.add_argument(
+        "--by-tiles",
+        action="store_true",
+        help="columns for images of one tile and of several, SAMPLES of each; not for tasks about videos",
     )
     arguments = parser.parse_args()
 
-    processor = load_processor(arguments.model)
-    model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
-    number = arguments.samples * len(arguments.tasks)
-    dataset = SyntheticDataset(number, seed=arguments.seed, held_out=True, tasks=arguments.tasks)
-
-    # a column for each number of repeats
-    columns = {"majority baseline": dataset.majority_baseline()}
-    for repeats in arguments.repeats or [processor.image_processor.image_repeats]:
-        shown = copy.deepcopy(processor)
-        shown.image_processor.image_repeats = repeats
-        heading = f"{repeats} repeats" if repeats > 1 else "1 repeat"
-        columns[heading] = exact_match(model, shown, dataset, frames=arguments.frames)
-    print(table(columns))
+    if arguments.by_tiles and any(TASKS[task].media == "video" for task in arguments.tasks or ()):
+        parser.error("--by-tiles: expected tasks about images")
+    if not arguments.tasks:
+        arguments.tasks = [name for name in TASKS if not arguments.by_tiles or TASKS[name].media != "video"]
+    return arguments
 
 
 if __name__ == "__main__":

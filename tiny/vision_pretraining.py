@@ -135,29 +135,37 @@ class DenseLabelModel(nn.Module):
         hidden_states = self.vit(tiles, clips=clips).last_hidden_state
         patches = hidden_states[:, 1:]
         blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
+
         logits = {name: head(patches) for name, head in self.patch_heads.items()}
         logits |= {name: head(blocks) for name, head in self.block_heads.items()}
+
         if self.projector:
             tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))
             tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
             logits |= {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
+
         return logits
 
     def loss(self, clip: LabelledClip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
+
         loss = 0
         for name, predicted in logits.items():
             name = name.removesuffix(BY_TOKENS)
             target = getattr(clip.labels, name)
+
+            # most patches are background, which counts less
             weight = predicted.new_ones(predicted.shape[-1])
             if name in SPARSE_LABELS:
                 weight[NOTHING] = 0.1
+
             if name == "letters":  # the last, which few words have, count as much as the first
                 parts = zip(predicted.unbind(-2), target.unbind(-1), strict=True)
                 loss = loss + sum(_mean_loss(*part, weight) for part in parts) / MAX_LETTERS
             else:
                 loss = loss + _mean_loss(predicted, target, weight)
+
         return loss, logits
 
 
@@ -175,12 +183,16 @@ def accuracy(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float
         name = head.removesuffix(BY_TOKENS)
         target = getattr(labels, name)
         is_correct, is_known = predicted.argmax(-1) == target, target != UNKNOWN
+
+        # a text is correct as a whole
         if name == "letters":
             is_correct, is_known = (is_correct | ~is_known).all(-1), is_known.any(-1)
         elif name in SPARSE_LABELS:
             is_known &= target != NOTHING
+
         if is_known.any():
             shares[head] = is_correct[is_known].float().mean().item()
+
     return shares
 
 
@@ -202,39 +214,51 @@ def pretrain(
     """
     torch.manual_seed(seed)
     labeller = DenseLabelModel(model).to(model.device).train()
-    of_matrices, others = [], []
-    for name, parameter in labeller.named_parameters():
-        if model.config.adaptive_compression and name.startswith("projector.norm."):
-            continue
-        (of_matrices if is_matrix(name, parameter) else others).append(parameter)
-    optimizer = MuonWithAdamW(
-        [
-            {"params": of_matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
-            {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
-        ],
-        learning_rate,
-        betas=(0.9, 0.98),
-    )
+    optimizer = make_optimizer(labeller, learning_rate, adapts_norm=model.config.adaptive_compression)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
+
+    # clips of this process
     rank = _rank()
     labelled = LabelledClips.for_model(model, seed + rank, tasks)
     clips = DataLoader(labelled, batch_size=batch, collate_fn=collate_clips, num_workers=workers)
-    parameters = of_matrices + others
+
     for step, clip in zip(range(1, steps + 1), clips):
         clip = clip.to(model.device)
         with torch.autocast(model.device.type, torch.bfloat16):
             loss, logits = labeller.loss(clip)
+
+        # one step with the mean gradient of all processes
         loss.backward(inputs=parameters)
         _average_gradients(parameters)
         nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
+
         if step % 100 == 0 and rank == 0:
             shares = accuracy(logits, clip.labels)
             target = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
             logger.warning(f"step {step}: loss {loss.item():.3f}; accuracy: {target}")
     return labeller
+
+
+def make_optimizer(labeller: DenseLabelModel, learning_rate: float, *, adapts_norm: bool) -> MuonWithAdamW:
+    """Muon for matrices of layers, AdamW for the rest; AdaLN of the projector (`adapts_norm`) is left out."""
+    matrices: list[nn.Parameter] = []
+    others: list[nn.Parameter] = []
+    for name, parameter in labeller.named_parameters():
+        if not (adapts_norm and name.startswith("projector.norm.")):
+            (matrices if is_matrix(name, parameter) else others).append(parameter)
+
+    return MuonWithAdamW(
+        [
+            {"params": matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
+            {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
+        ],
+        learning_rate,
+        betas=(0.9, 0.98),
+    )
 
 
 def _rank() -> int:

@@ -28,12 +28,9 @@ def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
         ValueError: where the processes cannot share the rows of a step evenly, or `max_steps` is missing.
     """
     processes = int(os.environ.get("WORLD_SIZE", 1))
-    if recipe.rows_per_step % processes:
-        raise ValueError(
-            f"rows_per_step is {recipe.rows_per_step}: expected a multiple of the {processes} processes"
-        )
-    if recipe.arguments.get("max_steps", -1) < 1:
-        raise ValueError("max_steps is missing: say how many steps to take (`pvc train check` counts rows)")
+    _check_recipe(recipe, processes)
+
+    # a recipe may change the defaults, but not what is fixed
     checkpointing = next(x.name for x in fields(PVCTrainingArguments) if x.name in CHECKPOINTING)
     defaults = {
         "ddp_find_unused_parameters": False,
@@ -47,21 +44,18 @@ def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
         "ignore_data_skip": True,  # the loader itself goes on where it stopped
         checkpointing: recipe.gradient_checkpointing and recipe.parallel != "fsdp2",
     }
-    if recipe.parallel.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise ImportError(
-            f"parallel is {recipe.parallel!r}, which needs deepspeed: pip install '.[deepspeed]', or take "
-            "--set parallel=ddp"
-        )
     own = _that_this_machine_has(recipe.arguments)
     try:
         arguments = PVCTrainingArguments(**defaults | own | fixed | _sharding(recipe))
     except (TypeError, OverflowError) as error:  # a name in accelerator_config, an infinite number of steps
         raise ValueError(f"the Trainer does not take the recipe's arguments: {error}") from error
+
     if arguments.world_size != processes or arguments.n_gpu > 1:
         raise ValueError(
             f"{processes} processes were started, the Trainer has {arguments.world_size} with up to "
             f"{arguments.n_gpu} GPUs each: start one for each GPU, with torchrun --nproc-per-node"
         )
+
     if recipe.parallel == "fsdp2" and arguments.bf16:
         # accelerate's own would also add gradients up, and hand out the loss, in bfloat16
         policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
@@ -73,8 +67,23 @@ def training_arguments(recipe: Recipe, output: Path) -> PVCTrainingArguments:
     return arguments
 
 
+def _check_recipe(recipe: Recipe, processes: int) -> None:
+    if recipe.rows_per_step % processes:
+        raise ValueError(
+            f"rows_per_step is {recipe.rows_per_step}: expected a multiple of the {processes} processes"
+        )
+    if recipe.arguments.get("max_steps", -1) < 1:
+        raise ValueError("max_steps is missing: say how many steps to take (`pvc train check` counts rows)")
+
+    if recipe.parallel.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
+        raise ImportError(
+            f"parallel is {recipe.parallel!r}, which needs deepspeed: pip install '.[deepspeed]', or take "
+            "--set parallel=ddp"
+        )
+
+
 def _that_this_machine_has(arguments: dict) -> dict:
-    """The arguments without what this machine cannot do, and a run can do without; a line says which."""
+    """The arguments without what this machine lacks and a run can spare; a warning names it."""
     arguments = dict(arguments)
     if arguments.get("tf32") and not is_torch_tf32_available():
         logger.warning("tf32 is left out: it needs a GPU of NVIDIA's Ampere generation or a later one")

@@ -79,8 +79,11 @@ class Recipe:
         known = (*PARTS, NEW)
         if not set(self.train) <= set(known) or not (self.train or self.lora):
             raise ValueError(f"train is {self.train}: expected some of {', '.join(known)}")
+
         if self.parallel not in PARALLEL:
             raise ValueError(f"parallel is {self.parallel!r}: expected one of {', '.join(PARALLEL)}")
+
+        # what goes together
         if self.lora and self.parallel in ("fsdp2", "zero3"):
             raise ValueError(
                 f"lora with parallel {self.parallel!r}: what it saves could not be merged; expected ddp, "
@@ -90,6 +93,7 @@ class Recipe:
             raise ValueError(
                 "muon_lr_multiplier is for whole matrices in one place: expected parallel 'ddp' and no lora"
             )
+
         if self.rows_per_step < 1:
             raise ValueError(f"rows_per_step is {self.rows_per_step}: expected at least 1")
 
@@ -140,7 +144,7 @@ def read_recipe(recipe: str | PathLike, changes: Mapping[str, object] | None = N
     """The values of a recipe, a file or the name of one in `recipes/`, with `changes` over them.
 
     Raises:
-        ValueError: where it is no such file, or two of them extend each other.
+        ValueError: where it is not such a file, or two recipes extend each other.
         FileNotFoundError: where there is none.
     """
     values: dict[str, Any] = {}
@@ -153,7 +157,7 @@ def read_recipe(recipe: str | PathLike, changes: Mapping[str, object] | None = N
 
         read = yaml.safe_load(path.read_text(encoding="utf-8"))
         if not isinstance(read, dict):
-            raise ValueError(f"{path} is no recipe: expected YAML of names and values")
+            raise ValueError(f"{path} is not a recipe: expected YAML of names and values")
         recipe = read.pop("extends", None)
         values = read | values
     return values | dict(changes or {})

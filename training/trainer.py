@@ -108,20 +108,14 @@ def parameter_groups(
     multiplier.
 
     Weights of two or more dimensions decay. Vectors do not: biases, norms, LayerScale and the gates, which
-    decay would hold at their start. The paper tells the number (0.01, or 0.05 for the 8B), not what decays.
+    decay would hold at their start. The paper has the number (0.01, or 0.05 for the 8B), not what decays.
 
     Raises:
         ValueError: where a part of `new_parameters` names nothing, or there is a multiplier and nothing new.
     """
-    names = [name for name, _ in model.named_parameters()]
-    if unknown := [part for part in new_parameters if not any(is_new(name, [part]) for name in names)]:
-        raise ValueError(f"config.new_parameters has {unknown}, which are in no parameter's name")
-    if new_parameter_lr_multiplier != 1 and not new_parameters:
-        raise ValueError(
-            f"new_parameter_lr_multiplier is {new_parameter_lr_multiplier}, but config.new_parameters is "
-            "empty: list the new parts there, as the conversion does, or set the multiplier to 1"
-        )
+    _check_new_parameters(model, new_parameters, new_parameter_lr_multiplier)
 
+    # parameters that are trained in the same way are one group
     muon_multiplier = muon_lr_multiplier or 1.0
     groups: dict[tuple[bool, bool, bool], list] = {}
     for name, parameter in model.named_parameters():
@@ -130,6 +124,7 @@ def parameter_groups(
             for_muon = muon_lr_multiplier is not None and is_matrix(name, parameter)
             kind = (for_muon, is_new(name, new_parameters), len(shape) > 1)
             groups.setdefault(kind, []).append(parameter)
+
     return [
         {
             "params": parameters,
@@ -143,11 +138,23 @@ def parameter_groups(
     ]
 
 
+def _check_new_parameters(model: nn.Module, new_parameters: Iterable[str], multiplier: float) -> None:
+    names = [name for name, _ in model.named_parameters()]
+    if unknown := [part for part in new_parameters if not any(is_new(name, [part]) for name in names)]:
+        raise ValueError(f"config.new_parameters has {unknown}, which are in no parameter's name")
+
+    if multiplier != 1 and not new_parameters:
+        raise ValueError(
+            f"new_parameter_lr_multiplier is {multiplier}, but config.new_parameters is empty: list the new "
+            "parts there, as the conversion does, or set the multiplier to 1"
+        )
+
+
 # ------------------------------------------------------------------------------------------------------- rows
 
 
 def with_needed_logits(row: dict) -> dict:
-    """The row with its labels where they are predicted, and the model told to make logits there alone."""
+    """The row with its labels where they are predicted, and `logits_to_keep` for these positions alone."""
     targets = row["labels"][:, 1:]
     positions = (targets[0] != IGNORED).nonzero()[:, 0]  # (labels,)
     targets = targets[:, positions]  # (1, labels)
@@ -199,16 +206,21 @@ class PVCTrainer(Trainer):
                 f"{args.ignore_data_skip}: expected 1 and true (a batch is a packed row, and the loader "
                 "itself goes on where it stopped); more rows a step come by gradient_accumulation_steps"
             )
+
         self.processor, self.save_dtype = processor, save_dtype
         self.peft_config = model.peft_config["default"] if hasattr(model, "peft_config") else None
         self.plain_model = model.get_base_model() if self.peft_config else model
         self.model_class = type(self.plain_model)  # before it is wrapped
         self.loader: PackLoader  # once the Trainer asks for it
+
+        # counts, which are exchanged between processes when they are logged
         self.seen = torch.zeros(len(COUNTED), dtype=torch.long)  # by all processes, from the start of the run
         self._seen_here = torch.zeros_like(self.seen)  # since the last exchange
         self._is_partial = False  # while a checkpoint is written
         self._last_log: tuple[float, torch.Tensor] | None = None
+
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+
         # set by the Trainer, and would be saved; each row says it for itself
         vars(self.plain_model.config).pop("use_cache", None)
 

@@ -42,10 +42,10 @@ def test_rows_at_full_size_are_the_recipes_mixture_packed_to_8192_tokens():
     samples = [sample for row in rows for sample in row]
     clips = clips_of(samples)
     frames = [clip.frames for clip in clips if clip.frames > 1]
-    pictures = [clip for clip in clips if clip.frames == 1]
+    images = [clip for clip in clips if clip.frames == 1]
     assert 16 <= min(frames) < 20 < 90 < max(frames) <= 96
-    assert {clip.tiles for clip in pictures} == {1, *range(3, 14)} and {c.repeats for c in pictures} == {4}
-    assert 0.7 < len(frames) / len(pictures) < 1.4
+    assert {clip.tiles for clip in images} == {1, *range(3, 14)} and {c.repeats for c in images} == {4}
+    assert 0.7 < len(frames) / len(images) < 1.4
     assert 0.05 < sum(not sample.media for sample in samples) / len(samples) < 0.2
 
 

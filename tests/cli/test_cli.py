@@ -25,9 +25,7 @@ from pvc.conversion.printable import CONTROL_CHARACTERS
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
-PICTURE, OTHER, VIDEO = (
-    str(CHECKPOINT / "assets" / x) for x in ("picture1.png", "picture2.png", "video.mp4")
-)
+IMAGE, OTHER, VIDEO = (str(CHECKPOINT / "assets" / x) for x in ("picture1.png", "picture2.png", "video.mp4"))
 TOKENS = 12
 SETTINGS = {"max_new_tokens": TOKENS, "do_sample": False}
 NOTICE = "PVC-Tiny was trained on synthetic images and videos only"
@@ -37,8 +35,8 @@ NOTICE = "PVC-Tiny was trained on synthetic images and videos only"
 def loaded():
     tokenizer = InternLM2Tokenizer.from_pretrained(CHECKPOINT)
     model = tiny_model(llm_config={"vocab_size": 2048}, image_token_id=2041)
-    pictures = PVCImageProcessor.from_model_config(model.config)
-    return model, PVCProcessor(pictures, tokenizer, num_frames=4)
+    images = PVCImageProcessor.from_model_config(model.config)
+    return model, PVCProcessor(images, tokenizer, num_frames=4)
 
 
 @pytest.fixture
@@ -63,12 +61,12 @@ def words(*texts: str) -> str:
 
 
 def tiles(processor, *files: str) -> list[torch.Tensor]:
-    pictures = processor.image_processor
-    return [pictures.video(x, num_frames=4).tiles if x == VIDEO else pictures.image(x).tiles for x in files]
+    images = processor.image_processor
+    return [images.video(x, num_frames=4).tiles if x == VIDEO else images.image(x).tiles for x in files]
 
 
 def expected(loaded, question: str, *files: str, history=None) -> tuple[str, list]:
-    """The answer of `chat` about pictures, and the history with it. The question is stripped of nothing."""
+    """The answer of `chat` about images, and the history with it. The question is stripped of nothing."""
     model, processor = loaded
     shown = tiles(processor, *files)
     pixels = torch.cat(shown) if shown else None
@@ -87,11 +85,11 @@ def expected(loaded, question: str, *files: str, history=None) -> tuple[str, lis
 
 
 def test_answer_is_that_of_chat(tiny):
-    answer, _ = expected(tiny, "<image>\n<image>\nWhat differs?", PICTURE, OTHER)
-    alone, _ = expected(tiny, "<image>\nWhat differs?", PICTURE)
+    answer, _ = expected(tiny, "<image>\n<image>\nWhat differs?", IMAGE, OTHER)
+    alone, _ = expected(tiny, "<image>\nWhat differs?", IMAGE)
     assert answer != alone
-    assert printed(pvc_chat("What differs?", "--image", PICTURE, "--image", OTHER)) == words(answer)
-    assert printed(pvc_chat("--image", PICTURE, "What differs?")) == words(alone)
+    assert printed(pvc_chat("What differs?", "--image", IMAGE, "--image", OTHER)) == words(answer)
+    assert printed(pvc_chat("--image", IMAGE, "What differs?")) == words(alone)
 
 
 def test_video_is_shown_as_chat_shows_it(tiny):
@@ -106,10 +104,10 @@ def test_video_is_shown_as_chat_shows_it(tiny):
 def test_streamed_answer_comes_in_pieces_that_are_the_answer_printed_at_once(tiny, monkeypatch):
     pieces, show = [], cli.chat.print_answer
     monkeypatch.setattr(cli.chat, "print_answer", lambda text: (pieces.append(text), show(text)))
-    streamed = pvc_chat("What is this?", "--image", PICTURE).stdout
+    streamed = pvc_chat("What is this?", "--image", IMAGE).stdout
     assert len(pieces) > TOKENS / 2 and "".join(pieces) == streamed
     pieces.clear()
-    assert pvc_chat("What is this?", "--image", PICTURE, "--no-stream").stdout == streamed
+    assert pvc_chat("What is this?", "--image", IMAGE, "--no-stream").stdout == streamed
     assert pieces == [streamed]
 
 
@@ -196,7 +194,7 @@ def test_media_options_change_what_is_shown(tiny, monkeypatch):
     monkeypatch.setattr(model, "generate", recording)
     for options in (["--num-frames=2"], ["--fps=4", "--num-frames=3"]):
         assert pvc_chat("What?", "--video", VIDEO, *options).exit_code == 0
-    assert pvc_chat("What?", "--image", PICTURE, "--max-tiles=1").exit_code == 0
+    assert pvc_chat("What?", "--image", IMAGE, "--max-tiles=1").exit_code == 0
     assert shown == [[2, 1, 1], [3, 1, 1], [1, 1, 4]]
 
 
@@ -204,28 +202,28 @@ def test_media_options_change_what_is_shown(tiny, monkeypatch):
 
 
 def test_later_turns_know_the_earlier_ones_and_their_media(tiny):
-    first, history = expected(tiny, "<image>\nWhat is it?", PICTURE)
-    second, history = expected(tiny, "<image>\nAnd this?", PICTURE, OTHER, history=history)
-    third, _ = expected(tiny, "Sure?", PICTURE, OTHER, history=history)
+    first, history = expected(tiny, "<image>\nWhat is it?", IMAGE)
+    second, history = expected(tiny, "<image>\nAnd this?", IMAGE, OTHER, history=history)
+    third, _ = expected(tiny, "Sure?", IMAGE, OTHER, history=history)
     assert len({first, second, third, expected(tiny, "Sure?")[0]}) == 4
     typed = f"What is it?\n/image {OTHER}\n\nAnd this?\nSure?\n"
-    assert printed(pvc_chat("--image", PICTURE, typed=typed)) == words(first, second, third)
+    assert printed(pvc_chat("--image", IMAGE, typed=typed)) == words(first, second, third)
 
 
-def test_a_later_question_encodes_no_picture_again(tiny, monkeypatch):
+def test_a_later_question_encodes_no_image_again(tiny, monkeypatch):
     model, _ = tiny
     encoded, encode = [], model.model.get_image_features
     monkeypatch.setattr(model.model, "get_image_features", lambda *a: encoded.append(len(a[0])) or encode(*a))
-    printed(pvc_chat("--image", PICTURE, typed="What is this?\nAnd now?\n"))
+    printed(pvc_chat("--image", IMAGE, typed="What is this?\nAnd now?\n"))
     assert len(encoded) == 1
 
 
 def test_clear_forgets_what_was_said_and_shown_but_not_the_system_message(tiny, monkeypatch):
     monkeypatch.setattr(tiny[0], "system_message", "You are a poet.")
-    first, _ = expected(tiny, "<image>\nWhat?", PICTURE)
+    first, _ = expected(tiny, "<image>\nWhat?", IMAGE)
     alone, _ = expected(tiny, "What?")
     typed = f"What?\n/image {OTHER}\n/clear\nWhat?\n"
-    result = pvc_chat("--image", PICTURE, "--system", "You are a poet.", typed=typed)
+    result = pvc_chat("--image", IMAGE, "--system", "You are a poet.", typed=typed)
     assert printed(result) == words(first, alone)
 
 
@@ -242,16 +240,16 @@ def test_what_is_no_command_lists_the_commands(line, tiny):
 
 
 def test_files_are_named_as_in_a_shell_or_as_they_are(tiny, tmp_path):
-    spaced = shutil.copy(PICTURE, tmp_path / "my picture.png")
-    answer, _ = expected(tiny, "<image>\n<image>\n<image>\nWhat?", PICTURE, PICTURE, OTHER)
+    spaced = shutil.copy(IMAGE, tmp_path / "my picture.png")
+    answer, _ = expected(tiny, "<image>\n<image>\n<image>\nWhat?", IMAGE, IMAGE, OTHER)
     typed = f"/image {spaced}\n/image '{spaced}' {OTHER}\nWhat?\n"
     assert printed(pvc_chat(typed=typed)) == words(answer)
 
 
 @pytest.mark.parametrize("line", ["/image nowhere.png", "/video 'open", f"/video {__file__}"])
 def test_dialogue_goes_on_after_a_file_that_cannot_be_read(line, tiny):
-    answer, _ = expected(tiny, "<image>\nWhat?", PICTURE)
-    result = pvc_chat("--image", PICTURE, typed=f"{line}\nWhat?\n")
+    answer, _ = expected(tiny, "<image>\nWhat?", IMAGE)
+    result = pvc_chat("--image", IMAGE, typed=f"{line}\nWhat?\n")
     assert printed(result) == words(answer)
     assert result.stderr.count("error:") == 1 and "Traceback" not in result.stderr
 
@@ -294,9 +292,9 @@ def test_ctrl_c_stops_the_answer_alone_and_what_came_of_it_is_kept(tiny, monkeyp
 
 
 def test_ctrl_c_before_the_first_token_leaves_the_media_for_the_next_question(tiny, monkeypatch):
-    answer, _ = expected(tiny, "<image>\nWhat?", PICTURE)
+    answer, _ = expected(tiny, "<image>\nWhat?", IMAGE)
     interrupt(tiny[0], monkeypatch, after=0)
-    assert printed(pvc_chat("--image", PICTURE, typed="Eh?\nWhat?\n")) == words(answer)
+    assert printed(pvc_chat("--image", IMAGE, typed="Eh?\nWhat?\n")) == words(answer)
 
 
 # ---- the model
@@ -312,7 +310,7 @@ POSITIONALS = {
     "a path": (["./nowhere/model"], "./nowhere/model", None),
     "a path from home": (["~/model"], "~/model", None),
     "both": (["org/model", "What?"], "org/model", "What?"),
-    "a file": ([PICTURE], PICTURE, None),
+    "a file": ([IMAGE], IMAGE, None),
     "both, the same": (["org/model", "org/model"], "org/model", "org/model"),
 }
 
@@ -360,7 +358,7 @@ def test_best_device_is_chosen_where_none_is_named(cuda, mps, best, monkeypatch)
 def test_auto_spreads_the_model_and_answers_alike(saved):
     pytest.importorskip("accelerate")
     answers = {
-        printed(pvc_chat(str(saved), "What?", "--image", PICTURE, "--device", x)) for x in ("cpu", "auto")
+        printed(pvc_chat(str(saved), "What?", "--image", IMAGE, "--device", x)) for x in ("cpu", "auto")
     }
     assert len(answers) == 1
 
@@ -370,7 +368,7 @@ def test_auto_spreads_the_model_and_answers_alike(saved):
 def test_quantised_llm_answers(kind, layer, monkeypatch):
     loads, load = [], cli.chat.load_model
     monkeypatch.setattr(cli.chat, "load_model", lambda *options: loads.append(load(*options)) or loads[0])
-    arguments = ["What is this?", "--image", PICTURE, "--device=cpu", f"--quantize={kind}"]
+    arguments = ["What is this?", "--image", IMAGE, "--device=cpu", f"--quantize={kind}"]
     assert printed(pvc_chat(*arguments))
     model = loads[0][0]
     quantised = [name for name, module in model.named_modules() if type(module).__name__ == layer]
@@ -391,8 +389,8 @@ def bomb(folder) -> list[str]:
     return ["What?", "--image", str(folder / "bomb.png")]
 
 
-def truncated_picture(folder) -> list[str]:
-    with open(PICTURE, "rb") as file:
+def truncated_image(folder) -> list[str]:
+    with open(IMAGE, "rb") as file:
         return ["What?", "--image", damaged(folder, "half.png", file.read()[:600])]
 
 
@@ -412,18 +410,18 @@ def model_without(folder, saved, name: str) -> list[str]:
 
 OTHER_CONFIG = json.dumps({"model_type": "internvl_chat"}).encode()
 WRONG = {
-    "missing picture": (lambda *_: ["What?", "--image", "no.png"], ["no such file: no.png"]),
+    "missing image": (lambda *_: ["What?", "--image", "no.png"], ["no such file: no.png"]),
     "missing video": (lambda *_: ["What?", "--video", "no.mp4"], ["no such file: no.mp4"]),
-    "not a picture": (lambda *_: ["What?", "--image", __file__], [__file__]),
-    "empty picture": (lambda folder, _: ["What?", "--image", damaged(folder, "x.png")], ["x.png"]),
-    "half a picture": (lambda folder, _: truncated_picture(folder), ["half.png", "truncated"]),
+    "not an image": (lambda *_: ["What?", "--image", __file__], [__file__]),
+    "empty image": (lambda folder, _: ["What?", "--image", damaged(folder, "x.png")], ["x.png"]),
+    "half an image": (lambda folder, _: truncated_image(folder), ["half.png", "truncated"]),
     "a decompression bomb": (lambda folder, _: bomb(folder), ["bomb.png"]),
-    "a folder of no pictures": (lambda folder, _: ["What?", "--video", str(folder)], ["{folder}"]),
+    "a folder of no images": (lambda folder, _: ["What?", "--video", str(folder)], ["{folder}"]),
     "not a video": (lambda *_: ["What?", "--video", __file__], [__file__]),
     "empty video": (lambda folder, _: ["What?", "--video", damaged(folder, "x.mp4")], ["x.mp4"]),
     "no such address": (lambda *_: ["What?", "--image", "http://127.0.0.1:9/x.png"], ["127.0.0.1:9/x.png"]),
-    "picture as model": (lambda *_: [PICTURE, "What?"], [PICTURE, "--image"]),
-    "picture with a path like a Hub id as model": (
+    "image as model": (lambda *_: [IMAGE, "What?"], [IMAGE, "--image"]),
+    "image with a path like a Hub id as model": (
         lambda *_: ["tests/cli/test_cli.py", "What?"],
         ["tests/cli/test_cli.py", "--image"],
     ),
@@ -559,7 +557,7 @@ def test_a_person_at_a_terminal_can_ask_interrupt_ask_again_and_leave(saved):
     terminal = Terminal("chat", str(saved), "--max-new-tokens=900")
     try:
         terminal.wait_for("> ")
-        terminal.type(f"/image {PICTURE}\r")
+        terminal.type(f"/image {IMAGE}\r")
         terminal.wait_for("1 to be shown with the next question")
         terminal.wait_for("> ")
         terminal.type("What is this?\r")

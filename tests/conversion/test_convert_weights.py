@@ -57,7 +57,7 @@ def test_features_at_the_same_ratio_are_the_official_ones(ps_version, select_lay
 
 
 @torch.no_grad()
-def test_logits_with_pictures_are_the_official_ones(tmp_path):
+def test_logits_with_images_are_the_official_ones(tmp_path):
     source = golden_source(tmp_path / "source")
     model = converted(source, tmp_path / "pvc", GOLDEN(downsample_ratio=0.5, image_repeats=1))
     io = load_file(golden("chat_io.safetensors"))
@@ -130,7 +130,7 @@ def test_features_and_logits_are_those_of_transformers_own_internvl(llm, earlier
 
 
 @pytest.mark.parametrize("llm", LLMS)
-def test_converted_folder_answers_about_a_picture(llm, tmp_path):
+def test_converted_folder_answers_about_an_image(llm, tmp_path):
     remote_code_source(tmp_path / "source", llm)
     model = converted(tmp_path / "source", tmp_path / "pvc", TINY())
     source = AutoTokenizer.from_pretrained(tmp_path / "source", trust_remote_code=True)

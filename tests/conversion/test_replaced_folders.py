@@ -81,8 +81,8 @@ FOREIGN = {
     "a history": (checkpoint_with(".git/HEAD"), ".git"),
     "another's package": (checkpoint_with("package.json"), "package.json"),
     "checkpoints of a training": (checkpoint_with("checkpoint-5/optimizer.pt"), "checkpoint-5"),
-    "a script among pictures": (checkpoint_with("assets/draw.py"), "assets"),
-    "a folder among pictures": (checkpoint_with("assets/mine/notes"), "assets"),
+    "a script among images": (checkpoint_with("assets/draw.py"), "assets"),
+    "a folder among images": (checkpoint_with("assets/mine/notes"), "assets"),
     "a folder called as weights are": (checkpoint_with("x.safetensors/notes"), "x.safetensors"),
 }
 

@@ -60,7 +60,7 @@ def test_generated_ids_that_come_back_as_history_are_not_computed_again(cache):
     assert seen.rows == [6]  # the last generated token was never fed, nor the five after it
 
 
-def test_new_pictures_alone_are_encoded(model, tokenizer, cache):
+def test_new_images_alone_are_encoded(model, tokenizer, cache):
     first, second = tiles(2), tiles(3)
     model.chat(tokenizer, first, TURN[0], SETTINGS, cache=cache)
     with watched(model) as seen:
@@ -81,7 +81,7 @@ def test_new_pictures_alone_are_encoded(model, tokenizer, cache):
     assert seen.tiles == []
 
 
-def test_pictures_that_left_the_dialogue_are_forgotten(model, tokenizer, cache):
+def test_images_that_left_the_dialogue_are_forgotten(model, tokenizer, cache):
     for seed in range(4):
         model.chat(tokenizer, torch.randn(2, 3, 56, 56) + seed, TURN[0], SETTINGS, cache=cache)
         assert [len(clip.pixels) for clip in cache.clips] == [2]
@@ -103,14 +103,14 @@ DIALOGUES = {
         (2, "<image>\nWho?", [], {}),
         (2, "Who <image>?", [], {}),
     ],
-    "picture exchanged": [(2, TURN[0], [], {}), (3, TURN[0], [], {}), (2, TURN[0], [], {})],
-    "picture added": [(2, TURN[0], [], {}), (5, SECOND_IMAGE[0], [TURN], TWO_IMAGES)],
-    "pictures in another order": [
+    "image exchanged": [(2, TURN[0], [], {}), (3, TURN[0], [], {}), (2, TURN[0], [], {})],
+    "image added": [(2, TURN[0], [], {}), (5, SECOND_IMAGE[0], [TURN], TWO_IMAGES)],
+    "images in another order": [
         (5, SECOND_IMAGE[0], [TURN], TWO_IMAGES),
         (5, SECOND_IMAGE[0], [TURN], SWAPPED),
     ],
-    "one picture, then frames": [(3, "What?", [], {}), (3, "What?", [], VIDEO), (3, "What?", [], {})],
-    "no picture any more": [(2, TURN[0], [], {}), (0, "What?", [], {}), (0, "And?", [("What?", "It.")], {})],
+    "one image, then frames": [(3, "What?", [], {}), (3, "What?", [], VIDEO), (3, "What?", [], {})],
+    "no image any more": [(2, TURN[0], [], {}), (0, "What?", [], {}), (0, "And?", [("What?", "It.")], {})],
     "another dialogue": [(2, "And?", [TURN], {}), (3, "Where?", [], VIDEO), (2, "And?", [TURN], {})],
 }
 
@@ -369,7 +369,7 @@ def test_batches_padding_and_embeddings_are_refused(cache):
         model.generate(inputs_embeds=torch.randn(1, 3, 48), cache=cache)
 
 
-def test_a_prompt_without_its_pictures_is_refused_as_ever(model, cache):
+def test_a_prompt_without_its_images_is_refused_as_ever(model, cache):
     with pytest.raises(ValueError, match="pixel_values is None"):
         model.generate(torch.tensor([[5, CONTEXT, 6]]), cache=cache)
 

@@ -134,7 +134,7 @@ def test_each_kind_of_media_reaches_the_model_as_what_it_is(name, as_given, mode
     assert call["attention_mask"].all()
 
 
-def test_frames_of_a_video_are_one_clip_and_pictures_are_several(model, tokenizer, calls):
+def test_frames_of_a_video_are_one_clip_and_images_are_several(model, tokenizer, calls):
     pixels, question = tiles(3), VIDEO_LINES + "What happens?"
     for flag in (3, 2):
         model.chat(tokenizer, pixels, question, SETTINGS, num_patches_list=[1] * 3, data_flag=[flag])
@@ -156,7 +156,7 @@ def test_size_of_the_tiles_decides_how_many_visual_tokens_they_become(model, tok
     assert media_lengths(calls[0]["input_ids"]) == [16]
 
 
-def test_pictures_matter_to_the_answer_and_text_alone_is_answered_too(model, tokenizer, calls):
+def test_images_matter_to_the_answer_and_text_alone_is_answered_too(model, tokenizer, calls):
     one, other = (model.chat(tokenizer, sign * tiles(2), "What?", SETTINGS) for sign in (1, -1))
     text = model.chat(tokenizer, None, "What?", SETTINGS)
     assert len({one, other, text}) == 3
@@ -167,7 +167,7 @@ def test_pictures_matter_to_the_answer_and_text_alone_is_answered_too(model, tok
 # ---- history
 
 
-def test_pictures_of_history_stand_where_they_were_asked_about(model, tokenizer, calls):
+def test_images_of_history_stand_where_they_were_asked_about(model, tokenizer, calls):
     history = [("<image>\nWhat?", "A cat."), ("Sure?", "Yes.")]
     kept = copy.deepcopy(history)
     pixels, groups = tiles(5), {"data_flag": [1, 3], "num_patches_list": [2, 1, 1, 1]}
@@ -197,7 +197,7 @@ def test_returned_history_continues_the_dialogue(model, tokenizer, calls):
     assert media_lengths(calls[1]["input_ids"]) == [8]
 
 
-def test_a_placeholder_typed_in_an_answer_shifts_no_picture(model, tokenizer, calls):
+def test_a_placeholder_typed_in_an_answer_shifts_no_image(model, tokenizer, calls):
     groups = {"num_patches_list": [2, 1], "data_flag": [2]}
     for answer in ("a picture", "an <image> <image>"):
         history = [("<image>\nWhat?", answer)]

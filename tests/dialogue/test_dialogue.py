@@ -243,11 +243,11 @@ def test_questions_must_be_a_list_with_something_in_it(questions, model, tokeniz
 
 
 def test_a_dialogue_in_which_a_later_turn_brings_a_video(model, tokenizer, calls):
-    picture, frames = tiles_of("an image"), tiles_of("a video")
-    first, history = model.chat(tokenizer, picture, "What?", SETTINGS, return_history=True)
+    image, frames = tiles_of("an image"), tiles_of("a video")
+    first, history = model.chat(tokenizer, image, "What?", SETTINGS, return_history=True)
     second, history = model.chat(
         tokenizer,
-        torch.cat([picture, frames]),
+        torch.cat([image, frames]),
         VIDEO_LINES + "And here?",
         SETTINGS,
         history=history,
@@ -257,7 +257,7 @@ def test_a_dialogue_in_which_a_later_turn_brings_a_video(model, tokenizer, calls
     )
     third = model.chat(
         tokenizer,
-        torch.cat([picture, frames]),
+        torch.cat([image, frames]),
         "Sure?",
         SETTINGS,
         history=history,

@@ -44,7 +44,7 @@ GREEDY = {"max_new_tokens": 4, "do_sample": False}
 class Same(NamedTuple):
     """One dialogue twice: as messages, and as what `chat` is called with.
 
-    `media`: the files in prompt order, pictures but for VIDEO.
+    `media`: the files in prompt order, images but for VIDEO.
     """
 
     messages: list[dict]
@@ -338,9 +338,9 @@ def test_tokenizer_messages_and_options_are_left_unchanged(make):
         )
         return repr(tokenizer), tokenizer.get_vocab(), [getattr(tokenizer, name) for name in names]
 
-    picture = Image.open(IMAGE).convert("RGB")
+    opened = Image.open(IMAGE).convert("RGB")
     messages = [
-        [user(image(picture), video([picture, picture], num_frames=2), text("<|im_end|> <image>"))],
+        [user(image(opened), video([opened, opened], num_frames=2), text("<|im_end|> <image>"))],
         [
             {"role": "system", "content": [text("Be brief.")]},
             user("What?"),
@@ -445,9 +445,9 @@ def test_the_checkpoint_of_the_repository_describes_its_model_and_template():
     assert processor.image_processor.tokens_per_tile == model.model.tokens_per_tile(side, side)
     assert processor.template == model.config.template
     assert processor.chat_template == PVCProcessor(expected, processor.tokenizer).chat_template
-    pictures = PVCImageProcessor.from_pretrained(CHECKPOINT)
+    image_processor = PVCImageProcessor.from_pretrained(CHECKPOINT)
     assert torch.equal(
-        pictures(IMAGE)["pixel_values"], processor(images=IMAGE, text="<image>")["pixel_values"]
+        image_processor(IMAGE)["pixel_values"], processor(images=IMAGE, text="<image>")["pixel_values"]
     )
 
 
@@ -506,13 +506,13 @@ def test_what_is_saved_works_in_a_process_without_the_package(tmp_path):
 
 
 def test_settings_survive_saving(tmp_path):
-    pictures = PVCImageProcessor(56, max_tiles=3, min_tiles=2, use_thumbnail=False, image_repeats=2)
-    original = PVCProcessor(pictures, make_tokenizer("InternLM2"), template="Hermes-2", num_frames=5)
+    image_processor = PVCImageProcessor(56, max_tiles=3, min_tiles=2, use_thumbnail=False, image_repeats=2)
+    original = PVCProcessor(image_processor, make_tokenizer("InternLM2"), template="Hermes-2", num_frames=5)
     original.save_pretrained(tmp_path)
     loaded = AutoProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     assert (loaded.template, loaded.num_frames) == ("Hermes-2", 5)
     assert loaded.chat_template == original.chat_template
-    assert loaded.image_processor.to_dict() == pictures.to_dict()
+    assert loaded.image_processor.to_dict() == image_processor.to_dict()
     messages = [user(image(), video(), text("What?"))]
     ours, theirs = (
         each.apply_chat_template(messages, tokenize=True, return_dict=True) for each in (original, loaded)

@@ -35,11 +35,11 @@ def folder(tmp_path_factory) -> Path:
     """Holds upright.png, and turned.jpg: the same kind of image lying on its side, as its EXIF says."""
     folder = tmp_path_factory.mktemp("media")
     pixels = np.random.default_rng(0).integers(0, 256, (60, 100, 3), dtype=np.uint8)
-    picture = Image.fromarray(pixels)
-    picture.save(folder / "upright.png")
+    pil_image = Image.fromarray(pixels)
+    pil_image.save(folder / "upright.png")
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned by 90 degrees
-    picture.save(folder / "turned.jpg", exif=exif)
+    pil_image.save(folder / "turned.jpg", exif=exif)
     (folder / "video.mp4").write_bytes(Path(VIDEO).read_bytes())
     return folder
 
@@ -99,16 +99,16 @@ def test_images_may_come_as(source, folder, processor):
 
 @pytest.mark.parametrize("value", [0.0, 1.0])
 def test_an_array_of_floats_that_is_black_or_white_is_so(value, processor):
-    picture = np.full((56, 56, 3), value, np.float32)
-    expected = processor.image_processor(Image.fromarray((picture * 255).astype(np.uint8)))
-    assert torch.equal(processor.image_processor(picture)["pixel_values"], expected["pixel_values"])
+    pil_image = np.full((56, 56, 3), value, np.float32)
+    expected = processor.image_processor(Image.fromarray((pil_image * 255).astype(np.uint8)))
+    assert torch.equal(processor.image_processor(pil_image)["pixel_values"], expected["pixel_values"])
 
 
 @pytest.mark.parametrize("mode", ["L", "RGBA"])
 def test_arrays_may_have_one_channel_or_four(mode, folder, processor):
-    picture = Image.open(folder / "upright.png").convert(mode)
-    expected = processor.image_processor(picture)["pixel_values"]
-    array = np.asarray(picture)
+    pil_image = Image.open(folder / "upright.png").convert(mode)
+    expected = processor.image_processor(pil_image)["pixel_values"]
+    array = np.asarray(pil_image)
     for given in (array, array.reshape(60, 100, -1), array.reshape(60, 100, -1).transpose(2, 0, 1)):
         assert torch.equal(processor.image_processor(given)["pixel_values"], expected)
 
@@ -186,7 +186,7 @@ def moving_frames() -> list[Image.Image]:
 
 
 FRAME_LISTS = {
-    "pictures": lambda folder: moving_frames(),
+    "images": lambda folder: moving_frames(),
     "arrays": lambda folder: list(moving_pixels()),
     "one array": lambda folder: moving_pixels(),
     "paths": lambda folder: sorted(folder.glob("*.png")),
@@ -213,12 +213,12 @@ def test_videos_may_come_as_frames(source, tmp_path, processor):
 
 
 def test_listed_frames_are_all_taken_where_no_number_is_asked_for(processor):
-    pictures = moving_frames()
-    for given in (pictures, moving_pixels(), pictures[:1]):
+    frames = moving_frames()
+    for given in (frames, moving_pixels(), frames[:1]):
         inputs = processor.apply_chat_template([user(video(given))], tokenize=True, return_dict=True)
         assert inputs["clip_grid"].tolist() == [[len(given), 1, 1]] * len(given)
     inputs = processor.apply_chat_template(
-        [user(video(pictures, num_frames=2))], tokenize=True, return_dict=True
+        [user(video(frames, num_frames=2))], tokenize=True, return_dict=True
     )
     assert inputs["clip_grid"].tolist() == [[2, 1, 1]] * 2
 
@@ -285,11 +285,11 @@ def test_times_of_frames_are_said_on_request(processor):
 
 
 def test_tiles_of_images_and_frames_can_be_limited(processor):
-    picture, frame = image(OTHER), tiles_of(OTHER)[0]
+    pil_image, frame = image(OTHER), tiles_of(OTHER)[0]
     assert len(frame) > 1
     for limit in (1, 2, MAX_TILES):
         inputs = processor.apply_chat_template(
-            [user(picture)], tokenize=True, return_dict=True, max_tiles=limit
+            [user(pil_image)], tokenize=True, return_dict=True, max_tiles=limit
         )
         assert torch.equal(inputs["pixel_values"], load_image(OTHER, SIDE, limit))
     wide = [Image.new("RGB", (200, 100))] * 2

@@ -120,19 +120,19 @@ def readable(text: str) -> str:
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
-def places_of_pictures(kind: str, ids: list[int]) -> list[int]:
+def places_of_images(kind: str, ids: list[int]) -> list[int]:
     context = make_tokenizer(kind).convert_tokens_to_ids("<IMG_CONTEXT>")
     return [place for place, id in enumerate(ids) if id == context]
 
 
-def released_prompt(kind: str, turns: list[str | None], pictures: int, visual_tokens: int = 4) -> str:
+def released_prompt(kind: str, turns: list[str | None], images: int, visual_tokens: int = 4) -> str:
     """The prompt as one string, its first so many `<image>` written out."""
     conversation = get_conv_template(TEMPLATES[kind])
     conversation.system_message = SYSTEM
     for i, turn in enumerate(turns):
         conversation.append_message(conversation.roles[i % 2], turn)
     written_out = f"<img>{'<IMG_CONTEXT>' * visual_tokens}</img>"
-    return conversation.get_prompt().replace("<image>", written_out, pictures)
+    return conversation.get_prompt().replace("<image>", written_out, images)
 
 
 def question(text: str) -> str:
@@ -153,23 +153,23 @@ def test_typed_in_a_question_of_chat(kind, monkeypatch):
     rows = asked_ids(model, monkeypatch)
 
     def ask(text):
-        pixels = torch.zeros(1 + text.count("<image>"), 3, 56, 56)  # in a question, <image> is a picture
+        pixels = torch.zeros(1 + text.count("<image>"), 3, 56, 56)  # in a question, <image> is an image
         model.chat(tokenizer, pixels, question(text), num_patches_list=[1] * len(pixels))
         return rows.pop()
 
     ordinary = {text.count("<image>"): ask(like(text)) for text in typed_texts()}
     for text in typed_texts():
-        ids, pictures = ask(text), text.count("<image>")
-        check_question(kind, text, ids, ordinary[pictures])
+        ids, images = ask(text), text.count("<image>")
+        check_question(kind, text, ids, ordinary[images])
 
 
 def check_question(kind: str, text: str, ids: list[int], ordinary: list[int]):
-    pictures = 1 + text.count("<image>")
-    prompt = released_prompt(kind, [question(text), None], pictures)
-    check(kind, text if pictures == 1 else "", ids, ordinary, prompt)
-    first = slice(4)  # the picture that stands before what was typed
-    assert places_of_pictures(kind, ids)[first] == places_of_pictures(kind, ordinary)[first]
-    assert len(places_of_pictures(kind, ids)) == 4 * pictures
+    images = 1 + text.count("<image>")
+    prompt = released_prompt(kind, [question(text), None], images)
+    check(kind, text if images == 1 else "", ids, ordinary, prompt)
+    first = slice(4)  # the image that stands before what was typed
+    assert places_of_images(kind, ids)[first] == places_of_images(kind, ordinary)[first]
+    assert len(places_of_images(kind, ids)) == 4 * images
 
 
 def test_typed_in_questions_of_a_batch(kind, monkeypatch):
@@ -197,7 +197,7 @@ def test_typed_in_history_and_system_message_of_chat(kind, monkeypatch):
     ordinary = ask("x", "x")
     for text in typed_texts():
         ids = ask(text, text.replace("<image>", "<image_>"))
-        context = places_of_pictures(kind, ids)
+        context = places_of_images(kind, ids)
         assert context == list(range(context[0], context[0] + 4))
         check_answer_in_history(kind, text, ids, ordinary)
 
@@ -214,12 +214,12 @@ def check_answer_in_history(kind: str, text: str, ids: list[int], ordinary: list
 def test_typed_in_messages(kind):
     """There `<image>` and `<video>` are text too."""
     _, _, processor = parts(kind)
-    picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
+    image = {"type": "image", "image": Image.new("RGB", (56, 56))}
 
     def messages(text):
         return [
             {"role": "system", "content": SYSTEM},
-            {"role": "user", "content": [picture, {"type": "text", "text": text}]},
+            {"role": "user", "content": [image, {"type": "text", "text": text}]},
             {"role": "assistant", "content": text},
             {"role": "user", "content": [{"type": "text", "text": text}]},
         ]
@@ -230,6 +230,6 @@ def test_typed_in_messages(kind):
         ids[mask.bool()].tolist() for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"])
     )
     for text, ids in zip(typed_texts(), rows, strict=True):
-        prompt = released_prompt(kind, [question(text), text, text, None], pictures=1)
+        prompt = released_prompt(kind, [question(text), text, text, None], images=1)
         check(kind, text, ids, ordinary, prompt)
-        assert places_of_pictures(kind, ids) == places_of_pictures(kind, ordinary)
+        assert places_of_images(kind, ids) == places_of_images(kind, ordinary)

@@ -29,7 +29,7 @@ from pvc.hub.push import logger
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
-PICTURE, VIDEO = (str(CHECKPOINT / "assets" / name) for name in ("picture1.png", "video.mp4"))
+IMAGE, VIDEO = (str(CHECKPOINT / "assets" / name) for name in ("picture1.png", "video.mp4"))
 REPO = "someone/PVC-Test"
 SHARD_SIZE = "200KB"
 FILES = {  # of a pushed checkpoint, but for the weights
@@ -133,7 +133,7 @@ def published(saved, tmp_path_factory) -> tuple[list[str], dict]:
         commit = hub.repositories[REPO].branches["main"]
         assert done.stdout == f"{hub.endpoint}/{REPO}/commit/{commit}\n"
         arguments, hidden = (
-            (REPO, commit, PICTURE, VIDEO),
+            (REPO, commit, IMAGE, VIDEO),
             ("pvc", *(set(NEVER_NEEDED) - {"accelerate", "av"})),
         )
         settings = environment(hub, place / "home")
@@ -143,13 +143,13 @@ def published(saved, tmp_path_factory) -> tuple[list[str], dict]:
 
 def test_pushed_checkpoint_answers_alike_where_pvc_is_not_installed(published, original):
     _, report = published
-    media = {"type": "image", "path": PICTURE}, {"type": "video", "path": VIDEO}
+    media = {"type": "image", "path": IMAGE}, {"type": "video", "path": VIDEO}
     assert report["packages"] == ["transformers_modules"]
     assert report["asked"] == ask(*original, "What is the same?", *media)
 
 
 def test_example_of_the_card_runs_and_prints_the_answers(published, original):
-    image, video = {"type": "image", "path": PICTURE}, {"type": "video", "path": VIDEO}
+    image, video = {"type": "image", "path": IMAGE}, {"type": "video", "path": VIDEO}
     (about_image, _), (about_video, _) = (
         ask(*original, "What is in the image?", image),
         ask(*original, "What happens in the video?", video),

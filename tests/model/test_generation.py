@@ -65,7 +65,7 @@ def inputs(*names: str) -> dict[str, torch.Tensor | None]:
 
 
 def embedded(model, batch: dict) -> dict[str, torch.Tensor]:
-    """The batch with embeddings in the place of ids and pictures, put together place by place."""
+    """The batch with embeddings in the place of ids and images, put together place by place."""
     embeddings = model.get_input_embeddings()(batch["input_ids"])
     with torch.no_grad():
         clips = model.get_image_features(batch["pixel_values"], batch["clip_grid"]).pooler_output
@@ -107,7 +107,7 @@ def test_tiles_without_a_clip_grid_are_one_image(model):
 
 
 @torch.no_grad()
-def test_a_later_picture_joins_a_dialogue_that_is_cached_already(model):
+def test_a_later_image_joins_a_dialogue_that_is_cached_already(model):
     ids, grid = inputs("two images")["input_ids"], inputs("two images")["clip_grid"]
     first, second = tiles("two images")
     whole = model(input_ids=ids, pixel_values=torch.cat([first, second]), clip_grid=grid).logits
@@ -120,7 +120,7 @@ def test_a_later_picture_joins_a_dialogue_that_is_cached_already(model):
 
 
 @torch.no_grad()
-def test_packed_samples_with_pictures_equal_separate_ones(any_llm):
+def test_packed_samples_with_images_equal_separate_ones(any_llm):
     batches = [inputs(name) for name in MIXED]
     ids = torch.cat([batch["input_ids"] for batch in batches], dim=1)
     positions = torch.cat([torch.arange(batch["input_ids"].shape[1]) for batch in batches])[None]
@@ -157,7 +157,7 @@ def test_static_cache_is_what_it_says(model):
 
 
 @pytest.mark.parametrize("way", [{}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str)
-def test_rows_of_a_left_padded_batch_of_pictures_text_and_video_equal_each_alone(model, way):
+def test_rows_of_a_left_padded_batch_of_images_text_and_video_equal_each_alone(model, way):
     tokens, logits = generate(model, inputs(*MIXED), **way)
     for row, name in enumerate(MIXED):
         alone_tokens, alone_logits = generate(model, inputs(name))
@@ -171,7 +171,7 @@ def test_left_padding_changes_nothing_with_any_llm(any_llm):
         assert_close(logits[:, row], generate(any_llm, inputs(name))[1][:, 0], **TOLERANCE)
 
 
-def test_beams_over_different_pictures_equal_beams_over_embeddings(any_llm):
+def test_beams_over_different_images_equal_beams_over_embeddings(any_llm):
     batch = inputs("two images", "image")
     beams = {"num_beams": 3, "num_return_sequences": 2}
     tokens, logits = generate(any_llm, batch, **beams)
@@ -182,7 +182,7 @@ def test_beams_over_different_pictures_equal_beams_over_embeddings(any_llm):
 
 
 @torch.no_grad()
-def test_scores_of_beams_are_the_probabilities_of_their_answers_to_their_own_pictures(model):
+def test_scores_of_beams_are_the_probabilities_of_their_answers_to_their_own_images(model):
     batch, names = inputs("two images", "image"), ["two images"] * 3 + ["image"] * 3
     out = model.generate(
         **batch,
@@ -222,7 +222,7 @@ def test_several_sampled_answers_are_all_about_their_own_prompt(model):
     ],
     ids=str,
 )
-def test_pictures_are_encoded_once(model, settings):
+def test_images_are_encoded_once(model, settings):
     calls = []
     parts = (model.model.vision_model, model.model.projector)
     hooks = [part.register_forward_hook(lambda part, *_: calls.append(part)) for part in parts]
@@ -257,7 +257,7 @@ def test_ids_may_be_given_by_place_and_the_settings_as_an_object(model):
     assert torch.equal(model.generate(text, **GREEDY), model.generate(input_ids=text, **GREEDY))
 
 
-def test_max_length_counts_the_prompt_also_with_pictures(model):
+def test_max_length_counts_the_prompt_also_with_images(model):
     batch = inputs("image")
     length = batch["input_ids"].shape[1] + 2
     settings = {name: value for name, value in GREEDY.items() if name != "max_new_tokens"}
@@ -405,21 +405,21 @@ def test_number_of_places_must_be_that_of_the_visual_tokens(model):
                 call(**wrong)
 
 
-def test_places_without_pictures_cannot_be_generated_from(model):
+def test_places_without_images_cannot_be_generated_from(model):
     batch = inputs("image") | {"pixel_values": None}
     for grid in (batch["clip_grid"], None):
         with pytest.raises(ValueError, match="have 8 positions for visual tokens, but pixel_values is None"):
             model.generate(**batch | {"clip_grid": grid}, **GREEDY)
 
 
-def test_pictures_need_ids_that_say_where_they_stand(model):
+def test_images_need_ids_that_say_where_they_stand(model):
     batch = inputs("image")
-    pictures = {"pixel_values": batch["pixel_values"], "clip_grid": batch["clip_grid"]}
-    for arguments in (pictures | embedded(model, batch), pictures):
+    images = {"pixel_values": batch["pixel_values"], "clip_grid": batch["clip_grid"]}
+    for arguments in (images | embedded(model, batch), images):
         with pytest.raises(ValueError, match="pixel_values need input_ids"):
             model.generate(**arguments)
     with pytest.raises(ValueError, match="pixel_values need input_ids"):
-        model(**pictures | embedded(model, batch))
+        model(**images | embedded(model, batch))
 
 
 def test_ids_and_embeddings_exclude_each_other(model):
@@ -431,21 +431,21 @@ def test_ids_and_embeddings_exclude_each_other(model):
                 module(**wrong)
 
 
-def test_pictures_to_encode_and_embeddings_that_hold_them_exclude_each_other_in_generate(model):
+def test_images_to_encode_and_embeddings_that_hold_them_exclude_each_other_in_generate(model):
     batch = inputs("image")
     with pytest.raises(ValueError, match="inputs_embeds"):
         model.generate(**batch | embedded(model, batch), **GREEDY)
 
 
 @pytest.mark.parametrize("image_token_id", [-1, 128, 92546])
-def test_image_token_must_be_in_the_vocabulary_where_pictures_are_used(image_token_id):
+def test_image_token_must_be_in_the_vocabulary_where_images_are_used(image_token_id):
     model = tiny_model(image_token_id=image_token_id)
     with pytest.raises(ValueError, match=rf"image_token_id {image_token_id} is not in the vocabulary of 128"):
         model.generate(**inputs("image"), **GREEDY)
     assert model.generate(**inputs("text"), **GREEDY).shape == (1, 4 + GREEDY["max_new_tokens"])
 
 
-def test_clip_grid_must_fit_the_pictures(model):
+def test_clip_grid_must_fit_the_images(model):
     batch = inputs("image")
     too_short, too_many_tiles = batch["clip_grid"][:1], torch.tensor([[1, 3, 4]] * 2)
     for grid, message in [(too_short, r"\(1, 3\).*\(2, 3\)"), (too_many_tiles, "clip_grid.* 3 ")]:

@@ -38,7 +38,7 @@ SIDE = 8
 
 
 def number_each_pixel(width: int, height: int) -> Image.Image:
-    """A picture whose red grows to the right and whose green grows downwards."""
+    """An image whose red grows to the right and whose green grows downwards."""
     columns = np.linspace(0, 255, width).astype(np.uint8)
     rows = np.linspace(0, 255, height).astype(np.uint8)
     pixels = np.zeros((height, width, 3), np.uint8)
@@ -52,17 +52,17 @@ def grids_within(least: int, most: int) -> list[tuple[int, int]]:
 
 
 def joined(tiles: list[Image.Image], columns: int) -> Image.Image:
-    picture = Image.new("RGB", (columns * SIDE, len(tiles) // columns * SIDE))
+    image = Image.new("RGB", (columns * SIDE, len(tiles) // columns * SIDE))
     for i, tile in enumerate(tiles):
-        picture.paste(tile, (i % columns * SIDE, i // columns * SIDE))
-    return picture
+        image.paste(tile, (i % columns * SIDE, i // columns * SIDE))
+    return image
 
 
 @given(SIZES, SIZES, LIMITS)
-def test_tiles_put_together_are_the_picture_in_a_grid_closest_to_its_shape(width, height, limits):
+def test_tiles_put_together_are_the_image_in_a_grid_closest_to_its_shape(width, height, limits):
     least, most = limits
-    picture = number_each_pixel(width, height)
-    tiles = dynamic_preprocess(picture, least, most, SIDE)
+    image = number_each_pixel(width, height)
+    tiles = dynamic_preprocess(image, least, most, SIDE)
     assert least <= len(tiles) <= most
     assert {tile.size for tile in tiles} == {(SIDE, SIDE)}
 
@@ -75,7 +75,7 @@ def test_tiles_put_together_are_the_picture_in_a_grid_closest_to_its_shape(width
         (columns, rows)
         for columns, rows in fitting
         if joined(tiles, columns).tobytes()
-        == picture.resize((columns * SIDE, rows * SIDE), Image.Resampling.BICUBIC).tobytes()
+        == image.resize((columns * SIDE, rows * SIDE), Image.Resampling.BICUBIC).tobytes()
     ]
     assert closest in [distance(*grid) for grid in shown]
 
@@ -83,14 +83,14 @@ def test_tiles_put_together_are_the_picture_in_a_grid_closest_to_its_shape(width
 @given(SIZES, SIZES, LIMITS, st.booleans())
 def test_a_thumbnail_is_one_tile_more_and_only_where_there_are_several(width, height, limits, use_thumbnail):
     least, most = limits
-    picture = number_each_pixel(width, height)
-    tiles = image_tiles(picture, SIDE, most, least, use_thumbnail)
-    plain = image_tiles(picture, SIDE, most, least, False)
+    image = number_each_pixel(width, height)
+    tiles = image_tiles(image, SIDE, most, least, use_thumbnail)
+    plain = image_tiles(image, SIDE, most, least, False)
     has_thumbnail = use_thumbnail and len(plain) > 1
     assert tiles.shape == (len(plain) + has_thumbnail, 3, SIDE, SIDE)
     assert torch.equal(tiles[: len(plain)], plain)
     if has_thumbnail:
-        assert torch.equal(tiles[-1:], image_tiles(picture, SIDE, 1))
+        assert torch.equal(tiles[-1:], image_tiles(image, SIDE, 1))
 
 
 # ---- the choice of frames
@@ -262,7 +262,7 @@ def test_lists_with_one_number_changed_are_refused_or_say_something_else(groups,
         clips = released_clips(total, **repeats, **arguments)
     except ValueError:
         return
-    assert name == "data_flag"  # an image may be called several, and pictures of equal tiles a video
+    assert name == "data_flag"  # an image may be called several, and images of equal tiles a video
     assert sum(clip.frames * clip.tiles for clip in clips) == total
 
 
@@ -285,7 +285,7 @@ def test_clip_rows_are_one_a_tile_and_those_of_a_clip_stand_together(clips):
 
 
 @given(CLIPS, st.integers(1, 64))
-def test_media_tokens_are_a_number_for_each_picture_and_frame(clips, tokens_per_tile):
+def test_media_tokens_are_a_number_for_each_image_and_frame(clips, tokens_per_tile):
     counts = media_tokens(clips, tokens_per_tile)
     assert len(counts) == sum(clip.frames for clip in clips)
     assert sum(counts) == sum(clip.frames * clip.tiles * clip.repeats for clip in clips) * tokens_per_tile
@@ -373,7 +373,7 @@ def test_a_prompt_has_exactly_the_media_asked_for_whatever_was_typed(
 
 
 @given(st.lists(st.integers(1, 5), max_size=4))
-def test_a_first_question_gets_a_place_for_each_picture_and_frame(frames_of_media):
+def test_a_first_question_gets_a_place_for_each_image_and_frame(frames_of_media):
     segments, asked = dialogue_segments(
         get_conv_template("internlm2-chat"), "What?", frames_of_media=frames_of_media
     )

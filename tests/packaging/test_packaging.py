@@ -94,7 +94,7 @@ def test_version_is_that_of_the_installed_package():
 
 
 def ask(model, tokenizer) -> tuple[list[float], str]:
-    """Visual tokens of a picture of two tiles, and an answer about it. Runs here and in other processes."""
+    """Visual tokens of an image of two tiles, and an answer about it. Runs here and in other processes."""
     pixel_values = torch.linspace(-1, 1, 2 * 3 * 56 * 56).view(2, 3, 56, 56)
     with torch.no_grad():
         tokens = model.get_image_features(pixel_values).last_hidden_state
@@ -206,7 +206,7 @@ def test_hub_repository_answers_alike_and_saves_what_it_holds(saved_again, model
 
 
 def ask_about_files(model, tokenizer, load_image, load_video, assets) -> list[str]:
-    """Answers about a picture, two pictures and a video. Runs in other processes."""
+    """Answers about an image, two images and a video. Runs in other processes."""
     settings = {"max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
     size = {"input_size": model.config.force_image_size}
     first, second = (load_image(f"{assets}/picture{i}.png", max_num=2, **size) for i in (1, 2))
@@ -268,7 +268,7 @@ def wheel(clone, tmp_path_factory) -> Path:
     return wheel
 
 
-def test_clone_answers_about_a_picture_two_pictures_and_a_video(answers_in_the_clone):
+def test_clone_answers_about_an_image_two_images_and_a_video(answers_in_the_clone):
     assert len(answers_in_the_clone) == 3 and all(answers_in_the_clone)
 
 

@@ -45,7 +45,7 @@ NO_TILES = {
     "without height": (tiles(1)[:, :, :0], r"shape \(1, 3, 0, 56\)"),
     "an array": (tiles(1).numpy(), "pixel_values is a ndarray: expected a tensor"),
     "a list": ([[1.0]], "pixel_values is a list: expected a tensor"),
-    "a picture": (SMALL, "pixel_values is a Image: expected a tensor"),
+    "an image": (SMALL, "pixel_values is a Image: expected a tensor"),
 }
 TILE_FACES = {
     "chat": chat,
@@ -253,16 +253,16 @@ CASES += refused(
 CASES += right(
     "batch_chat",
     lambda b, given: batch(b, tiles(2), **given) == [chat(b, None, "What?"), chat(b, tiles(2), "Why?")],
-    {"text alone beside a picture, as one by one": (groups([[], 2]), True)},
+    {"text alone beside an image, as one by one": (groups([[], 2]), True)},
 )
 
 # ---- placeholders
 
 FRAMES = groups([1, 1, 1], [3])
 NO_PLACES = {
-    "one without a picture": ((0, "<image>", {}), "1 <image> placeholders in the dialogue, but 0 images"),
-    "two for a picture": ((1, "<image><image>", {}), "2 <image> placeholders in the dialogue, but 1 images"),
-    "one for two pictures": (
+    "one without an image": ((0, "<image>", {}), "1 <image> placeholders in the dialogue, but 0 images"),
+    "two for an image": ((1, "<image><image>", {}), "2 <image> placeholders in the dialogue, but 1 images"),
+    "one for two images": (
         (2, "<image>", groups([1, 1])),
         "1 <image> placeholders in the dialogue, but 2 images",
     ),
@@ -296,29 +296,29 @@ CASES += refused(
     },
 )
 NO_PROMPTS = {
-    "a placeholder without a picture": (
+    "a placeholder without an image": (
         {"text": "<image>"},
         "1 <image> placeholders in the text, but 0 given",
     ),
-    "a picture without a placeholder": (
+    "an image without a placeholder": (
         {"text": "a", "images": SMALL},
         "0 <image> placeholders .* but 1 given",
     ),
-    "two pictures for one place": (
+    "two images for one place": (
         {"text": "<image>", "images": [SMALL] * 2},
         "1 <image> placeholders .* but 2 given",
     ),
-    "None for a picture": (
+    "None for an image": (
         {"text": "<image>", "images": [None]},
         "1 <image> placeholders in the text, but 0 given",
     ),
     "a placeholder without a video": ({"text": "<video>"}, "1 <video> placeholders in the text, but 0 given"),
-    "a picture for a video": ({"text": "<video>", "images": SMALL}, "0 <image> placeholders .* but 1 given"),
-    "a video for a picture": (
+    "an image for a video": ({"text": "<video>", "images": SMALL}, "0 <image> placeholders .* but 1 given"),
+    "a video for an image": (
         {"text": "<image>", "videos": [[SMALL]]},
         "1 <image> placeholders .* but 0 given",
     ),
-    "pictures of the next prompt": (
+    "images of the next prompt": (
         {"text": ["<image>", "<image><image>"], "images": [[SMALL] * 2, [SMALL]]},
         "prompt 0 has 1 <image> placeholders, but its list 2: pass one each",
     ),
@@ -338,8 +338,8 @@ NO_PROMPTS = {
 CASES += refused("processor", lambda b, given: b.processor(**given), NO_PROMPTS)
 CASES += right(
     "processor",
-    lambda b, pictures: b.processor(images=pictures)["clip_grid"].tolist(),
-    {"a picture without a prompt": (SMALL, [[1, 13, 4]] * 13)},
+    lambda b, given: b.processor(images=given)["clip_grid"].tolist(),
+    {"an image without a prompt": (SMALL, [[1, 13, 4]] * 13)},
 )
 NO_INPUTS = {
     "places too few": (
@@ -518,7 +518,7 @@ CASES += refused(
             user([block("video", None)]),
             r"a video block has keys .*: expected one of video",
         ),
-        "a picture in a system message": (
+        "an image in a system message": (
             [{"role": "system", "content": [block("image", SMALL)]}],
             r"message 0 has role 'system': expected system \(first, text alone\)",
         ),

@@ -1,4 +1,4 @@
-"""Writes files that are no good, or odd but fine: pictures, videos and folders of frames.
+"""Writes files that are no good, or odd but fine: images, videos and folders of frames.
 
     python tests/support/bad_inputs.py FOLDER
 
@@ -25,17 +25,17 @@ PAGE = "<!doctype html><html><body><h1>404 Not Found</h1></body></html>\n"
 
 def write_all(folder: Path):
     """Writes all files into an existing, empty folder."""
-    write_bad_pictures(folder)
-    write_odd_pictures(folder)
+    write_bad_images(folder)
+    write_odd_images(folder)
     write_videos(folder)
     write_folders_of_frames(folder)
 
 
-# -------------------------------------------------------------------------------------------------- pictures
+# -------------------------------------------------------------------------------------------------- images
 
 
 def noise(width: int = 64, height: int = 64) -> Image.Image:
-    """A picture that does not compress, so that half of its file is half of its pixels."""
+    """An image that does not compress, so that half of its file is half of its pixels."""
     return Image.fromarray(np.random.default_rng(0).integers(0, 256, (height, width, 3), np.uint8))
 
 
@@ -51,7 +51,7 @@ def png(width: int, height: int, rows: bytes = b"") -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
-def write_bad_pictures(folder: Path):
+def write_bad_images(folder: Path):
     (folder / "empty.png").touch()
     (folder / "words.png").write_text("no picture in here\n" * 20)
     (folder / "page.jpg").write_text(PAGE)
@@ -73,8 +73,8 @@ def write_bad_pictures(folder: Path):
     (folder / "spoilt.png").write_bytes(spoilt)
 
 
-def write_odd_pictures(folder: Path):
-    """Pictures that are read as red, green or blue, or as the grey that their test says."""
+def write_odd_images(folder: Path):
+    """Images that are read as red, green or blue, or as the grey that their test says."""
     red = Image.new("RGB", (40, 30), RED)
     red.resize((1, 1)).save(folder / "one_pixel.png")
     red.resize((1, 20_000)).save(folder / "thin.png")
@@ -109,9 +109,9 @@ def write_video(path: Path, frames: int = FRAMES, codec: str = "libx264", **opti
         container.start_encoding()  # writes the header even where no frame follows
         for i in range(frames):
             grey = 30 + 195 * i // max(frames - 1, 1) + grain
-            picture = av.VideoFrame.from_ndarray(grey.astype(np.uint8), format="rgb24")
-            picture.pts, picture.time_base = i, Fraction(1, RATE)
-            container.mux(stream.encode(picture))
+            image = av.VideoFrame.from_ndarray(grey.astype(np.uint8), format="rgb24")
+            image.pts, image.time_base = i, Fraction(1, RATE)
+            container.mux(stream.encode(image))
         container.mux(stream.encode(None))
     return path
 

@@ -1,6 +1,6 @@
-"""Cases of pictures, videos and frames: files, addresses, arrays, and how frames are chosen.
+"""Cases of images, videos and frames: files, addresses, arrays, and how frames are chosen.
 
-Left to others: what a call says of its media (`bad_calls.py`), and the values of good pictures and frames
+Left to others: what a call says of its media (`bad_calls.py`), and the values of good images and frames
 (`test_preprocess.py`).
 """
 
@@ -38,14 +38,14 @@ CASES: list[Case] = []
 SHORT_BASE64 = base64.b64encode(b"no picture in here").decode()
 
 
-# ---- pictures: files
+# ---- images: files
 
 
 def load(b: Bench, name: str):
     return load_image(b.files / name, SIDE)
 
 
-NO_PICTURES = {
+NO_IMAGES = {
     "missing.png": ("missing.png", "missing.png", FileNotFoundError),
     "empty.png": ("empty.png", "empty.png", UnidentifiedImageError),
     "words.png": ("words.png", "words.png", UnidentifiedImageError),
@@ -64,16 +64,16 @@ NO_PICTURES = {
     "bomb.png": ("bomb.png", r"bomb\.png.* \(10000000000 pixels\) exceeds limit of \d+ pixels"),
     "a folder": ("folder.png", "folder.png", IsADirectoryError),
 }
-CASES += refused("load_image", load, NO_PICTURES, OSError)
-CASES += refused("image", lambda b, name: image(b, str(b.files / name)), NO_PICTURES, OSError)
+CASES += refused("load_image", load, NO_IMAGES, OSError)
+CASES += refused("image", lambda b, name: image(b, str(b.files / name)), NO_IMAGES, OSError)
 CASES += refused(
-    "processor", lambda b, name: b.processor(text="<image>", images=b.files / name), NO_PICTURES, OSError
+    "processor", lambda b, name: b.processor(text="<image>", images=b.files / name), NO_IMAGES, OSError
 )
 CASES += refused(
-    "read_frames, a list with", lambda b, name: read_frames([SMALL, b.files / name]), NO_PICTURES, OSError
+    "read_frames, a list with", lambda b, name: read_frames([SMALL, b.files / name]), NO_IMAGES, OSError
 )
 
-ODD_PICTURES = {
+ODD_IMAGES = {
     "of one pixel": ("one_pixel.png", pytest.approx(RED, abs=2)),
     "of 1x20000": ("thin.png", pytest.approx(RED, abs=2)),
     "of 20000x1": ("flat.png", pytest.approx(RED, abs=2)),
@@ -94,12 +94,12 @@ def colour_of_image(b: Bench, source) -> list[float]:
     return colour(image(b, source)["pixel_values"])
 
 
-CASES += right("load_image", lambda b, name: colour(load(b, name)), ODD_PICTURES)
+CASES += right("load_image", lambda b, name: colour(load(b, name)), ODD_IMAGES)
 ON_WHITE = {  # in messages what is transparent shows white
     "palette, red transparent": ("palette.png", pytest.approx([255] * 3, abs=2)),
     "grey, transparent": ("grey_alpha.png", pytest.approx([255] * 3, abs=2)),
 }
-CASES += right("image", lambda b, name: colour_of_image(b, b.files / name), ODD_PICTURES | ON_WHITE)
+CASES += right("image", lambda b, name: colour_of_image(b, b.files / name), ODD_IMAGES | ON_WHITE)
 
 
 def upper_half(pixels: torch.Tensor) -> list[float]:
@@ -130,7 +130,7 @@ def most_pixels(number: int, filter_warnings: str):
 
 
 def read_large(b: Bench, given):
-    """Reads a picture of 80x60 pixels where PIL is told to expect so many."""
+    """Reads an image of 80x60 pixels where PIL is told to expect so many."""
     read, number, *filter_warnings = given
     with most_pixels(number, *filter_warnings or ["ignore"]):
         return read(b, b.files / "large.png")
@@ -138,12 +138,12 @@ def read_large(b: Bench, given):
 
 READ = {"load_image": lambda b, file: colour(load_image(file, SIDE)), "image": colour_of_image}
 CASES += right(
-    "a picture larger than PIL expects, less than twice",
+    "an image larger than PIL expects, less than twice",
     read_large,
     {name: ((read, 3200), pytest.approx(RED, abs=2)) for name, read in READ.items()},
 )
 CASES += refused(
-    "a picture twice as large as PIL expects",
+    "an image twice as large as PIL expects",
     read_large,
     {
         name: ((read, 2000), r"large.png.* \(4800 pixels\) exceeds limit of 4000 pixels", OSError)
@@ -151,7 +151,7 @@ CASES += refused(
     },
 )
 CASES += refused(
-    "a picture larger than PIL expects, warnings being errors",
+    "an image larger than PIL expects, warnings being errors",
     read_large,
     {
         name: ((read, 3200, "error"), r"\(4800 pixels\) exceeds limit of 3200 pixels")
@@ -169,7 +169,7 @@ CASES += refused("image", lambda b, most: image(b, SMALL, max_tiles=most), TILE_
 CASES += refused("video", lambda b, most: message(b, block("video", [SMALL]), max_tiles=most), TILE_LIMITS)
 
 
-# ---- pictures: what is no file
+# ---- images: what is no file
 
 
 def array(shape, dtype=np.uint8, value=0) -> np.ndarray:
@@ -191,10 +191,10 @@ NO_ARRAYS = {
     "a number": (5, "an image is int"),
     "bytes": (b"\x89PNG", "an image is bytes"),
 }
-CASES += refused("processor", lambda b, picture: b.processor(text="<image>", images=[picture]), NO_ARRAYS)
+CASES += refused("processor", lambda b, given: b.processor(text="<image>", images=[given]), NO_ARRAYS)
 CASES += refused("image", image, NO_ARRAYS)
 CASES += refused(
-    "a dict for a picture",
+    "a dict for an image",
     lambda b, face: face(b, {"path": "a.png"}),
     {
         "processor": (lambda b, given: b.processor(text="<image>", images=given), "an image is dict"),
@@ -434,9 +434,9 @@ CASES += refused(
 LARGE = Image.new("RGB", (33, 24), RED)
 NO_FRAMES = {
     "an empty folder": ("no_files", "no_files: no image"),
-    "a folder without pictures": ("no_pictures", "no_pictures: no image"),
+    "a folder without images": ("no_pictures", "no_pictures: no image"),
     "a folder of mixed sizes": ("mixed_sizes", "frame 0 .*32.*24.*, frame 1 .*33.*24"),
-    "a folder with a broken picture": ("spoilt_frame", "1.png", OSError),
+    "a folder with a broken image": ("spoilt_frame", "1.png", OSError),
     "a list without frames": ([], "expected at least 1 frame"),
     "a list of mixed sizes": ([SMALL, SMALL, LARGE], "frame 0 .*32.*24.*, frame 2 .*33.*24"),
     "a list with None": ([SMALL, None], "frame 1 is a NoneType: expected a PIL image"),
@@ -444,7 +444,7 @@ NO_FRAMES = {
     "a list of float arrays": ([array((8, 8, 3), float)], r"frame 0 is a ndarray of float64 \(8, 8, 3\)"),
     "an array without frames": (array((0, 8, 8, 3)), "expected at least 1 frame"),
     "an array of floats": (array((2, 8, 8, 3), np.float32), r"float32 \(2, 8, 8, 3\): expected"),
-    "an array of one picture": (array((8, 8, 3)), r"uint8 \(8, 8, 3\): expected"),
+    "an array of one image": (array((8, 8, 3)), r"uint8 \(8, 8, 3\): expected"),
     "a tensor of floats": (torch.zeros(2, 3, 8, 8), r"float32 \(2, 3, 8, 8\): expected"),
     "a tensor, channels last": (torch.zeros(2, 8, 8, 3).byte(), r"uint8 \(2, 8, 8, 3\): expected"),
     "a number": (5, "a int: expected a video"),

@@ -1,4 +1,4 @@
-"""Small training data for tests: pictures, videos, annotations, and a processor for tiles of one token."""
+"""Small training data for tests: images, videos, annotations, and a processor for tiles of one token."""
 
 import json
 from pathlib import Path
@@ -17,7 +17,7 @@ def tiny_processor(tokenizer="InternLM2", template="internlm2-chat", **options) 
     return PVCProcessor(images, make_tokenizer(tokenizer), template=template)
 
 
-def write_picture(path: Path, size=(56, 56), seed=0, **options) -> str:
+def write_image(path: Path, size=(56, 56), seed=0, **options) -> str:
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     Image.fromarray(pixels).save(path, **options)
     return path.name
@@ -58,12 +58,12 @@ def write_meta(folder: Path, **data_sets: list) -> Path:
 
 def write_mixed(folder: Path, **fields) -> Path:
     """Nine samples with an image, four with two, three with a video, eight of text alone."""
-    pictures = [write_picture(folder / f"{i}.png", (56 + 40 * (i % 3), 56 + 23 * i), i) for i in range(9)]
+    names = [write_image(folder / f"{i}.png", (56 + 40 * (i % 3), 56 + 23 * i), i) for i in range(9)]
     videos = [write_video(folder / f"{i}.mp4", 6 + i) for i in range(3)]
     images = [
-        dialogue(f"<image>\nWhat is {i}?", "word " * (i + 1), image=name) for i, name in enumerate(pictures)
+        dialogue(f"<image>\nWhat is {i}?", "word " * (i + 1), image=name) for i, name in enumerate(names)
     ]
-    images += [dialogue("<image> and <image>?", f"These {i}.", image=pictures[i : i + 2]) for i in range(4)]
+    images += [dialogue("<image> and <image>?", f"These {i}.", image=names[i : i + 2]) for i in range(4)]
     clips = [
         dialogue(f"<video>\nWhat happens in {i}?", "It moves.", video=name) for i, name in enumerate(videos)
     ]

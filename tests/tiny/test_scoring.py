@@ -7,7 +7,7 @@ import torch
 
 from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.tiny.scoring import exact_match, table
+from pvc.tiny.scoring import SEVERAL_TILES, exact_match, split_by_tiles, table
 from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.training.run import load_processor
 
@@ -53,6 +53,29 @@ def test_scores_do_not_depend_on_the_rows_that_samples_share(pvc_tiny):
     assert exact_match(*pvc_tiny, dataset, frames=8, row_tokens=4096) == exact_match(
         *pvc_tiny, dataset, frames=8, row_tokens=512
     )
+
+
+def test_samples_are_split_by_the_tiles_that_the_processor_cuts(pvc_tiny):
+    _, processor = pvc_tiny
+    parts = split_by_tiles(seed=3, tasks=["word", "count", "more"], samples=4)
+
+    for kind, dataset in parts.items():
+        assert [dataset.task_of(i) for i in range(len(dataset))].count("count") == len(dataset) / 3 == 4
+        for item in map(dataset.__getitem__, range(len(dataset))):
+            images = item["image"] if isinstance(item["image"], list) else [item["image"]]
+            tiles = [len(processor.image_processor.image(image).tiles) for image in images]
+            assert max(tiles) > 1 if kind == SEVERAL_TILES else set(tiles) == {1}
+
+
+def test_the_parts_of_a_split_are_scored_as_the_samples_they_hold(pvc_tiny):
+    part = split_by_tiles(seed=8, tasks=["shape", "number"], samples=6)[SEVERAL_TILES]
+    answers = [chat_says(*pvc_tiny, part, index) for index in range(len(part))]
+    assert exact_match(*pvc_tiny, part, frames=1) == part.evaluate(answers)
+
+
+def test_videos_are_not_split_by_tiles():
+    with pytest.raises(ValueError, match="motion"):
+        split_by_tiles(seed=0, tasks=["word", "motion"], samples=1)
 
 
 def test_the_table_has_a_line_for_each_task_and_the_mean_of_its_group():

@@ -160,7 +160,7 @@ def colour_change(scenes, slots):
     return colours[place] if 0 <= place < len(colours) else None
 
 
-def best_picture(scenes, matches):
+def best_image(scenes, matches):
     counts = [sum(matches(shape.spec) for shape in scene.shapes) for scene in scenes]
     assert sorted(counts)[-2:-1] != [max(counts)]
     return ("first", "second", "third")[counts.index(max(counts))]
@@ -237,8 +237,8 @@ TRUTH = {
     "same": lambda scenes, slots: yes_if(
         ImageChops.difference(draw(scenes[0]), draw(scenes[1])).getbbox() is None
     ),
-    "more": lambda scenes, slots: best_picture(scenes, lambda spec: is_one_of(slots["things"], spec)),
-    "which_picture": lambda scenes, slots: best_picture(scenes, lambda spec: str(spec) == slots["it"]),
+    "more": lambda scenes, slots: best_image(scenes, lambda spec: is_one_of(slots["things"], spec)),
+    "which_picture": lambda scenes, slots: best_image(scenes, lambda spec: str(spec) == slots["it"]),
 }
 
 
@@ -322,7 +322,7 @@ def changed_box(scene, **without):
 
 
 @pytest.mark.parametrize("task", ["word", "number", "word_at", "chart_value", "count"])
-def test_texts_lie_inside_the_picture_and_their_letters_are_8_to_20_pixels_high(task):
+def test_texts_lie_inside_the_image_and_their_letters_are_8_to_20_pixels_high(task):
     heights = []
     for sampled in made(task):
         scene = sampled.scenes[0]
@@ -363,7 +363,7 @@ def test_over_the_edge_a_shape_comes_in_opposite(kind):
         assert (pixels(x, y) != rolled).any(-1).sum() <= 1  # Pillow rounds slanted edges left of 0 otherwise
 
 
-def test_pictures_that_are_not_the_same_differ_visibly():
+def test_images_that_are_not_the_same_differ_visibly():
     for sampled in made("same", 300):
         one, other = (set(scene.shapes) for scene in sampled.scenes)
         if sampled.answer == "no" and len(one) == len(other):
@@ -576,7 +576,7 @@ def media(item: dict) -> list[Image.Image]:
     return shown if isinstance(shown, list) else [shown]
 
 
-def test_items_are_lines_of_jsonl_with_pictures_in_place_of_paths():
+def test_items_are_lines_of_jsonl_with_images_in_place_of_paths():
     data = SyntheticDataset(6 * len(TASKS))
     for index, item in enumerate(data):
         task = TASKS[item["task"]]

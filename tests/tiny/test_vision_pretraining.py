@@ -140,7 +140,7 @@ def test_the_middle_of_what_goes_over_the_edge_is_inside():
     assert labels.middle[20 // PATCH * (TILE // PATCH)].tolist() == [TILE // PATCH - 1, 20 // PATCH]
 
 
-def test_boxes_are_of_the_tiles_that_a_picture_is_cut_into():
+def test_boxes_are_of_the_tiles_that_an_image_is_cut_into():
     for scene in {scene.size: scene for scene in scenes("read_all", 100)}.values():
         image, transform = draw(scene), build_transform(TILE)
         tiles = torch.stack([transform(image.crop(box)) for box in tile_boxes(scene.size)])
@@ -204,7 +204,7 @@ def test_where_a_shape_is_gone_patches_tell_it_until_another_has_come_and_gone()
     assert predicted == ["nothing", "nothing", "red square", "red square", "nothing", "blue square"]
 
 
-def test_a_repeated_picture_has_its_labels_at_every_moment():
+def test_a_repeated_image_has_its_labels_at_every_time_step():
     clip = next(iter(LabelledClips(0, PATCH, repeats=4)))
     assert clip.grid.tolist() == [[1, 1, 4]]
     for labels in clip.labels:

@@ -34,8 +34,8 @@ def test_a_checkpoint_is_a_whole_folder_that_chats(model, data, tmp_path):
         assert [config.pop(part).pop("dtype") for part in PARTS] == ["float32"] * 2
         assert config.items() <= json.loads((model / "config.json").read_text()).items()
         processor = AutoProcessor.from_pretrained(moved, trust_remote_code=True)
-        picture = {"type": "image", "image": Image.new("RGB", (56, 56))}
-        messages = [{"role": "user", "content": [picture, {"type": "text", "text": "What?"}]}]
+        image = {"type": "image", "image": Image.new("RGB", (56, 56))}
+        messages = [{"role": "user", "content": [image, {"type": "text", "text": "What?"}]}]
         inputs = processor.apply_chat_template(
             messages, add_generation_prompt=True, tokenize=True, return_dict=True
         )

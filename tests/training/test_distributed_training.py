@@ -40,7 +40,7 @@ def in_two(model, data, output, **settings) -> list[float]:
     return losses(output)
 
 
-def test_some_step_has_pictures_on_one_of_two_processes_alone(model, data):
+def test_some_step_has_images_on_one_of_two_processes_alone(model, data):
     """Or the tests below would not show that such a step stalls nobody."""
     processor = load_processor(model)
     loaders = [

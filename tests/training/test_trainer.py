@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
-from training_files import dialogue, write_meta, write_picture, write_video
+from training_files import dialogue, write_image, write_meta, write_video
 from training_runs import (
     NEW,
     RECIPE,
@@ -30,13 +30,13 @@ from pvc.training.trainer import is_new, parameter_groups, with_needed_logits
 
 @pytest.fixture(scope="module")
 def four_kinds(tmp_path_factory):
-    """A text, a picture, two pictures and a video, which one row holds."""
+    """A text, an image, two images and a video, which one row holds."""
     folder = tmp_path_factory.mktemp("four")
-    pictures = [write_picture(folder / f"{i}.png", (100, 56), i) for i in range(3)]
+    images = [write_image(folder / f"{i}.png", (100, 56), i) for i in range(3)]
     samples = [
         dialogue("Say a word", "blue circle"),
-        dialogue("<image>\nWhat is it?", "a red square", image=pictures[0]),
-        dialogue("<image> or <image>?", "the second one", image=pictures[1:]),
+        dialogue("<image>\nWhat is it?", "a red square", image=images[0]),
+        dialogue("<image> or <image>?", "the second one", image=images[1:]),
         dialogue("<video>\nWhat happens?", "It moves up.", video=write_video(folder / "0.mp4", 6)),
     ]
     return write_meta(folder, four=[{}, *samples])
@@ -206,7 +206,7 @@ def test_several_processes_are_told_what_zero_needs(monkeypatch, tmp_path):
 
 
 def test_a_recipes_ratio_gives_way_to_data_without_videos_and_ones_own_does_not(model, tmp_path):
-    write_picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     meta = write_meta(tmp_path, one=[{}, *[dialogue("<image>", "It.", image="a.png")] * 3])
     recipe = tmp_path / "own.yaml"
     recipe.write_text(yaml.safe_dump(RECIPE | {"image_to_video": 3, "max_steps": 1}))

@@ -8,7 +8,7 @@ from itertools import islice
 import pytest
 import torch
 from builders import tiny_model
-from training_files import dialogue, tiny_processor, write_meta, write_mixed, write_picture
+from training_files import dialogue, tiny_processor, write_image, write_meta, write_mixed
 
 from pvc.training.data.check import check
 from pvc.training.data.encoding import Encoder
@@ -161,8 +161,8 @@ def test_another_seed_gives_other_rows(meta, sequence):
 
 
 @pytest.mark.parametrize("augment", [False, True])
-def test_pictures_are_augmented_anew_each_time_where_the_meta_json_says_so(tmp_path, augment):
-    write_picture(tmp_path / "a.png", (112, 56))
+def test_images_are_augmented_anew_each_time_where_the_meta_json_says_so(tmp_path, augment):
+    write_image(tmp_path / "a.png", (112, 56))
     record = dialogue("<image>", "It.", image="a.png")
     (row,) = rows(loader(write_meta(tmp_path, one=[{"data_augment": augment}, record])), 1)
     showings = row["pixel_values"].unflatten(0, (-1, 3))
@@ -295,8 +295,8 @@ def test_a_short_run_sees_all_kinds_alike(tmp_path, max_tokens, words, world_siz
 
 @pytest.fixture
 def damaged(tmp_path):
-    """Twelve samples; lines 2 and 5 are broken as one reads them, 8 as one decodes its picture."""
-    write_picture(tmp_path / "a.png", (300, 300))
+    """Twelve samples; lines 2 and 5 are broken as one reads them, 8 as one decodes its image."""
+    write_image(tmp_path / "a.png", (300, 300))
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
     records = [dialogue("<image>\nWhat?", f"It is {i}.", image="a.png") for i in range(12)]
     records[1] = "{"
@@ -348,7 +348,7 @@ def test_data_of_which_all_is_broken_end_in_an_error(tmp_path):
 
 
 def test_a_row_whose_samples_are_all_broken_is_a_step_without_a_label(tmp_path):
-    write_picture(tmp_path / "a.png", (300, 300))
+    write_image(tmp_path / "a.png", (300, 300))
     (tmp_path / "cut.png").write_bytes((tmp_path / "a.png").read_bytes()[:4000])
     meta = write_meta(tmp_path, one=[{}, dialogue("<image>", "It.", image="cut.png")])
     (row,) = rows(loader(meta, skip_broken=1), 1)
@@ -417,7 +417,7 @@ def test_the_report_of_check_is_a_table(tmp_path):
 
 
 def test_check_counts_keys_that_mean_nothing(tmp_path):
-    write_picture(tmp_path / "a.png")
+    write_image(tmp_path / "a.png")
     record = dialogue("<image>", "It.", image="a.png", videos=["b.mp4"], task="caption")
     lost = dialogue("What?", "It.", images=["a.png"])
     report = check(write_meta(tmp_path, one=[{}, record, record, lost]), PROCESSOR, DataOptions(**SMALL))

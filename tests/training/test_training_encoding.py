@@ -10,7 +10,7 @@ from builders import tiny_model
 from PIL import Image
 from tokenizers import Tokenizer
 from tokenizers_of_llms import TOKENIZERS
-from training_files import tiny_processor, write_picture, write_video
+from training_files import tiny_processor, write_image, write_video
 from transformers import PreTrainedTokenizerFast
 
 from pvc.clips import media_tokens
@@ -66,11 +66,11 @@ def labelled_spans(encoded) -> list[list[int]]:
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("media")
     for i, size in enumerate([(56, 56), (112, 56), (300, 200)]):
-        write_picture(path / f"{i}.png", size, seed=i)
+        write_image(path / f"{i}.png", size, seed=i)
     write_video(path / "v.mp4", frames=12)
     (path / "frames").mkdir()
     for i in range(5):
-        write_picture(path / "frames" / f"{i}.png", (40, 30), seed=i)
+        write_image(path / "frames" / f"{i}.png", (40, 30), seed=i)
     return path
 
 
@@ -174,7 +174,7 @@ def test_a_tokenizer_without_the_templates_end_is_refused():
 def test_tiles_are_known_from_the_header(tmp_path, options, max_tiles):
     encoder, sizes = Encoder(tiny_processor(**options)), rng(1).integers(1, 300, (5, 2)).tolist()
     for i, size in enumerate(sizes):
-        write_picture(tmp_path / f"{i}.png", size)
+        write_image(tmp_path / f"{i}.png", size)
         sample = Sample("x:1", (("<image>", "a"),), images=(FileSource(str(tmp_path / f"{i}.png")),))
         encoded = encoder.encode(sample, max_tiles, rng())
         tiles = encoder.load(encoded)
@@ -184,11 +184,11 @@ def test_tiles_are_known_from_the_header(tmp_path, options, max_tiles):
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "tiff"])
 @pytest.mark.parametrize("orientation", [1, 3, 6, 8])
-def test_a_turned_picture_has_the_size_that_it_has_upright(tmp_path, orientation, suffix):
+def test_a_turned_image_has_the_size_that_it_has_upright(tmp_path, orientation, suffix):
     exif = Image.Exif()
     exif[0x0112] = orientation
     path = tmp_path / f"a.{suffix}"
-    write_picture(path, (200, 100), exif=exif)
+    write_image(path, (200, 100), exif=exif)
     assert image_size_of(str(path)) == ((100, 200) if orientation > 4 else (200, 100))
     encoded = encode([("<image>", "a")], images=(str(path),))
     assert Encoder(tiny_processor()).load(encoded).shape[0] == encoded.media[0].clip.tiles
@@ -297,11 +297,11 @@ def test_files_that_cannot_be_read_are_told(tmp_path, folder):
             Encoder(tiny_processor()).load(encoded)
 
 
-def test_a_picture_that_is_not_what_its_header_said_is_told(tmp_path):
+def test_an_image_that_is_not_what_its_header_said_is_told(tmp_path):
     path = tmp_path / "a.png"
-    write_picture(path, (200, 100))
+    write_image(path, (200, 100))
     encoded = encode([("<image>", "a")], images=(str(path),))
-    write_picture(path, (100, 100))
+    write_image(path, (100, 100))
     with pytest.raises(BrokenSample, match="a.png: its header promised Clip"):
         Encoder(tiny_processor()).load(encoded)
 
@@ -324,9 +324,9 @@ def test_augmentation_is_jpeg_of_a_drawn_quality_for_each_tile(folder):
 def test_the_quality_lies_between_75_and_100(monkeypatch):
     qualities, save = set(), Image.Image.save
 
-    def recording(picture, file, kind, quality):
+    def recording(pil_image, file, kind, quality):
         qualities.add(quality)
-        save(picture, file, kind, quality=quality)
+        save(pil_image, file, kind, quality=quality)
 
     monkeypatch.setattr(Image.Image, "save", recording)
     as_jpeg(torch.zeros(400, 3, 8, 8), rng())

@@ -5,7 +5,7 @@ import logging
 import os
 
 import pytest
-from training_files import dialogue, write_meta, write_picture
+from training_files import dialogue, write_image, write_meta
 
 from pvc.training.data.meta import read_meta
 from pvc.training.data.samples import KINDS, BrokenSample
@@ -16,8 +16,8 @@ TEXT = dialogue("Say it", "It.")
 
 @pytest.fixture
 def folder(tmp_path):
-    write_picture(tmp_path / "a.png")
-    write_picture(tmp_path / "b.png")
+    write_image(tmp_path / "a.png")
+    write_image(tmp_path / "b.png")
     (tmp_path / "c.mp4").touch()
     return tmp_path
 
@@ -97,7 +97,7 @@ BROKEN = {
     "a system message later": (said("human", "system", "human", "gpt"), "in turn"),
     "an empty answer": (dialogue("What?", "It.", "And?", " \n"), "answer 2 is empty"),
     "an empty question": (dialogue(" ", "It."), "question 1 is empty"),
-    "a missing picture": (dialogue("<image>", "It.", image="no.png"), "no such file: "),
+    "a missing image": (dialogue("<image>", "It.", image="no.png"), "no such file: "),
     "a missing video": (dialogue("<video>", "It.", video="no.mp4"), "no such file: "),
     "too many placeholders": (dialogue("<image><image>", "It.", image="a.png"), "2 <image> placeholders"),
     "too few placeholders": (dialogue("<image>", "It.", image=["a.png", "b.png"]), "1 <image> placeholders"),

@@ -42,10 +42,10 @@ class SyntheticSample(NamedTuple):
     def prompt(self) -> str:
         """The question behind the placeholders of its media."""
         if TASKS[self.task].media == "images":
-            places = "".join(f"Image-{i + 1}: <image>\n" for i in range(len(self.scenes)))
+            placeholders = "".join(f"Image-{i + 1}: <image>\n" for i in range(len(self.scenes)))
         else:
-            places = f"<{TASKS[self.task].media}>\n"
-        return places + self.question
+            placeholders = f"<{TASKS[self.task].media}>\n"
+        return placeholders + self.question
 
     @property
     def turns(self) -> tuple[tuple[str, str], ...]:
@@ -63,8 +63,9 @@ class SyntheticSample(NamedTuple):
         else:
             width, height = self.scenes[0].size
             shown = {"image": drawn[0], "width": width, "height": height}
-        said = [text for turn in self.turns for text in turn]
-        conversations = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(said)]
+
+        texts = [text for turn in self.turns for text in turn]
+        conversations = [{"from": ("human", "gpt")[i % 2], "value": text} for i, text in enumerate(texts)]
         return {"task": self.task, **shown, "conversations": conversations}
 
 
@@ -128,7 +129,7 @@ class SyntheticDataset(Dataset):
         return SyntheticSample(task, sampled.scenes, question, sampled.answer, more_turns)
 
     def evaluate(self, answers: Sequence[str]) -> dict[str, float]:
-        """The share of right answers by task: those equal to the sample's, but for white space around them.
+        """The share of correct answers by task: equal to the sample's, but for white space around them.
 
         Args:
             answers: one for each sample, in order.
@@ -150,7 +151,7 @@ class SyntheticDataset(Dataset):
         return self.tasks[index % len(self.tasks)]
 
     def majority_baseline(self) -> dict[str, float]:
-        """The share of the majority baseline by task: what one gets who never specs."""
+        """The share of the majority baseline by task: always the most frequent answer."""
         answers = defaultdict(Counter)
         for index in range(self.length):
             sample = self.sample(index)
@@ -167,12 +168,13 @@ def mean_by_group(scores: dict[str, float]) -> dict[str, float]:
 
 
 def export(dataset: SyntheticDataset, folder: Path) -> None:
-    """Writes `scenes.jsonl`, its media as PNG and MP4 under `media/`, and the meta file `meta.json`."""
+    """Writes `synthetic.jsonl`, its media as PNG and MP4 under `media/`, and the meta file `meta.json`."""
     (folder / "media").mkdir(parents=True, exist_ok=True)
     with open(folder / "synthetic.jsonl", "w", encoding="utf-8") as lines:
         for index in logging.tqdm(range(len(dataset)), desc="Drawing"):
             record = _with_files(dataset[index], folder)
             lines.write(json.dumps(record) + "\n")
+
     meta = {
         "root": str(folder.resolve()),
         "annotation": str((folder / "synthetic.jsonl").resolve()),
@@ -206,6 +208,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     arguments = parser.parse_args()
+
     dataset = SyntheticDataset(
         arguments.samples,
         seed=arguments.seed,

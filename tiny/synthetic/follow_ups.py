@@ -75,7 +75,7 @@ def _named(scenes: list[Scene], slots: dict[str, str], answer: str) -> set[str]:
 def _alone(
     shapes: tuple[Shape, ...], of: Callable[[Shape], object] = lambda shape: shape.spec
 ) -> list[Shape]:
-    """The shapes that are the only one of their look, colour or kind."""
+    """The shapes that are the only ones of their spec, colour or kind."""
     counts = Counter(map(of, shapes))
     return [shape for shape in shapes if counts[of(shape)] == 1]
 
@@ -115,7 +115,7 @@ def count(rng: SceneSampler, scenes: list[Scene]) -> Asked:
 
 
 def _counted(rng: SceneSampler, there: list[ShapeSpec]) -> tuple[str, int]:
-    """Things and how many of them are there, seldom none."""
+    """Things and how many of them are there, rarely none."""
     for _ in range(TRIES):
         things, specs = random_category(rng)
         number = sum(spec in specs for spec in there)

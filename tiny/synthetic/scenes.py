@@ -94,8 +94,9 @@ def font_path() -> str:
         bundled = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if bundled.is_file():
             return str(bundled)
+
     try:
-        return ImageFont.truetype("DejaVuSans.ttf").path  # Pillow specs into the system's folders of fonts
+        return ImageFont.truetype("DejaVuSans.ttf").path  # Pillow looks into the system's font folders
     except OSError as error:
         raise FileNotFoundError(
             "the font DejaVu Sans was not found: `pip install matplotlib` brings it along, and so do "

@@ -36,7 +36,7 @@ from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.data.samples import BrokenSample, Sample
 from pvc.training.data.sources import FileSource, Source
 
-IGNORED = -100  # the label of a token that is no part of an answer
+IGNORED = -100  # the label of a token outside the answers
 FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are an image
 JPEG_QUALITIES = (75, 100)  # of InternVL's augmentation, both included
 UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -128,6 +128,7 @@ class Encoder:
                 ids, labels = self._tokens(sample, media)
         except UNREADABLE as error:
             raise BrokenSample(sample.where, error) from error
+
         if len(ids) > self.max_tokens:
             why = f"{len(ids)} tokens with the fewest tiles and frames: expected at most {self.max_tokens}"
             raise BrokenSample(sample.where, why)
@@ -147,6 +148,8 @@ class Encoder:
                 loaded = self._load(file, encoded.sample)
             except UNREADABLE as error:
                 raise BrokenSample(encoded.sample.where, _naming(file.source, error)) from error
+
+            # the prompt was laid out for what the header said
             if loaded.clip != file.clip:
                 why = f"{file.source}: its header promised {file.clip}, but it holds {loaded.clip}"
                 raise BrokenSample(encoded.sample.where, why)

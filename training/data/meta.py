@@ -95,7 +95,7 @@ def read_meta(path: str | os.PathLike) -> list[SampleSet]:
     epoch.
 
     Raises:
-        ValueError: where it is no such file, with the data set and the field.
+        ValueError: where it is not such a file, with the data set and the field.
         OSError: where it, or an annotation, cannot be read.
     """
     path = Path(path)

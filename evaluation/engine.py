@@ -1,0 +1,165 @@
+"""Who answers: the model of this process, by `chat` and `batch_chat`.
+
+An engine has an `identity` (for the header of the answers), the side of its tiles, and `answer`, which takes
+units and gives an answer or an error for each of their requests. Answers of a batch are those of its
+questions asked alone.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from transformers.utils import logging
+
+from pvc.evaluation.media import IMAGE, Request, Unit
+from pvc.evaluation.task import Settings
+
+logger = logging.get_logger(__name__)
+
+SAMPLED_BYTES = 2**20  # of each end of a file of weights, see `checkpoint_hash`
+OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
+
+
+class Answer(NamedTuple):
+    """What became of a request: a text, or an error."""
+
+    request: Request
+    text: str | None
+    error: str | None
+    seconds: float
+    new_tokens: int = 0
+
+
+class ChatEngine:
+    """A loaded model with its tokenizer.
+
+    Args:
+        identity: what tells this model from others, for the header; see `checkpoint_identity`.
+        batch: questions that are asked at once, where each has media of its own.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, identity: Mapping[str, Any], batch: int = 1):
+        self.model, self.tokenizer = model, tokenizer
+        self.identity, self.batch = dict(identity), batch
+        self.tile_size: int = model.config.vision_config.image_size
+        self.cache = model.dialogue_cache()
+
+    def answer(self, units: Iterator[Unit], settings: Settings) -> Iterator[Answer]:
+        """The answers in the order of the units."""
+        waiting: list[Unit] = []
+        for unit in units:
+            if len(unit.requests) == 1:
+                waiting.append(unit)
+            if len(waiting) == self.batch or (waiting and len(unit.requests) > 1):
+                yield from self._answer_batch(waiting, settings)
+                waiting = []
+            if len(unit.requests) > 1:
+                for request in unit.requests:
+                    yield self._answer_one(request, unit.pixel_values, settings)
+        if waiting:
+            yield from self._answer_batch(waiting, settings)
+
+    def _answer_batch(self, units: Sequence[Unit], settings: Settings) -> Iterator[Answer]:
+        requests = [unit.requests[0] for unit in units]
+        if len(units) > 1:
+            start = time.perf_counter()
+            try:
+                texts = self._batch_chat(units, settings)
+            except OUT_OF_MEMORY:
+                logger.warning(
+                    f"a batch of {len(units)} does not fit in memory: its questions are asked alone"
+                )
+            else:
+                seconds = (time.perf_counter() - start) / len(units)
+                for request, text in zip(requests, texts):
+                    yield Answer(request, text, None, seconds, self._count_tokens(text))
+                return
+
+        for unit, request in zip(units, requests):
+            yield self._answer_one(request, unit.pixel_values, settings)
+
+    def _batch_chat(self, units: Sequence[Unit], settings: Settings) -> list[str]:
+        lists = [batch_lists(unit.requests[0], settings) for unit in units]
+        tiles = [unit.pixel_values for unit in units if unit.pixel_values is not None]
+        return self.model.batch_chat(
+            self.tokenizer,
+            torch.cat(tiles).to(self.model.dtype) if tiles else None,
+            [unit.requests[0].question for unit in units],
+            dict(settings.generation),
+            num_patches_list=[patches for patches, _, _ in lists],
+            split_sizes=[sizes or None for _, sizes, _ in lists],
+            data_flag=[flags for _, _, flags in lists],
+        )
+
+    def _answer_one(self, request: Request, pixel_values: torch.Tensor | None, settings: Settings) -> Answer:
+        start = time.perf_counter()
+        text, error = None, None
+        try:
+            text = self.model.chat(
+                self.tokenizer,
+                None if pixel_values is None else pixel_values.to(self.model.dtype),
+                request.question,
+                dict(settings.generation),
+                **chat_lists(request, settings),
+                cache=self._cache_for(settings),
+            )
+        except OUT_OF_MEMORY as problem:
+            error = f"{type(problem).__name__}: {problem}"
+            self.cache.clear()  # it may hold much of what is full
+        except (ValueError, RuntimeError) as problem:
+            if "CUDA error" in str(problem):
+                raise  # the device answers no further question
+            error = f"{type(problem).__name__}: {problem}"
+        tokens = 0 if text is None else self._count_tokens(text)
+        return Answer(request, text, error, time.perf_counter() - start, tokens)
+
+    def _cache_for(self, settings: Settings) -> Any:
+        """What questions about the same media share; it follows one beam."""
+        return self.cache if settings.generation.get("num_beams", 1) == 1 else None
+
+    def _count_tokens(self, text: str) -> int:
+        return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def chat_lists(request: Request, settings: Settings) -> dict[str, list[int]]:
+    """The lists that `chat` is given: those of the protocol, where there are tiles."""
+    lists = {
+        "num_patches_list": request.num_patches_list,
+        "split_sizes": request.split_sizes,
+        "data_flag": request.data_flag,
+    }
+    return {name: lists[name] for name in settings.chat_lists if request.num_patches_list}
+
+
+def batch_lists(request: Request, settings: Settings) -> tuple[list[int], list[int], list[int]]:
+    """The same for `batch_chat`, which needs all: without `num_patches_list` all tiles are one image."""
+    if not request.num_patches_list:
+        return [], [], []
+    if "num_patches_list" in settings.chat_lists:
+        return request.num_patches_list, request.split_sizes, request.data_flag
+    total = sum(request.num_patches_list)
+    return [total], [total], [IMAGE]
+
+
+def checkpoint_identity(folder: Path, name: str) -> dict[str, str]:
+    """The name of a checkpoint and a hash of its configuration and weights."""
+    return {"name": name, "weights": checkpoint_hash(folder)}
+
+
+def checkpoint_hash(folder: Path) -> str:
+    """A hash of config.json and of each file of weights: name, size, first and last megabyte.
+
+    A whole hash of an 8B's weights would take a minute; a training changes all of them.
+    """
+    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with open(path, "rb") as file:
+            digest.update(file.read(SAMPLED_BYTES))
+            file.seek(max(0, size - SAMPLED_BYTES))
+            digest.update(file.read())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,234 @@
+"""From a record to what `chat` is given: frames chosen, the prompt written, tiles cut.
+
+    unit = prepare(records, protocol, tile_size=448)        records with the same media: opened and cut once
+    unit.pixel_values, unit.requests[0].question, ...
+
+`layouts` alone opens no image and decodes no frame: a dry run shows what it finds.
+"""
+
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+
+from pvc.evaluation.frames import VideoFacts
+from pvc.evaluation.records import DataError, Media, Record, Shown
+from pvc.evaluation.task import ImagePlan, Protocol, Settings
+from pvc.image_files import in_8_bits, in_rgb, open_image
+from pvc.preprocess import image_tiles, tile_grid
+from pvc.video_readers import open_video
+
+VIDEO, IMAGE, IMAGES = 3, 1, 2  # values of `data_flag`
+READ_AHEAD = 2  # units that each worker keeps ready
+
+
+class Request(NamedTuple):
+    """One question as `chat` takes it. The lists describe the tiles of the whole unit.
+
+    Attributes:
+        num_patches_list: tiles of each image or frame. split_sizes, data_flag: of each media group.
+        frame_indices: of each of the record's media.
+    """
+
+    record: Record
+    question: str
+    num_patches_list: list[int]
+    split_sizes: list[int]
+    data_flag: list[int]
+    frame_indices: list[list[int]]
+
+
+class Unit(NamedTuple):
+    """Questions about the same media, and these media's tiles `(num_tiles, 3, S, S)`."""
+
+    requests: list[Request]
+    pixel_values: torch.Tensor | None
+
+
+class Broken(NamedTuple):
+    """Records whose media cannot be read, and why."""
+
+    records: list[Record]
+    error: str
+
+
+# ---- layout: which frames, how many tiles
+
+
+def video_facts(media: Media) -> VideoFacts:
+    """Number of frames and rate of a video or a folder of frames."""
+    if media.kind == "frames":
+        if media.fps is None:
+            raise DataError(f"{media.name}: a folder of frames needs their rate")
+        return VideoFacts(len(_frame_files(media)), media.fps, 1, media.bound)
+
+    video = open_video(_file(media), "pyav")
+    return VideoFacts(len(video.times_s), video.fps, 0, media.bound)
+
+
+def _frame_files(media: Media) -> list[Path]:
+    assert isinstance(media.source, Path)  # a folder
+    return sorted(path for path in media.source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
+def _file(media: Media) -> str | io.BytesIO:
+    return str(media.source) if isinstance(media.source, Path) else io.BytesIO(media.source.read())
+
+
+def layouts(record: Record, settings: Settings) -> list[Shown]:
+    """Which frames of each of a record's media are shown."""
+    return [_layout(media, settings) for media in record.media]
+
+
+def _layout(media: Media, settings: Settings) -> Shown:
+    if media.kind == "image":
+        return Shown()
+
+    facts = video_facts(media)
+    indices = settings.choose_frames(facts, settings.frames)
+    if not indices:
+        raise DataError(f"{media.name}: no frame was chosen of {facts.total}")
+    times_s = tuple((index - facts.first) / facts.fps for index in indices)
+    return Shown(tuple(indices), times_s, facts.fps, facts.duration_s)
+
+
+def image_plan(settings: Settings, position: int, number: int) -> ImagePlan:
+    """How one of a record's images is cut."""
+    if settings.plan_image is None:
+        return ImagePlan(settings.max_tiles)
+    return settings.plan_image(position, number)
+
+
+# ---- tiles
+
+
+def cut_image(media: Media, plan: ImagePlan, tile_size: int) -> torch.Tensor:
+    """Tiles `(num_tiles, 3, S, S)` of an image."""
+    image = open_image(_file(media), upright=False)
+    if plan.enlarge > 1:
+        size = (image.width * plan.enlarge, image.height * plan.enlarge)
+        image = in_rgb(in_8_bits(image)).resize(size, Image.Resampling.BILINEAR)
+    return image_tiles(image, tile_size, plan.max_tiles)
+
+
+def count_tiles(media: Media, plan: ImagePlan, tile_size: int) -> int:
+    """The number of tiles that `cut_image` would give."""
+    with Image.open(_file(media)) as image:
+        size = image.width * plan.enlarge, image.height * plan.enlarge
+    columns, rows = tile_grid(*size, 1, plan.max_tiles, tile_size)
+    number = columns * rows
+    return number + (number > 1)  # the thumbnail
+
+
+def cut_frames(media: Media, shown: Shown, settings: Settings, tile_size: int) -> list[torch.Tensor]:
+    """Tiles `(num_tiles, 3, S, S)` of each frame that is shown."""
+    wanted = set(shown.indices)
+    tiles = {
+        index: image_tiles(image, tile_size, settings.frame_tiles)
+        for index, image in _read_frames(media, sorted(wanted))
+    }
+    return [tiles[index] for index in shown.indices]
+
+
+def _read_frames(media: Media, indices: Sequence[int]) -> Iterator[tuple[int, Image.Image]]:
+    if media.kind == "frames":
+        files = _frame_files(media)
+        for index in indices:
+            yield index, open_image(str(files[min(index, len(files)) - 1]), upright=False)
+        return
+
+    for index, pixels in open_video(_file(media), "pyav").read(indices):
+        yield index, Image.fromarray(pixels)
+
+
+# ---- units
+
+
+def prepare(records: Sequence[Record], protocol: Protocol, tile_size: int) -> Unit:
+    """Questions about the same media with their tiles; the media are read once.
+
+    Raises:
+        OSError, ValueError: where they cannot be read.
+    """
+    first = records[0]
+    shown = layouts(first, protocol.settings)
+    pixel_values, patches = _cut(first, shown, protocol.settings, tile_size)
+    split_sizes, flags = media_groups(first, patches)
+
+    requests = [
+        Request(
+            record,
+            protocol.prompt(record, shown),
+            [number for numbers in patches for number in numbers],
+            split_sizes,
+            flags,
+            [list(x.indices) for x in shown],
+        )
+        for record in records
+    ]
+    return Unit(requests, pixel_values)
+
+
+def _cut(
+    record: Record, shown: Sequence[Shown], settings: Settings, tile_size: int
+) -> tuple[torch.Tensor | None, list[list[int]]]:
+    """Tiles of all media, and for each of them the tiles of its images or frames."""
+    number_of_images = sum(media.kind == "image" for media in record.media)
+    tiles: list[torch.Tensor] = []
+    patches = []
+    position = 0
+
+    for media, frames in zip(record.media, shown):
+        if media.kind == "image":
+            parts = [cut_image(media, image_plan(settings, position, number_of_images), tile_size)]
+            position += 1
+        else:
+            parts = cut_frames(media, frames, settings, tile_size)
+        tiles.extend(parts)
+        patches.append([len(part) for part in parts])
+
+    return (torch.cat(tiles) if tiles else None), patches
+
+
+def media_groups(record: Record, patches: Sequence[Sequence[int]]) -> tuple[list[int], list[int]]:
+    """`split_sizes` and `data_flag`: a video is a group of its own, images side by side are one."""
+    sizes: list[int] = []
+    flags: list[int] = []
+    before = ""
+
+    for media, numbers in zip(record.media, patches):
+        if media.kind == "image" == before:
+            sizes[-1] += sum(numbers)
+            flags[-1] = IMAGES
+        else:
+            sizes.append(sum(numbers))
+            flags.append(IMAGE if media.kind == "image" else VIDEO)
+        before = media.kind
+    return sizes, flags
+
+
+class Units(Dataset):
+    """Units by number. Where media cannot be read, `Broken` stands in the unit's place."""
+
+    def __init__(self, groups: Sequence[Sequence[Record]], protocol: Protocol, tile_size: int):
+        self.groups, self.protocol, self.tile_size = groups, protocol, tile_size
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __getitem__(self, i: int) -> Unit | Broken:
+        records = list(self.groups[i])
+        try:
+            return prepare(records, self.protocol, self.tile_size)
+        except (OSError, ValueError, MemoryError) as error:
+            return Broken(records, f"{type(error).__name__}: {error}")
+
+
+def read_ahead(units: Units, workers: int) -> Iterator[Unit | Broken]:
+    """The units in order; `workers` processes read the next ones meanwhile (0: none)."""
+    ahead = {"prefetch_factor": READ_AHEAD} if workers else {}
+    yield from DataLoader(units, batch_size=None, num_workers=workers, **ahead)  # type: ignore[arg-type]

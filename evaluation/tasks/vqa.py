@@ -1,0 +1,352 @@
+"""Questions about images that are answered with a word: AI2D, ChartQA, DocVQA, InfographicVQA, TextVQA.
+
+Source of prompts, settings and scores: `eval/vqa` of the released code.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from pvc.evaluation.layout import image_named, own_folder, unique
+from pvc.evaluation.metrics import anls, equal_but_for_case, relaxed_score, soft_accuracy
+from pvc.evaluation.records import DataError, Record
+from pvc.evaluation.tables import read_json, read_jsonl
+from pvc.evaluation.task import Metric, Protocol, Row, SubmissionFile, Task, percent
+from pvc.evaluation.tasks.released import (
+    bare_question,
+    released_settings,
+    single_word_question,
+    stripped_answer,
+    whole_answer,
+)
+
+
+def read_questions(folder: Path, file: str, prefix: str = "") -> list[Record]:
+    """The lines of a jsonl file: image, question, question_id, answer (absent where it is held back)."""
+    lines = read_jsonl(folder / file)
+    ids = unique(prefix + str(_field(line, "question_id", folder / file)) for line in lines)
+
+    records = []
+    for name, line in zip(ids, lines):
+        image = _field(line, "image", folder / file)
+        record = Record(
+            id=name,
+            media=(image_named(image, folder),),
+            question=_field(line, "question", folder / file),
+            answer=line.get("answer"),
+            meta={"question_id": line["question_id"]},
+            group=image,
+        )
+        records.append(record)
+    return records
+
+
+def _field(line: Mapping[str, Any], name: str, path: Path) -> Any:
+    if name not in line:
+        raise DataError(f"{path}: a line has no {name!r}: {sorted(line)}")
+    return line[name]
+
+
+def _with(record: Record, answer: Any, **meta: Any) -> Record:
+    """The record with another reference and more facts."""
+    return replace(record, answer=answer, meta={**record.meta, **meta})
+
+
+# AI2D
+
+
+def read_ai2d(data: Path) -> list[Record]:
+    """Questions with their options and the sentence that asks for a letter, all in one text."""
+    file = "test_vlmevalkit.jsonl"
+    return read_questions(own_folder(data, "ai2diagram", [file]), file)
+
+
+def _score_equal(parsed: str, record: Record) -> float:
+    return equal_but_for_case(parsed, record.answer)
+
+
+AI2D = Task(
+    name="ai2d",
+    about="AI2D, test, with the questions of VLMEvalKit: data/ai2diagram",
+    read=read_ai2d,
+    protocols={
+        "internvl": Protocol(bare_question, whole_answer, _score_equal, released_settings(6, 10)),
+    },
+    expected=3088,
+    paper={"PVC-2B": 76.3, "PVC-8B": 83.8},
+    released_names=("vqa-ai2d-test",),
+)
+
+
+# ChartQA
+
+
+def read_chartqa(data: Path) -> list[Record]:
+    """Both sets: questions by people, then questions made by a program."""
+    sets = {"human": "test_human.jsonl", "augmented": "test_augmented.jsonl"}
+    folder = own_folder(data, "chartqa", list(sets.values()))
+
+    records = []
+    for name, file in sets.items():
+        for record in read_questions(folder, file, prefix=f"{name}/"):
+            answers = record.answer if isinstance(record.answer, list) else [record.answer]
+            records.append(_with(record, [str(answer) for answer in answers], set=name))
+    return records
+
+
+def _score_relaxed(parsed: str, record: Record) -> float:
+    return relaxed_score(parsed, record.answer)
+
+
+def _mean_of_sets(rows: Sequence[Row]) -> float:
+    """The mean of the accuracies of the sets that are there."""
+    sets: dict[str, list[Row]] = {}
+    for row in rows:
+        sets.setdefault(row.record.meta["set"], []).append(row)
+    return sum(percent(part) for part in sets.values()) / max(1, len(sets))
+
+
+CHARTQA = Task(
+    name="chartqa",
+    about="ChartQA, test, human and augmented: data/chartqa",
+    read=read_chartqa,
+    protocols={
+        "internvl": Protocol(
+            single_word_question,
+            stripped_answer,
+            _score_relaxed,
+            released_settings(12, 100),
+            Metric(
+                name="relaxed accuracy, mean of human and augmented",
+                headline=_mean_of_sets,
+                labels=lambda record: {"set": record.meta["set"]},
+                is_proportion=False,
+            ),
+        ),
+    },
+    expected=2500,
+    paper={"PVC-2B": 78.9, "PVC-8B": 84.1},
+    released_names=("vqa-chartqa-test",),
+)
+
+
+# DocVQA and InfographicVQA
+
+_TYPES = {
+    "answer type": (
+        "answer_type",
+        {
+            "image span": "Image-Span",
+            "question span": "Question-Span",
+            "multiple spans": "Multi-Span",
+            "non span": "None span",
+        },
+    ),
+    "evidence": (
+        "evidence",
+        {
+            "table/list": "Table/list",
+            "textual": "Text",
+            "photo/pciture/visual_objects": "Visual/Layout",
+            "figure": "Figure",
+            "map": "Map",
+        },
+    ),
+    "operation": (
+        "operation/reasoning",
+        {"comparison": "Sorting", "arithmetic": "Arithmetic", "counting": "Counting"},
+    ),
+}
+
+
+def annotation_types(annotation: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """What kinds of answer, evidence and operation a question has, as InfographicVQA's script names them."""
+    types = {}
+    for kind, (field, names) in _TYPES.items():
+        found = annotation.get(field) or []
+        types[kind] = tuple(names.get(text.lower(), text) for text in found)
+    return {kind: found for kind, found in types.items() if found}
+
+
+def read_documents(folder: Path, questions: str, annotations: str | None = None) -> list[Record]:
+    """Questions about documents; with an annotation file, all accepted answers from it.
+
+    Raises:
+        DataError: a question has no annotation.
+    """
+    records = read_questions(folder, questions)
+    if annotations is None:
+        return [_with(record, None, annotation=record.answer) for record in records]
+
+    entries = {str(entry["questionId"]): entry for entry in read_json(folder / annotations)["data"]}
+    known = []
+    for record in records:
+        entry = entries.get(str(record.meta["question_id"]))
+        if entry is None:
+            raise DataError(f"{folder / annotations} has no question {record.meta['question_id']}")
+        known.append(_with(record, entry["answers"], annotation=record.answer, **annotation_types(entry)))
+    return known
+
+
+def read_docvqa_val(data: Path) -> list[Record]:
+    """Validation, with the answers of `val/val_v1.0.json`."""
+    files = ["val.jsonl", "val/val_v1.0.json"]
+    return read_documents(own_folder(data, "docvqa", files), *files)
+
+
+def read_docvqa_test(data: Path) -> list[Record]:
+    """Test, without answers."""
+    return read_documents(own_folder(data, "docvqa", ["test.jsonl"]), "test.jsonl")
+
+
+def read_infovqa_val(data: Path) -> list[Record]:
+    """Validation, with the answers and types of its annotation file."""
+    files = ["val.jsonl", "infographicsVQA_val_v1.0_withQT.json"]
+    return read_documents(own_folder(data, "infographicsvqa", files), *files)
+
+
+def read_infovqa_test(data: Path) -> list[Record]:
+    """Test, without answers."""
+    return read_documents(own_folder(data, "infographicsvqa", ["test.jsonl"]), "test.jsonl")
+
+
+def _score_anls(parsed: str, record: Record) -> float:
+    return anls(parsed, record.answer) if record.answer else 0.0
+
+
+def _type_labels(record: Record) -> Mapping[str, tuple[str, ...]]:
+    return {kind: record.meta[kind] for kind in _TYPES if kind in record.meta}
+
+
+ANLS = Metric(name="ANLS", labels=_type_labels, is_proportion=False)
+
+
+def document_protocol(max_tiles: int) -> Protocol:
+    """The word or phrase that answers a question about a document."""
+    return Protocol(single_word_question, whole_answer, _score_anls, released_settings(max_tiles, 100), ANLS)
+
+
+def _answers(rows: Sequence[Row]) -> list[tuple[Row, Any, str]]:
+    """(row, its question's number, its answer). A failed row has an empty answer."""
+    return [(row, row.record.meta["question_id"], row.answer or "") for row in rows]
+
+
+def _list_of(name: str) -> Callable[[Sequence[Row]], list[SubmissionFile]]:
+    """A list of numbers and answers."""
+
+    def files(rows: Sequence[Row]) -> list[SubmissionFile]:
+        content = [{"questionId": number, "answer": answer} for _, number, answer in _answers(rows)]
+        return [SubmissionFile(name, content)]
+
+    return files
+
+
+def _list_with_questions(name: str) -> Callable[[Sequence[Row]], list[SubmissionFile]]:
+    """A list as the released script writes it where it keeps questions and annotations."""
+
+    def files(rows: Sequence[Row]) -> list[SubmissionFile]:
+        content = []
+        for row, number, answer in _answers(rows):
+            entry = {
+                "question": single_word_question(row.record, ()),
+                "questionId": number,
+                "answer": answer,
+                "annotation": row.record.meta["annotation"],
+            }
+            content.append(entry)
+        return [SubmissionFile(name, content)]
+
+    return files
+
+
+DOCVQA_VAL = Task(
+    name="docvqa-val",
+    about="DocVQA, validation: data/docvqa",
+    read=read_docvqa_val,
+    protocols={"internvl": document_protocol(18)},
+    expected=5349,
+    released_names=("vqa-docvqa-val",),
+    submission=_list_with_questions("docvqa_val.json"),
+)
+
+DOCVQA_TEST = Task(
+    name="docvqa-test",
+    about="DocVQA, test, answers held back (server: rrc.cvc.uab.es): data/docvqa",
+    read=read_docvqa_test,
+    protocols={"internvl": document_protocol(18)},
+    expected=5188,
+    paper={"PVC-2B": 87.7, "PVC-8B": 92.5},
+    released_names=("vqa-docvqa-test",),
+    submission=_list_of("docvqa_test.json"),
+    has_answers=False,
+)
+
+INFOVQA_VAL = Task(
+    name="infovqa-val",
+    about="InfographicVQA, validation: data/infographicsvqa",
+    read=read_infovqa_val,
+    protocols={"internvl": document_protocol(24)},
+    expected=2801,
+    released_names=("vqa-infovqa-val",),
+    submission=_list_with_questions("infographicsvqa_val.json"),
+)
+
+INFOVQA_TEST = Task(
+    name="infovqa-test",
+    about="InfographicVQA, test, answers held back (server: rrc.cvc.uab.es): data/infographicsvqa",
+    read=read_infovqa_test,
+    protocols={"internvl": document_protocol(24)},
+    expected=3288,
+    paper={"PVC-2B": 59.9, "PVC-8B": 75.0},
+    released_names=("vqa-infovqa-test",),
+    submission=_list_with_questions("infographicsvqa_test.json"),
+    has_answers=False,
+)
+
+
+# TextVQA
+
+
+def read_textvqa(data: Path) -> list[Record]:
+    """Validation, with the ten answers of people to each question."""
+    files = ["textvqa_val.jsonl", "textvqa_val_annotations.json"]
+    folder = own_folder(data, "textvqa", files)
+    annotations = read_json(folder / files[1])["annotations"]
+    people = {entry["question_id"]: [given["answer"] for given in entry["answers"]] for entry in annotations}
+
+    records = []
+    for record in read_questions(folder, files[0]):
+        answers = people.get(record.meta["question_id"], [])
+        if len(answers) != 10:
+            question = record.meta["question_id"]
+            raise DataError(
+                f"{folder / files[1]}: question {question} has {len(answers)} answers: expected 10"
+            )
+        records.append(_with(record, answers))
+    return records
+
+
+def _score_soft(parsed: str, record: Record) -> float:
+    return soft_accuracy(parsed, record.answer)
+
+
+TEXTVQA = Task(
+    name="textvqa",
+    about="TextVQA, validation: data/textvqa",
+    read=read_textvqa,
+    protocols={
+        "internvl": Protocol(
+            single_word_question,
+            whole_answer,
+            _score_soft,
+            released_settings(6, 10),
+            Metric(name="soft accuracy", is_proportion=False),
+        ),
+    },
+    expected=5000,
+    paper={"PVC-2B": 76.2, "PVC-8B": 80.0},
+    released_names=("vqa-textvqa-val",),
+)
+
+ALL = (AI2D, CHARTQA, DOCVQA_VAL, DOCVQA_TEST, INFOVQA_VAL, INFOVQA_TEST, TEXTVQA)
