@@ -3,7 +3,24 @@
 from difflib import get_close_matches
 
 from pvc.evaluation.task import Task
-from pvc.evaluation.tasks import choice_images, mmbench, mme, mmmu, mvbench, ocrbench, vqa
+from pvc.evaluation.tasks import (
+    choice_images,
+    egoschema,
+    longvideobench,
+    mlvu,
+    mmbench,
+    mme,
+    mmmu,
+    mvbench,
+    nextqa,
+    ocrbench,
+    open_ended,
+    perceptiontest,
+    several_images,
+    tempcompass,
+    videomme,
+    vqa,
+)
 
 MODULES = (
     vqa,
@@ -13,6 +30,15 @@ MODULES = (
     mmmu,
     mvbench,
     ocrbench,
+    videomme,
+    mlvu,
+    longvideobench,
+    nextqa,
+    egoschema,
+    perceptiontest,
+    open_ended,
+    tempcompass,
+    several_images,
 )
 
 TASKS: dict[str, Task] = {task.name: task for module in MODULES for task in module.ALL}

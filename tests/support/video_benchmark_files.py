@@ -5,6 +5,7 @@ letter, or a text where there are no options). `source` is the file that is copi
 stands in, for tests that read no media.
 """
 
+import csv
 import json
 import shutil
 from pathlib import Path
