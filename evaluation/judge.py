@@ -22,7 +22,7 @@ from pvc.evaluation.judge_protocols import Messages
 
 PATH = "/chat/completions"
 KEY_VARIABLE = "OPENAI_API_KEY"
-TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # status codes that may pass
+TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # status codes that may be temporary
 LONGEST_WAIT_S = 60.0
 LARGEST_RESPONSE = 10_000_000  # bytes
 
@@ -31,8 +31,8 @@ class JudgeError(RuntimeError):
     """No reply: the server refused, could not be reached, or answered with something else."""
 
 
-class Passing(JudgeError):
-    """An error that a later try may not meet."""
+class TemporaryError(JudgeError):
+    """An error that may be gone at the next try."""
 
     def __init__(self, message: str, wait_s: float | None = None) -> None:
         super().__init__(message)
@@ -40,7 +40,7 @@ class Passing(JudgeError):
 
 
 class Reply(NamedTuple):
-    """What became of a question to the judge: its text, or the error that took its place."""
+    """The text of a reply, or the error where there is none."""
 
     text: str | None
     error: str | None = None
@@ -104,7 +104,7 @@ class Judge:
         cache: file of kept replies.
         key_variable: environment variable that holds the key; none is sent where it is not set.
         timeout_s: of one try. attempts: tries of one question. wait_s: before the second try, doubled for
-            each further one, at most a minute; a server's `Retry-After` comes before it.
+            each further one, at most a minute; a server's `Retry-After` takes precedence.
 
     Raises:
         ValueError: where the URL is not http or https, or holds a name and password.
@@ -147,7 +147,7 @@ class Judge:
         return reply
 
     def ask_all(self, asked: Sequence[Messages], *, max_tokens: int = 128, workers: int = 8) -> list[Reply]:
-        """A reply or an error for each, in order; `workers` questions are under way at a time."""
+        """A reply or an error for each, in order; with up to `workers` requests at a time."""
 
         def ask(messages: Messages) -> Reply:
             try:
@@ -164,7 +164,7 @@ class Judge:
                 response = self._post(messages, max_tokens)
                 _read_response(response)  # an empty reply is tried again
                 return response
-            except Passing as error:
+            except TemporaryError as error:
                 if attempt == self.attempts - 1:
                     raise JudgeError(f"{error} ({self.attempts} tries)") from error
                 wait_s = self.wait_s * 2**attempt if error.wait_s is None else error.wait_s
@@ -184,14 +184,14 @@ class Judge:
         except HTTPError as error:
             raise _refusal(self.url, error) from error
         except (OSError, HTTPException) as error:  # URLError and time-outs are OSErrors
-            raise Passing(f"{self.url} cannot be reached: {error}") from error
+            raise TemporaryError(f"{self.url} cannot be reached: {error}") from error
 
         try:
             values = json.loads(content) if len(content) <= LARGEST_RESPONSE else None
         except (ValueError, RecursionError) as error:
-            raise Passing(f"{self.url} answered with no JSON: {content[:200]!r}") from error
+            raise TemporaryError(f"{self.url} answered with no JSON: {content[:200]!r}") from error
         if not isinstance(values, dict):
-            raise Passing(f"{self.url} answered with no JSON object: {content[:200]!r}")
+            raise TemporaryError(f"{self.url} answered with no JSON object: {content[:200]!r}")
         return values
 
 
@@ -220,21 +220,21 @@ def _refusal(url: str, error: HTTPError) -> JudgeError:
         return JudgeError(message)
 
     asked = error.headers.get("Retry-After", "")
-    return Passing(message, float(asked) if asked.isdecimal() else None)
+    return TemporaryError(message, float(asked) if asked.isdecimal() else None)
 
 
 def _read_response(response: dict[str, Any]) -> tuple[str, str | None]:
     """The text of the first choice, stripped, and the model's name.
 
     Raises:
-        Passing: where there is no text.
+        TemporaryError: where there is no text.
     """
     try:
         text = response["choices"][0]["message"]["content"].strip()
     except (LookupError, TypeError, AttributeError) as error:
-        raise Passing(f"the judge's response has no text: {str(response)[:200]}") from error
+        raise TemporaryError(f"the judge's response has no text: {str(response)[:200]}") from error
     if not text:
-        raise Passing("the judge's reply is empty")
+        raise TemporaryError("the judge's reply is empty")
 
     model = response.get("model")
     return text, model if isinstance(model, str) else None

@@ -1,4 +1,4 @@
-"""What judges are told, word for word as in the official code: figures depend on it, misspellings included.
+"""The texts that judges are sent, word for word as in the official code, with its misspellings.
 
 Templates are filled by `judge_protocols.py`.
 """
@@ -174,7 +174,7 @@ TEMPCOMPASS_RULE_TASK = (
     "Ground-Truth Answer: {answer}\n"
     "Model Prediction: {prediction}"
 )
-TEMPCOMPASS_KINDS = {  # task -> how its questions are called, and their heading
+TEMPCOMPASS_KINDS = {  # task -> the kind of its questions in the text, and in the heading
     "multi-choice": ("multi-choice", "Multi-Choice"),
     "yes_no": ("Yes/No", "Yes/No"),
     "caption_matching": ("caption matching", "Caption Matching"),

@@ -1,4 +1,4 @@
-"""Judging by a chat model: the messages it is sent, what its replies say, and the figures that follow.
+"""Judging by a chat model: messages, the reading of replies, and figures over them.
 
 Pure functions; `judge.py` sends the messages. Public code skips unreadable replies or prints them; here they
 are counted, as are calls that failed: `official_*` figures leave them out as the papers' code does, all
@@ -7,6 +7,7 @@ others count them as wrong.
 
 import ast
 from collections.abc import Sequence
+from math import isfinite
 from textwrap import indent
 from typing import NamedTuple
 
@@ -35,7 +36,7 @@ MLVU_SCORES = {  # task -> the two scores of a reply, 1 to 5 each
     "summary": ("completeness", "reliability"),
 }
 
-# what Python's reader of literals, and the look at what it read, can raise
+# what `ast.literal_eval`, and access to its result, can raise
 NO_LITERAL = (
     *(SyntaxError, ValueError, TypeError, LookupError, AttributeError),
     *(OverflowError, MemoryError, RecursionError),
@@ -195,9 +196,12 @@ def read_mlvu_scores(reply: str, task: str) -> list[float] | None:
         start = reply.find(":", position) + 2
         end = reply.find(",", start)  # -1: all but the last character
         try:
-            scores.append(float(reply[start:end]))
+            score = float(reply[start:end])
         except ValueError:
             return None
+        if not isfinite(score):
+            return None
+        scores.append(score)
     return scores
 
 
@@ -226,7 +230,7 @@ def _indented(text: str) -> str:
 
 
 class CaptionVerdict(NamedTuple):
-    """What a judge makes of a caption: rating 1, 0, or -1 where it said nothing."""
+    """A judge's answer from a caption: rating 1 (right), 0 (wrong), or -1 (no answer)."""
 
     rating: int
     answer: str | None

@@ -103,6 +103,10 @@ def test_no_answers_have_figures_of_zero():
     assert summarise_mlvu([], "summary").total == 0
 
 
+def test_scores_that_are_not_finite_are_unreadable():
+    assert read_mlvu_scores("{'score_accuracy': nan, 'score_relevance': 5}", "sub_scene") is None
+
+
 # ---------------------------------------------------------------- MLVU and TempCompass
 
 
@@ -271,7 +275,7 @@ def test_another_prompt_length_or_model_is_another_question(server, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "passing",
+    "error",
     [
         (500, b"down", {}),
         (429, b"slow down", {"Retry-After": "0"}),
@@ -282,8 +286,8 @@ def test_another_prompt_length_or_model_is_another_question(server, tmp_path):
         completion(None),
     ],
 )
-def test_what_may_pass_is_tried_again_and_never_kept(server, tmp_path, passing):
-    server.responses = [passing, passing]
+def test_temporary_errors_are_tried_again_and_never_kept(server, tmp_path, error):
+    server.responses = [error, error]
     cache = tmp_path / "judge.jsonl"
 
     assert Judge(server.url, "judge", cache=cache, wait_s=0).ask(MESSAGES) == VERDICT
@@ -335,7 +339,7 @@ def test_many_questions_keep_their_order_and_one_error_stops_no_other(server):
     assert "400 Bad Request: too long" in replies[1].error
 
 
-def test_questions_under_way_together_are_all_kept(server, tmp_path):
+def test_concurrent_replies_are_all_kept(server, tmp_path):
     cache = tmp_path / "judge.jsonl"
     asked = [qa_judge_messages("q", "a", str(number)) for number in range(20)]
     replies = Judge(server.url, "judge", cache=cache).ask_all(asked, workers=8)
