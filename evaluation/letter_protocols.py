@@ -76,7 +76,7 @@ def lmms_longvideobench(answer: str, choices: Choices) -> str:
 def _first_capital(answer: str, prefixes: tuple[str, ...], letters: str) -> str:
     text = answer.strip()
     for prefix in prefixes:
-        text = text.reposition(prefix, "")
+        text = text.replace(prefix, "")
 
     return next((character for character in text if character in letters), UNPARSED)
 
