@@ -66,16 +66,6 @@ def build_records(path: Path, rows: Iterable, build: Callable[..., Record]) -> l
             raise DataError(f"{path}, record {number} has no field {error}") from error
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{path}, record {number}: {error}") from error
-    return check_ids(path, records)
-
-
-def check_ids(path: Path, records: list[Record]) -> list[Record]:
-    """The records, whose ids must differ."""
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise DataError(f"{path} has two records {record.id}")
-        seen.add(record.id)
     return records
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation import choices
-from pvc.evaluation.data_files import build_records, check_ids, find_file, find_files, read_rows, video_finder
+from pvc.evaluation.data_files import build_records, find_file, find_files, read_rows, video_finder
 from pvc.evaluation.judge_protocols import (
     MLVU_MAX_TOKENS,
     MLVU_SCORES,
@@ -79,7 +79,7 @@ def _read_parts(data: Path, parts: Sequence[str]) -> list[Record]:
         path = found.parent / f"{part}.json"
         if path.exists():  # a part alone may be evaluated
             records += _read_part(path, part)
-    return check_ids(found.parent, records)
+    return records
 
 
 def _read_part(path: Path, part: str) -> list[Record]:

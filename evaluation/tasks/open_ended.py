@@ -40,13 +40,10 @@ def read(data: Path, names: Sequence[str], prefix: str = "") -> list[Record]:
     Raises:
         DataError: a question has no answer in the other file.
     """
-    folder, questions = find_file(
-        data, names, ("test_q.json", "*/test_q.json", "*.parquet", "data/*.parquet")
-    )
-    if questions.suffix == ".parquet":  # a copy with both in one table
-        answers_path = questions
-    else:
-        answers_path = questions.with_name("test_a.json")
+    tables = ("test_q.json", "*/test_q.json", "*.parquet", "data/*.parquet")
+    folder, questions = find_file(data, names, tables)
+    both = questions.suffix == ".parquet"  # a copy with questions and answers in one table
+    answers_path = questions if both else questions.with_name("test_a.json")
     answers = {entry["question_id"]: entry for entry in read_rows(answers_path)}
     find_video = video_finder([folder / "videos", folder / "all_test", folder / "video", folder])
 
