@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.choices import check_submitted, is_answer, labels_of
-from pvc.evaluation.layout import unique
+from pvc.evaluation.data_files import build_records
+from pvc.evaluation.layout import fields_of, unique_ids
 from pvc.evaluation.letter_protocols import internvl, vlmevalkit_can_infer
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.prompts import ANSWER_LETTER, ANSWER_LETTER_CN
@@ -43,24 +44,23 @@ def read_mmbench(*files: str) -> Callable[[Path], list[Record]]:
 def table_records(table: Path) -> list[Record]:
     """The rows of a table. An empty option is not asked."""
     rows = read_csv(table, delimiter="\t")
-    images = _images(table, rows)
-    ids = unique(row["index"] for row in rows)
+    with fields_of(table):
+        images = _images(table, rows)
+    return unique_ids(build_records(table, rows, lambda row: _record(table, row, images)))
 
-    records = []
-    for name, row in zip(ids, rows):
-        offered = {letter: row[letter] for letter in LETTERS if row.get(letter)}
-        number = int(row["index"])
-        record = Record(
-            id=name,
-            media=(Media("image", _image(table, row, images)),),
-            question=row["question"],
-            options=tuple(offered.values()),
-            answer=row.get("answer") or None,
-            meta={**_facts(row), "index": number, "options": offered},
-            group=str(number % ROTATIONS),
-        )
-        records.append(record)
-    return records
+
+def _record(table: Path, row: Mapping[str, str], images: Mapping[str, Base64Image]) -> Record:
+    offered = {letter: row[letter] for letter in LETTERS if row.get(letter)}
+    number = int(row["index"])
+    return Record(
+        id=row["index"],
+        media=(Media("image", _image(table, row, images)),),
+        question=row["question"],
+        options=tuple(offered.values()),
+        answer=row.get("answer") or None,
+        meta={**_facts(row), "index": number, "options": offered},
+        group=str(number % ROTATIONS),
+    )
 
 
 def _facts(row: Mapping[str, str]) -> dict[str, str]:

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pvc.evaluation.choices import is_answer
-from pvc.evaluation.layout import unique
+from pvc.evaluation.layout import unique_ids
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.released_parsers import plain_yes_no, yes_or_no
@@ -99,12 +99,11 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 def _records(task: str, folder: Path, lines: Sequence[Sequence[str]]) -> list[Record]:
     """Two lines after one another are about one image."""
-    ids = unique(f"{task}/{image}" for image, _, _ in lines)
     records = []
-    for number, (name, (image, question, answer)) in enumerate(zip(ids, lines)):
+    for number, (image, question, answer) in enumerate(lines):
         path = first_existing(folder / image, folder / "images" / image)
         record = Record(
-            id=name,
+            id=f"{task}/{image}",
             media=(Media("image", path),),
             question=question,
             answer=answer.lower(),
@@ -112,7 +111,7 @@ def _records(task: str, folder: Path, lines: Sequence[Sequence[str]]) -> list[Re
             group=f"{task}/{image}",
         )
         records.append(record)
-    return records
+    return unique_ids(records)
 
 
 def read_yes_or_no(answer: str, record: Record) -> str:

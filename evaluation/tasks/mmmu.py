@@ -4,11 +4,12 @@ Source: `eval/mmmu` of the released code. There the first image alone is cut int
 doubled, and all tiles of all images stand in front of the question as one image.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.choices import labels_of
+from pvc.evaluation.data_files import build_records
 from pvc.evaluation.letter_protocols import muirbench
 from pvc.evaluation.prompts import ANSWER_LETTER, SINGLE_WORD, lettered
 from pvc.evaluation.records import DataError, Media, Record, Shown
@@ -66,12 +67,15 @@ def read_mmmu(data: Path) -> list[Record]:
     return [record for subject in SUBJECTS for path in files[subject] for record in _records(path, subject)]
 
 
-def _records(path: Path, subject: str) -> Iterator[Record]:
+def _records(path: Path, subject: str) -> list[Record]:
     images = [name for name in parquet_columns(path) if name in _IMAGE_COLUMNS]
     rows = read_parquet(path, leave_out=images)
-    for number, (row, filled) in enumerate(zip(rows, filled_columns(path, images))):
-        media = [Media("image", ParquetImage(path, number, name)) for name in filled]
-        yield Record(
+    filled = filled_columns(path, images)
+
+    def build(number: int) -> Record:
+        row = rows[number]
+        media = [Media("image", ParquetImage(path, number, name)) for name in filled[number]]
+        return Record(
             id=row["id"],
             media=tuple(media),
             question=row["question"].strip(),
@@ -79,6 +83,8 @@ def _records(path: Path, subject: str) -> Iterator[Record]:
             answer=_reference(row),
             meta={"type": row["question_type"], "subject": subject, "domain": _DOMAIN_OF[subject]},
         )
+
+    return build_records(path, range(len(rows)), build)
 
 
 def _texts(value: Any) -> list[str]:

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.choices import check_submitted, labels_of, mean_of_groups
-from pvc.evaluation.layout import image_named, own_folder, unique
+from pvc.evaluation.data_files import build_records
+from pvc.evaluation.layout import fields_of, image_named, own_folder, unique_ids
 from pvc.evaluation.metrics import anls, equal_but_for_case, relaxed_score, soft_accuracy
 from pvc.evaluation.records import DataError, Record
 from pvc.evaluation.tables import read_json, read_jsonl
@@ -25,28 +26,19 @@ from pvc.evaluation.tasks.released import (
 
 def read_questions(folder: Path, file: str, prefix: str = "") -> list[Record]:
     """The lines of a jsonl file: image, question, question_id, answer (absent where it is held back)."""
-    lines = read_jsonl(folder / file)
-    ids = unique(prefix + str(_field(line, "question_id", folder / file)) for line in lines)
 
-    records = []
-    for name, line in zip(ids, lines):
-        image = _field(line, "image", folder / file)
-        record = Record(
-            id=name,
-            media=(image_named(image, folder),),
-            question=_field(line, "question", folder / file),
+    def build(line: Mapping[str, Any]) -> Record:
+        return Record(
+            id=f"{prefix}{line['question_id']}",
+            media=(image_named(line["image"], folder),),
+            question=line["question"],
             answer=line.get("answer"),
             meta={"question_id": line["question_id"]},
-            group=image,
+            group=line["image"],
         )
-        records.append(record)
-    return records
 
-
-def _field(line: Mapping[str, Any], name: str, path: Path) -> Any:
-    if name not in line:
-        raise DataError(f"{path}: a line has no {name!r}: {sorted(line)}")
-    return line[name]
+    path = folder / file
+    return unique_ids(build_records(path, read_jsonl(path), build))
 
 
 def _with(record: Record, answer: Any, **meta: Any) -> Record:
@@ -172,14 +164,18 @@ def read_documents(folder: Path, questions: str, annotations: str | None = None)
     if annotations is None:
         return [_with(record, None, annotation=record.answer) for record in records]
 
-    entries = {str(entry["questionId"]): entry for entry in read_json(folder / annotations)["data"]}
-    known = []
-    for record in records:
-        entry = entries.get(str(record.meta["question_id"]))
-        if entry is None:
-            raise DataError(f"{folder / annotations} has no question {record.meta['question_id']}")
-        known.append(_with(record, entry["answers"], annotation=record.answer, **annotation_types(entry)))
-    return known
+    path = folder / annotations
+    with fields_of(path):
+        entries = {str(entry["questionId"]): entry for entry in read_json(path)["data"]}
+        return [_annotated(record, entries, path) for record in records]
+
+
+def _annotated(record: Record, entries: Mapping[str, Mapping[str, Any]], path: Path) -> Record:
+    question = record.meta["question_id"]
+    if str(question) not in entries:
+        raise DataError(f"{path} has no question {question}")
+    entry = entries[str(question)]
+    return _with(record, entry["answers"], annotation=record.answer, **annotation_types(entry))
 
 
 def read_docvqa_val(data: Path) -> list[Record]:
@@ -302,17 +298,19 @@ def read_textvqa(data: Path) -> list[Record]:
     """Validation, with the ten answers of people to each question."""
     files = ["textvqa_val.jsonl", "textvqa_val_annotations.json"]
     folder = own_folder(data, "textvqa", files)
-    annotations = read_json(folder / files[1])["annotations"]
-    people = {entry["question_id"]: [given["answer"] for given in entry["answers"]] for entry in annotations}
+    path = folder / files[1]
+    with fields_of(path):
+        people = {
+            entry["question_id"]: [given["answer"] for given in entry["answers"]]
+            for entry in read_json(path)["annotations"]
+        }
 
     records = []
     for record in read_questions(folder, files[0]):
-        answers = people.get(record.meta["question_id"], [])
+        question = record.meta["question_id"]
+        answers = people.get(question, [])
         if len(answers) != 10:
-            question = record.meta["question_id"]
-            raise DataError(
-                f"{folder / files[1]}: question {question} has {len(answers)} answers: expected 10"
-            )
+            raise DataError(f"{path}: question {question} has {len(answers)} answers: expected 10")
         records.append(_with(record, answers))
     return records
 
