@@ -276,10 +276,10 @@ def measures(root: Path, *, slow: bool = True) -> dict[str, str]:
         "first Python block that runs in a clone": first_block,
     }
     if slow:
-        production = "tests|docs|examples|build|assets|benchmarks|cli|demo|hub|reporting|tiny"
+        others = "tests|docs|examples|build|assets|benchmarks|cli|demo|evaluation|hub|reporting|tiny"
         rows |= {
             "mypy errors: root, `training/`, `conversion/`": in_a_package(
-                root, partial(mypy_errors, excluded=production)
+                root, partial(mypy_errors, excluded=others)
             ),
             "mypy errors: all packages": in_a_package(root, mypy_errors),
             "hops from `model(...)` to the kernel of temporal attention": in_a_package(root, hops).split(" ")[
