@@ -1,7 +1,7 @@
 """Where a benchmark's files lie: one of several layouts, in the common root or in the task's own folder."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from pvc.evaluation.records import DataError, Record
@@ -95,7 +95,7 @@ def video_finder(folders: Sequence[Path]) -> Callable[[str], Path]:
             for suffix in suffixes:
                 yield folder / (stem + suffix)
 
-    @lru_cache(maxsize=None)
+    @cache
     def find(name: str) -> Path:
         paths = list(candidates(name))
         return next((path for path in paths if path.exists()), paths[0])
