@@ -5,13 +5,14 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
+from pvc.evaluation.choices import is_answer, labels_of
 from pvc.evaluation.layout import image_named, own_folder, unique
 from pvc.evaluation.prompts import ANSWER_LETTER, lettered
 from pvc.evaluation.records import DataError, Record, Shown
 from pvc.evaluation.released_parsers import lettered_options, offered_letter
 from pvc.evaluation.tables import read_json, read_jsonl
 from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
-from pvc.evaluation.tasks.released import bare_question, is_answer, released_settings, whole_answer
+from pvc.evaluation.tasks.released import bare_question, released_settings, whole_answer
 
 # ScienceQA
 
@@ -76,9 +77,7 @@ def read_seed(data: Path) -> list[Record]:
     annotations = _seed_annotations(folder / _ANNOTATIONS)
     lines = [line for line in read_jsonl(folder / file) if not line["image"].startswith(_VIDEO_FRAMES)]
     ids = unique(line["question_id"] for line in lines)
-    return [
-        _seed_record(name, line, folder, annotations) for name, line in zip(ids, lines)
-    ]  # fmt: skip
+    return [_seed_record(name, line, folder, annotations) for name, line in zip(ids, lines)]
 
 
 def _seed_files(data: Path) -> tuple[Path, str]:
@@ -127,10 +126,6 @@ def score_seed(parsed: str, record: Record) -> float:
     return is_answer(found, record)
 
 
-def _seed_labels(record: Record) -> Mapping[str, str]:
-    return {"type": record.meta["type"]} if "type" in record.meta else {}
-
-
 def _seed_whole_answers(rows: Sequence[Row]) -> Mapping[str, float]:
     """What `evaluate_seed.py` prints: the whole answer equals the one in the file of questions."""
     equal = [row._replace(score=float(row.parsed == row.record.meta["own_answer"])) for row in rows]
@@ -147,7 +142,7 @@ SEED = Task(
             whole_answer,
             score_seed,
             released_settings(6, 100),
-            Metric(labels=_seed_labels, others=_seed_whole_answers),
+            Metric(labels=labels_of("type"), others=_seed_whole_answers),
         ),
     },
     expected=14232,

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pvc.evaluation.choices import check_submitted, is_answer, labels_of
 from pvc.evaluation.layout import unique
 from pvc.evaluation.letter_protocols import internvl, vlmevalkit_can_infer
 from pvc.evaluation.metrics import rows_together
@@ -18,7 +19,7 @@ from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.released_parsers import offered_letter
 from pvc.evaluation.tables import Base64Image, read_csv
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task, percent
-from pvc.evaluation.tasks.released import greedy, is_answer, released_settings
+from pvc.evaluation.tasks.released import greedy, released_settings
 
 LETTERS = "ABCD"
 ROTATIONS = 1_000_000  # index % this is the question, index // this its rotation
@@ -122,15 +123,10 @@ def vanilla(rows: Sequence[Row]) -> Mapping[str, float]:
     return {"vanilla accuracy": percent(first)}
 
 
-def _labels(record: Record) -> Mapping[str, str]:
-    kinds = {"l2-category": record.meta["l2-category"], "category": record.meta["category"]}
-    return {kind: name for kind, name in kinds.items() if name}
-
-
 CIRCULAR = Metric(
     name="circular accuracy",
     headline=circular,
-    labels=_labels,
+    labels=labels_of("l2-category", "category"),
     sub_score=circular,
     others=vanilla,
     is_proportion=False,
@@ -149,7 +145,13 @@ def _table_row(row: Row) -> dict[str, Any]:
 
 
 def _submission(name: str) -> Callable[[Sequence[Row]], list[SubmissionFile]]:
-    return lambda rows: [SubmissionFile(name, [_table_row(row) for row in rows])]
+    """The table under that name."""
+
+    def files(rows: Sequence[Row]) -> list[SubmissionFile]:
+        check_submitted(rows, [row.record.id for row in rows])
+        return [SubmissionFile(name, [_table_row(row) for row in rows])]
+
+    return files
 
 
 def _task(name: str, released: str, others: tuple[str, ...], expected: int, paper: dict) -> Task:

@@ -8,13 +8,14 @@ Source: `eval/mme` of the released code, and MME's `calculation.py`.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from pvc.evaluation.choices import is_answer
 from pvc.evaluation.layout import unique
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.released_parsers import plain_yes_no, yes_or_no
 from pvc.evaluation.tables import first_existing
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, percent
-from pvc.evaluation.tasks.released import is_answer, single_word_question
+from pvc.evaluation.tasks.released import single_word_question
 
 PERCEPTION = (
     "existence",

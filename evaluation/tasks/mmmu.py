@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pvc.evaluation.choices import labels_of
 from pvc.evaluation.letter_protocols import muirbench
 from pvc.evaluation.prompts import ANSWER_LETTER, SINGLE_WORD, lettered
 from pvc.evaluation.records import DataError, Media, Record, Shown
@@ -127,10 +128,7 @@ def first_image_doubled(position: int, images: int) -> ImagePlan:
     return ImagePlan(6, enlarge=2) if position == 0 else ImagePlan(1)
 
 
-def _labels(record: Record) -> Mapping[str, str]:
-    return {"domain": record.meta["domain"], "subject": record.meta["subject"]}
-
-
+METRIC = Metric(labels=labels_of("domain", "subject"))
 SETTINGS = Settings(
     max_tiles=6,
     plan_image=first_image_doubled,
@@ -143,8 +141,8 @@ MMMU = Task(
     about="MMMU, validation, 30 subjects: data/MMMU/<Subject>/validation-*.parquet",
     read=read_mmmu,
     protocols={
-        "internvl": Protocol(mmmu_question, read_released, score_mmmu, SETTINGS, Metric(labels=_labels)),
-        "official": Protocol(mmmu_question, read_official, score_mmmu, SETTINGS, Metric(labels=_labels)),
+        "internvl": Protocol(mmmu_question, read_released, score_mmmu, SETTINGS, METRIC),
+        "official": Protocol(mmmu_question, read_official, score_mmmu, SETTINGS, METRIC),
     },
     expected=900,
     paper={"PVC-2B": 36.9, "PVC-8B": 50.9},

@@ -5,6 +5,7 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
+from pvc.evaluation.choices import labels_of
 from pvc.evaluation.layout import own_folder
 from pvc.evaluation.parse import lmms_mvbench_correct
 from pvc.evaluation.prompts import frame_lines, lettered
@@ -134,7 +135,7 @@ def _without_empty_answers(rows: Sequence[Row]) -> Mapping[str, float]:
     return {"accuracy, empty answers wrong": percent(strict)}
 
 
-METRIC = Metric(labels=lambda record: {"task": record.meta["task"]}, others=_without_empty_answers)
+METRIC = Metric(labels=labels_of("task"), others=_without_empty_answers)
 
 MVBENCH = Task(
     name="mvbench",

@@ -8,11 +8,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pvc.evaluation.choices import check_submitted, labels_of, mean_of_groups
 from pvc.evaluation.layout import image_named, own_folder, unique
 from pvc.evaluation.metrics import anls, equal_but_for_case, relaxed_score, soft_accuracy
 from pvc.evaluation.records import DataError, Record
 from pvc.evaluation.tables import read_json, read_jsonl
-from pvc.evaluation.task import Metric, Protocol, Row, SubmissionFile, Task, percent
+from pvc.evaluation.task import Metric, Protocol, Row, SubmissionFile, Task
 from pvc.evaluation.tasks.released import (
     bare_question,
     released_settings,
@@ -100,14 +101,6 @@ def _score_relaxed(parsed: str, record: Record) -> float:
     return relaxed_score(parsed, record.answer)
 
 
-def _mean_of_sets(rows: Sequence[Row]) -> float:
-    """The mean of the accuracies of the sets that are there."""
-    sets: dict[str, list[Row]] = {}
-    for row in rows:
-        sets.setdefault(row.record.meta["set"], []).append(row)
-    return sum(percent(part) for part in sets.values()) / max(1, len(sets))
-
-
 CHARTQA = Task(
     name="chartqa",
     about="ChartQA, test, human and augmented: data/chartqa",
@@ -120,8 +113,8 @@ CHARTQA = Task(
             released_settings(12, 100),
             Metric(
                 name="relaxed accuracy, mean of human and augmented",
-                headline=_mean_of_sets,
-                labels=lambda record: {"set": record.meta["set"]},
+                headline=mean_of_groups("set"),
+                labels=labels_of("set"),
                 is_proportion=False,
             ),
         ),
@@ -217,11 +210,7 @@ def _score_anls(parsed: str, record: Record) -> float:
     return anls(parsed, record.answer) if record.answer else 0.0
 
 
-def _type_labels(record: Record) -> Mapping[str, tuple[str, ...]]:
-    return {kind: record.meta[kind] for kind in _TYPES if kind in record.meta}
-
-
-ANLS = Metric(name="ANLS", labels=_type_labels, is_proportion=False)
+ANLS = Metric(name="ANLS", labels=labels_of(*_TYPES), is_proportion=False)
 
 
 def document_protocol(max_tiles: int) -> Protocol:
@@ -231,6 +220,7 @@ def document_protocol(max_tiles: int) -> Protocol:
 
 def _answers(rows: Sequence[Row]) -> list[tuple[Row, Any, str]]:
     """(row, its question's number, its answer). A failed row has an empty answer."""
+    check_submitted(rows, [row.record.id for row in rows])
     return [(row, row.record.meta["question_id"], row.answer or "") for row in rows]
 
 
