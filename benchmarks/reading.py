@@ -29,11 +29,13 @@ def read_media_s(preset: Preset, workload: Workload, trials: int = 3) -> float:
             path = Path(folder, "video.mp4")
             write_video(path, preset.video_s)
             read = partial(load_video, path, input_size=preset.side, num_segments=workload.frames)
+
         times = []
         for _ in range(trials):
             start = time.perf_counter()
             read()
             times.append(time.perf_counter() - start)
+
     return statistics.median(times)
 
 

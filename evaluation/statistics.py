@@ -37,7 +37,11 @@ def wilson(share: float, n: float) -> tuple[float, float]:
     centre = share + Z**2 / (2 * n)
     half = Z * np.sqrt(share * (1 - share) / n + Z**2 / (4 * n**2))
     scale = 1 + Z**2 / n
-    return max(0.0, float((centre - half) / scale)), min(1.0, float((centre + half) / scale))
+
+    # at the ends the formula gives 0 and 1 but for rounding
+    low = 0.0 if share == 0 else float((centre - half) / scale)
+    high = 1.0 if share == 1 else float((centre + half) / scale)
+    return low, high
 
 
 def proportion_interval(scores: Sequence[float], groups: Sequence[Hashable]) -> Interval:

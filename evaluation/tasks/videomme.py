@@ -1,7 +1,7 @@
 """Video-MME: 900 videos of three lengths, three questions each, with or without subtitles."""
 
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from pvc.evaluation import choices
@@ -72,7 +72,7 @@ def _read(data: Path, with_subtitles: bool) -> list[Record]:
 def _subtitle_finder(folder: Path):
     places = [folder / "subtitle", folder / "subtitles"]
 
-    @lru_cache(maxsize=None)
+    @cache
     def subtitles_of(video: str) -> tuple[Subtitle, ...]:
         paths = [place / f"{video}.srt" for place in places]
         return next((read_srt(path) for path in paths if path.exists()), ())

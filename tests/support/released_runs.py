@@ -1,6 +1,8 @@
 """What a loop would do with a task, in a few lines: prompts, tiles and rows, without a model."""
 
+import io
 import json
+from pathlib import Path
 
 from builders import golden
 from PIL import Image
@@ -40,7 +42,8 @@ def tiles_of(record, settings, tile_size=448):
         if settings.plan_image is not None:
             plan = settings.plan_image(position, len(record.media))
 
-        with Image.open(media.source) as image:
+        source = media.source if isinstance(media.source, Path) else io.BytesIO(media.source.read())
+        with Image.open(source) as image:
             size = (image.width * plan.enlarge, image.height * plan.enlarge)
             cut = dynamic_preprocess(image.convert("RGB").resize(size), 1, plan.max_tiles, tile_size, True)
         counts.append(len(cut))
