@@ -59,6 +59,7 @@ SCIENCEQA = Task(
     },
     expected=2017,
     paper={"PVC-2B": 94.9, "PVC-8B": 97.7},
+    paper_protocol="internvl",
     released_names=("sqa", "scienceqa-test"),
 )
 
@@ -147,6 +148,7 @@ SEED = Task(
     },
     expected=14232,
     paper={"PVC-2B": 73.2, "PVC-8B": 77.2},
+    paper_protocol="internvl",
 )
 
 ALL = (SCIENCEQA, SEED)

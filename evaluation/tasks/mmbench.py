@@ -174,6 +174,7 @@ def _task(name: str, released: str, others: tuple[str, ...], expected: int, pape
         },
         expected=expected,
         paper=paper,
+        paper_protocol="internvl",
         released_names=(released,),
         submission=_submission(f"{released}.xlsx"),
         has_answers=not is_test,

@@ -185,6 +185,7 @@ MME = Task(
     },
     expected=2374,
     paper={"PVC-2B": 1960, "PVC-8B": 2282},
+    paper_protocol="internvl",
 )
 
 ALL = (MME,)

@@ -152,6 +152,7 @@ MMMU = Task(
     },
     expected=900,
     paper={"PVC-2B": 36.9, "PVC-8B": 50.9},
+    paper_protocol="internvl",
 )
 
 ALL = (MMMU,)

@@ -166,6 +166,7 @@ MVBENCH = Task(
     },
     expected=4000,
     paper={"PVC-2B": 69.4, "PVC-8B": 73.8},
+    paper_protocol="internvl",
 )
 
 ALL = (MVBENCH,)

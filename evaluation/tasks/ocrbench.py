@@ -168,6 +168,7 @@ OCRBENCH = Task(
     },
     expected=1000,
     paper={"PVC-2B": 796, "PVC-8B": 807},
+    paper_protocol="vlmevalkit",
 )
 
 ALL = (OCRBENCH,)

@@ -68,6 +68,7 @@ AI2D = Task(
     },
     expected=3088,
     paper={"PVC-2B": 76.3, "PVC-8B": 83.8},
+    paper_protocol="internvl",
     released_names=("vqa-ai2d-test",),
 )
 
@@ -112,6 +113,7 @@ CHARTQA = Task(
     },
     expected=2500,
     paper={"PVC-2B": 78.9, "PVC-8B": 84.1},
+    paper_protocol="internvl",
     released_names=("vqa-chartqa-test",),
 )
 
@@ -263,6 +265,7 @@ DOCVQA_TEST = Task(
     protocols={"internvl": document_protocol(18)},
     expected=5188,
     paper={"PVC-2B": 87.7, "PVC-8B": 92.5},
+    paper_protocol="internvl",
     released_names=("vqa-docvqa-test",),
     submission=_list_of("docvqa_test.json"),
     has_answers=False,
@@ -285,6 +288,7 @@ INFOVQA_TEST = Task(
     protocols={"internvl": document_protocol(24)},
     expected=3288,
     paper={"PVC-2B": 59.9, "PVC-8B": 75.0},
+    paper_protocol="internvl",
     released_names=("vqa-infovqa-test",),
     submission=_list_with_questions("infographicsvqa_test.json"),
     has_answers=False,
@@ -334,6 +338,7 @@ TEXTVQA = Task(
     },
     expected=5000,
     paper={"PVC-2B": 76.2, "PVC-8B": 80.0},
+    paper_protocol="internvl",
     released_names=("vqa-textvqa-val",),
 )
 
