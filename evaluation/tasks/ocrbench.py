@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvc.evaluation.data_files import build_records, find_file, read_rows
+from pvc.evaluation.data_files import build_records, find_files, read_rows
 from pvc.evaluation.layout import unique_ids
 from pvc.evaluation.prompts import SINGLE_WORD
 from pvc.evaluation.records import Media, Record, Shown
@@ -24,9 +24,9 @@ _FULL_WIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)} | {0x3000: 0x2
 
 def read_ocrbench(data: Path) -> list[Record]:
     """The records of the original JSON, of the Hub's parquet file, or of VLMEvalKit's table."""
-    _, path = find_file(data, ["OCRBench", "ocrbench"], _FILES)
-    read = {".json": _json_records, ".parquet": _parquet_records, ".tsv": _table_records}[path.suffix]
-    return unique_ids(read(path))
+    _, paths = find_files(data, ["OCRBench", "ocrbench"], _FILES)
+    read = {".json": _json_records, ".parquet": _parquet_records, ".tsv": _table_records}
+    return unique_ids([record for path in paths for record in read[path.suffix](path)])
 
 
 def _json_records(path: Path) -> list[Record]:
@@ -105,7 +105,7 @@ def ask_stripped(record: Record, shown: Sequence[Shown]) -> str:
 
 
 def contains_reference(answer: str, references: Sequence[str], *, is_formula: bool) -> float:
-    """1 where a reference is part of the answer. Case counts in formulas alone, spaces do not."""
+    """1 where a reference is part of the answer. Case does not count; in formulas it does, spaces do not."""
     return float(any(_compared(text, is_formula) in _compared(answer, is_formula) for text in references))
 
 
