@@ -60,7 +60,6 @@ SCIENCEQA = Task(
     expected=2017,
     paper={"PVC-2B": 94.9, "PVC-8B": 97.7},
     paper_protocol="internvl",
-    released_names=("sqa", "scienceqa-test"),
 )
 
 
