@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint types format fuzz test-transformers test-lmms-eval clean
+.PHONY: help demo evaluate-demo test test-oldest lint types format fuzz test-transformers test-lmms-eval clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -26,6 +26,9 @@ help: ## print the targets
 
 demo: .venv/ready ## ask PVC-Tiny about an image, two images and a video
 	.venv/bin/python -m pvc.demo
+
+evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: tables and plots
+	.venv/bin/python -m pvc.tiny.benchmark_demo
 
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
