@@ -69,6 +69,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "others": result.others,
         "counts": result.counts,
         "paper": paper_comparison(result),
+        "paper_protocol": result.task.paper_protocol,
         "judge": judgement_json(result),
         "warnings": result.warnings,
         "errors": result.errors,
@@ -115,6 +116,16 @@ def judgement_json(result: Result) -> dict[str, Any] | None:
     return values if result.is_whole else values | {"paper": {}}
 
 
+def paper_note(result: Result) -> str:
+    """Whether our protocol is the paper's."""
+    theirs = result.task.paper_protocol
+    if theirs is None:
+        return "The paper's protocol was not released: the values are made in different ways."
+    if theirs != result.protocol:
+        return f"The paper's values are made with the protocol `{theirs}`."
+    return "The paper's values are made with this protocol."
+
+
 # ---- Markdown
 
 
@@ -131,7 +142,8 @@ def as_markdown(result: Result) -> str:
             [model, f"{x['value']:g}", f"{x['difference']:+.1f}", "yes" if x["in_interval"] else "no"]
             for model, x in comparison.items()
         ]
-        parts.append(markdown_table(["paper", "value", "difference", "in the interval"], rows, align="lrrl"))
+        table = markdown_table(["paper", "value", "difference", "in the interval"], rows, align="lrrl")
+        parts += [table, paper_note(result)]
 
     for kind, figures in result.sub_scores.items():
         rows = [[name, *figure_cells(figure)] for name, figure in figures.items()]

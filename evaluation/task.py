@@ -162,6 +162,8 @@ class Task:
         protocols: by name; the first is the default.
         expected: number of records of the published data; another number gives a warning.
         paper: published values of the headline, by model.
+        paper_protocol: the one that they were made with; None: it was never released, so that no value of
+            ours reproduces them.
         released_names: names in the released scripts.
         submission: rows -> the files that its server takes. Raises ValueError where they would be refused.
         has_answers: False where the references are held back: there is a submission, and no score.
@@ -174,6 +176,7 @@ class Task:
     protocols: Mapping[str, Protocol]
     expected: int | None = None
     paper: Mapping[str, float] = field(default_factory=dict)
+    paper_protocol: str | None = None
     released_names: tuple[str, ...] = ()
     submission: Callable[[Sequence[Row]], Sequence[SubmissionFile]] | None = None
     has_answers: bool = True

@@ -5,13 +5,15 @@ from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
 
-from pvc.evaluation.layout import image_named, own_folder, unique
+from pvc.evaluation.choices import is_answer, labels_of
+from pvc.evaluation.data_files import build_records
+from pvc.evaluation.layout import fields_of, image_named, own_folder, unique_ids
 from pvc.evaluation.prompts import ANSWER_LETTER, lettered
 from pvc.evaluation.records import DataError, Record, Shown
 from pvc.evaluation.released_parsers import lettered_options, offered_letter
 from pvc.evaluation.tables import read_json, read_jsonl
 from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
-from pvc.evaluation.tasks.released import bare_question, is_answer, released_settings, whole_answer
+from pvc.evaluation.tasks.released import bare_question, released_settings, whole_answer
 
 # ScienceQA
 
@@ -20,21 +22,20 @@ def read_scienceqa(data: Path) -> list[Record]:
     """The questions of the test split that have an image."""
     file = "scienceqa_test_img.jsonl"
     folder = own_folder(data, "scienceqa", [file])
-    lines = read_jsonl(folder / file)
-    ids = unique(Path(line["image"]).parent.name or line["image"] for line in lines)
 
-    records = []
-    for name, line in zip(ids, lines):
-        record = Record(
-            id=name,
-            media=(image_named(line["image"], folder),),
+    def build(line: Mapping[str, Any]) -> Record:
+        image = line["image"]
+        return Record(
+            id=Path(image).parent.name or image,
+            media=(image_named(image, folder),),
             question=line["question"],
             options=tuple(line["choices"]),
             answer=ascii_uppercase[line["answer"]],
             meta={"hint": line.get("hint") or ""},
         )
-        records.append(record)
-    return records
+
+    path = folder / file
+    return unique_ids(build_records(path, read_jsonl(path), build))
 
 
 def scienceqa_question(record: Record, shown: Sequence[Shown]) -> str:
@@ -58,7 +59,7 @@ SCIENCEQA = Task(
     },
     expected=2017,
     paper={"PVC-2B": 94.9, "PVC-8B": 97.7},
-    released_names=("sqa", "scienceqa-test"),
+    paper_protocol="internvl",
 )
 
 
@@ -72,12 +73,10 @@ _VIDEO_FRAMES = "SEED-Bench-video"  # LLaVA's list has frames of the video quest
 def read_seed(data: Path) -> list[Record]:
     """The image questions; with `SEED-Bench.json`, its answers and types."""
     folder, file = _seed_files(data)
+    path = folder / file
     annotations = _seed_annotations(folder / _ANNOTATIONS)
-    lines = [line for line in read_jsonl(folder / file) if not line["image"].startswith(_VIDEO_FRAMES)]
-    ids = unique(line["question_id"] for line in lines)
-    return [
-        _seed_record(name, line, folder, annotations) for name, line in zip(ids, lines)
-    ]  # fmt: skip
+    lines = [line for line in read_jsonl(path) if not line.get("image", "").startswith(_VIDEO_FRAMES)]
+    return unique_ids(build_records(path, lines, lambda line: _seed_record(line, folder, annotations)))
 
 
 def _seed_files(data: Path) -> tuple[Path, str]:
@@ -95,15 +94,16 @@ def _seed_annotations(path: Path) -> dict[str, tuple[str, str]] | None:
     if not path.exists():
         return None
     content = read_json(path)
-    names = {number: name for name, number in content["question_type"].items()}
-    return {
-        str(entry["question_id"]): (entry["answer"], names[entry["question_type_id"]])
-        for entry in content["questions"]
-    }
+    with fields_of(path):
+        names = {number: name for name, number in content["question_type"].items()}
+        return {
+            str(entry["question_id"]): (entry["answer"], names[entry["question_type_id"]])
+            for entry in content["questions"]
+        }
 
 
 def _seed_record(
-    name: str, line: Mapping[str, Any], folder: Path, annotations: Mapping[str, tuple[str, str]] | None
+    line: Mapping[str, Any], folder: Path, annotations: Mapping[str, tuple[str, str]] | None
 ) -> Record:
     question = str(line["question_id"])
     if annotations is None and "answer" not in line:
@@ -117,17 +117,13 @@ def _seed_record(
         answer, meta["type"] = annotations[question]
 
     image = image_named(line["image"], folder)
-    return Record(name, (image,), line["text"], answer=answer, meta=meta, group=line["image"])
+    return Record(question, (image,), line["text"], answer=answer, meta=meta, group=line["image"])
 
 
 def score_seed(parsed: str, record: Record) -> float:
     """The first character with `SEED-Bench.json`, as `calculation.py`; without it, the whole answer."""
     found = parsed[:1] if "type" in record.meta else parsed
     return is_answer(found, record)
-
-
-def _seed_labels(record: Record) -> Mapping[str, str]:
-    return {"type": record.meta["type"]} if "type" in record.meta else {}
 
 
 def _seed_whole_answers(rows: Sequence[Row]) -> Mapping[str, float]:
@@ -146,11 +142,12 @@ SEED = Task(
             whole_answer,
             score_seed,
             released_settings(6, 100),
-            Metric(labels=_seed_labels, others=_seed_whole_answers),
+            Metric(labels=labels_of("type"), others=_seed_whole_answers),
         ),
     },
     expected=14232,
     paper={"PVC-2B": 73.2, "PVC-8B": 77.2},
+    paper_protocol="internvl",
 )
 
 ALL = (SCIENCEQA, SEED)

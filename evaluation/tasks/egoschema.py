@@ -7,7 +7,7 @@ from typing import Any
 
 from pvc.evaluation import choices
 from pvc.evaluation.data_files import build_records, find_file, read_rows, video_finder
-from pvc.evaluation.records import Media, Record
+from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.tables import read_json
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task
 
@@ -26,7 +26,10 @@ def read(data: Path) -> list[Record]:
 def read_subset(data: Path) -> list[Record]:
     """Those with a public answer: `subset_answers.json`, or `Subset/test-*.parquet`."""
     records = _read(data, ("questions.json", "Subset/test-*.parquet"))
-    return [record for record in records if record.answer is not None]
+    answered = [record for record in records if record.answer is not None]
+    if not answered:
+        raise DataError(f"no question has a public answer: subset_answers.json is missing in {data}")
+    return answered
 
 
 def _read(data: Path, tables: Sequence[str]) -> list[Record]:

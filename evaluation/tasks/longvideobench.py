@@ -1,15 +1,15 @@
 """LongVideoBench: questions that refer to a part of a long video, with subtitles in one protocol."""
 
 from collections.abc import Mapping, Sequence
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from pvc.evaluation import choices
 from pvc.evaluation.data_files import build_records, find_files, read_rows, video_finder
-from pvc.evaluation.frames import longvideobench_frames
+from pvc.evaluation.frames import linspace_frames, longvideobench_frames
 from pvc.evaluation.prompts import ANSWER_LETTER, lettered
 from pvc.evaluation.records import Media, Record, Shown
-from pvc.evaluation.subtitles import interleave, read_json_subtitles
+from pvc.evaluation.subtitles import Subtitle, interleave, read_json_subtitles
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task
 
 NAMES = ("LongVideoBench", "longvideobench")
@@ -23,9 +23,13 @@ def read(data: Path, files: Sequence[str]) -> list[Record]:
     folder, tables = find_files(data, NAMES, files)
     find_video = video_finder([folder / "videos", folder / "video"])
 
+    @cache  # several questions are about one video
+    def subtitles_of(name: str | None) -> tuple[Subtitle, ...]:
+        path = folder / "subtitles" / (name or "none")
+        return read_json_subtitles(path) if path.is_file() else ()
+
     def build(row: Mapping) -> Record:
         right = row.get("correct_choice")
-        subtitles = folder / "subtitles" / (row.get("subtitle_path") or "none")
         return Record(
             id=row["id"],
             media=(Media("video", find_video(row["video_path"])),),
@@ -37,7 +41,7 @@ def read(data: Path, files: Sequence[str]) -> list[Record]:
                 "question_category": row["question_category"],
                 "topic_category": row.get("topic_category"),
                 "duration_s": row["duration"],
-                "subtitles": read_json_subtitles(subtitles) if subtitles.is_file() else (),
+                "subtitles": subtitles_of(row.get("subtitle_path")),
                 "subtitles_start_s": row.get("starting_timestamp_for_subtitles") or 0,
             },
             group=row["video_id"],
@@ -91,7 +95,7 @@ PROTOCOLS = {
     "lmms": _protocol(
         lmms_prompt,
         "lmms_longvideobench",
-        Settings(choose_frames=longvideobench_frames, generation={"max_new_tokens": 32}),
+        Settings(choose_frames=linspace_frames, generation={"max_new_tokens": 32}),
     ),
     "vlmevalkit": _protocol(vlmevalkit_prompt, "vlmevalkit_longvideobench", choices.VLMEVALKIT_SETTINGS),
 }

@@ -10,7 +10,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvc.evaluation.layout import unique
+from pvc.evaluation.choices import check_submitted, is_answer, labels_of
+from pvc.evaluation.data_files import build_records
+from pvc.evaluation.layout import fields_of, unique_ids
 from pvc.evaluation.letter_protocols import internvl, vlmevalkit_can_infer
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.prompts import ANSWER_LETTER, ANSWER_LETTER_CN
@@ -18,7 +20,7 @@ from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.released_parsers import offered_letter
 from pvc.evaluation.tables import Base64Image, read_csv
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task, percent
-from pvc.evaluation.tasks.released import greedy, is_answer, released_settings
+from pvc.evaluation.tasks.released import greedy, released_settings
 
 LETTERS = "ABCD"
 ROTATIONS = 1_000_000  # index % this is the question, index // this its rotation
@@ -42,24 +44,23 @@ def read_mmbench(*files: str) -> Callable[[Path], list[Record]]:
 def table_records(table: Path) -> list[Record]:
     """The rows of a table. An empty option is not asked."""
     rows = read_csv(table, delimiter="\t")
-    images = _images(table, rows)
-    ids = unique(row["index"] for row in rows)
+    with fields_of(table):
+        images = _images(table, rows)
+    return unique_ids(build_records(table, rows, lambda row: _record(table, row, images)))
 
-    records = []
-    for name, row in zip(ids, rows):
-        offered = {letter: row[letter] for letter in LETTERS if row.get(letter)}
-        number = int(row["index"])
-        record = Record(
-            id=name,
-            media=(Media("image", _image(table, row, images)),),
-            question=row["question"],
-            options=tuple(offered.values()),
-            answer=row.get("answer") or None,
-            meta={**_facts(row), "index": number, "options": offered},
-            group=str(number % ROTATIONS),
-        )
-        records.append(record)
-    return records
+
+def _record(table: Path, row: Mapping[str, str], images: Mapping[str, Base64Image]) -> Record:
+    offered = {letter: row[letter] for letter in LETTERS if row.get(letter)}
+    number = int(row["index"])
+    return Record(
+        id=row["index"],
+        media=(Media("image", _image(table, row, images)),),
+        question=row["question"],
+        options=tuple(offered.values()),
+        answer=row.get("answer") or None,
+        meta={**_facts(row), "index": number, "options": offered},
+        group=str(number % ROTATIONS),
+    )
 
 
 def _facts(row: Mapping[str, str]) -> dict[str, str]:
@@ -122,15 +123,10 @@ def vanilla(rows: Sequence[Row]) -> Mapping[str, float]:
     return {"vanilla accuracy": percent(first)}
 
 
-def _labels(record: Record) -> Mapping[str, str]:
-    kinds = {"l2-category": record.meta["l2-category"], "category": record.meta["category"]}
-    return {kind: name for kind, name in kinds.items() if name}
-
-
 CIRCULAR = Metric(
     name="circular accuracy",
     headline=circular,
-    labels=_labels,
+    labels=labels_of("l2-category", "category"),
     sub_score=circular,
     others=vanilla,
     is_proportion=False,
@@ -149,7 +145,13 @@ def _table_row(row: Row) -> dict[str, Any]:
 
 
 def _submission(name: str) -> Callable[[Sequence[Row]], list[SubmissionFile]]:
-    return lambda rows: [SubmissionFile(name, [_table_row(row) for row in rows])]
+    """The table under that name."""
+
+    def files(rows: Sequence[Row]) -> list[SubmissionFile]:
+        check_submitted(rows, [row.record.id for row in rows])
+        return [SubmissionFile(name, [_table_row(row) for row in rows])]
+
+    return files
 
 
 def _task(name: str, released: str, others: tuple[str, ...], expected: int, paper: dict) -> Task:
@@ -172,6 +174,7 @@ def _task(name: str, released: str, others: tuple[str, ...], expected: int, pape
         },
         expected=expected,
         paper=paper,
+        paper_protocol="internvl",
         released_names=(released,),
         submission=_submission(f"{released}.xlsx"),
         has_answers=not is_test,

@@ -8,13 +8,14 @@ Source: `eval/mme` of the released code, and MME's `calculation.py`.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pvc.evaluation.layout import unique
+from pvc.evaluation.choices import is_answer
+from pvc.evaluation.layout import unique_ids
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.released_parsers import plain_yes_no, yes_or_no
 from pvc.evaluation.tables import first_existing
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, percent
-from pvc.evaluation.tasks.released import is_answer, single_word_question
+from pvc.evaluation.tasks.released import single_word_question
 
 PERCEPTION = (
     "existence",
@@ -98,12 +99,11 @@ def _image_files(folder: Path) -> Iterator[Path]:
 
 def _records(task: str, folder: Path, lines: Sequence[Sequence[str]]) -> list[Record]:
     """Two lines after one another are about one image."""
-    ids = unique(f"{task}/{image}" for image, _, _ in lines)
     records = []
-    for number, (name, (image, question, answer)) in enumerate(zip(ids, lines)):
+    for number, (image, question, answer) in enumerate(lines):
         path = first_existing(folder / image, folder / "images" / image)
         record = Record(
-            id=name,
+            id=f"{task}/{image}",
             media=(Media("image", path),),
             question=question,
             answer=answer.lower(),
@@ -111,7 +111,7 @@ def _records(task: str, folder: Path, lines: Sequence[Sequence[str]]) -> list[Re
             group=f"{task}/{image}",
         )
         records.append(record)
-    return records
+    return unique_ids(records)
 
 
 def read_yes_or_no(answer: str, record: Record) -> str:
@@ -185,6 +185,7 @@ MME = Task(
     },
     expected=2374,
     paper={"PVC-2B": 1960, "PVC-8B": 2282},
+    paper_protocol="internvl",
 )
 
 ALL = (MME,)

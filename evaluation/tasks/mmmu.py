@@ -4,10 +4,12 @@ Source: `eval/mmmu` of the released code. There the first image alone is cut int
 doubled, and all tiles of all images stand in front of the question as one image.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pvc.evaluation.choices import labels_of
+from pvc.evaluation.data_files import build_records
 from pvc.evaluation.letter_protocols import muirbench
 from pvc.evaluation.prompts import ANSWER_LETTER, SINGLE_WORD, lettered
 from pvc.evaluation.records import DataError, Media, Record, Shown
@@ -65,12 +67,15 @@ def read_mmmu(data: Path) -> list[Record]:
     return [record for subject in SUBJECTS for path in files[subject] for record in _records(path, subject)]
 
 
-def _records(path: Path, subject: str) -> Iterator[Record]:
+def _records(path: Path, subject: str) -> list[Record]:
     images = [name for name in parquet_columns(path) if name in _IMAGE_COLUMNS]
     rows = read_parquet(path, leave_out=images)
-    for number, (row, filled) in enumerate(zip(rows, filled_columns(path, images))):
-        media = [Media("image", ParquetImage(path, number, name)) for name in filled]
-        yield Record(
+    filled = filled_columns(path, images)
+
+    def build(number: int) -> Record:
+        row = rows[number]
+        media = [Media("image", ParquetImage(path, number, name)) for name in filled[number]]
+        return Record(
             id=row["id"],
             media=tuple(media),
             question=row["question"].strip(),
@@ -78,6 +83,8 @@ def _records(path: Path, subject: str) -> Iterator[Record]:
             answer=_reference(row),
             meta={"type": row["question_type"], "subject": subject, "domain": _DOMAIN_OF[subject]},
         )
+
+    return build_records(path, range(len(rows)), build)
 
 
 def _texts(value: Any) -> list[str]:
@@ -127,10 +134,7 @@ def first_image_doubled(position: int, images: int) -> ImagePlan:
     return ImagePlan(6, enlarge=2) if position == 0 else ImagePlan(1)
 
 
-def _labels(record: Record) -> Mapping[str, str]:
-    return {"domain": record.meta["domain"], "subject": record.meta["subject"]}
-
-
+METRIC = Metric(labels=labels_of("domain", "subject"))
 SETTINGS = Settings(
     max_tiles=6,
     plan_image=first_image_doubled,
@@ -143,11 +147,12 @@ MMMU = Task(
     about="MMMU, validation, 30 subjects: data/MMMU/<Subject>/validation-*.parquet",
     read=read_mmmu,
     protocols={
-        "internvl": Protocol(mmmu_question, read_released, score_mmmu, SETTINGS, Metric(labels=_labels)),
-        "official": Protocol(mmmu_question, read_official, score_mmmu, SETTINGS, Metric(labels=_labels)),
+        "internvl": Protocol(mmmu_question, read_released, score_mmmu, SETTINGS, METRIC),
+        "official": Protocol(mmmu_question, read_official, score_mmmu, SETTINGS, METRIC),
     },
     expected=900,
     paper={"PVC-2B": 36.9, "PVC-8B": 50.9},
+    paper_protocol="internvl",
 )
 
 ALL = (MMMU,)

@@ -3,14 +3,15 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any, NamedTuple
+from typing import Literal, NamedTuple
 
+from pvc.evaluation.choices import labels_of
+from pvc.evaluation.data_files import build_records, read_rows
 from pvc.evaluation.layout import own_folder
 from pvc.evaluation.parse import lmms_mvbench_correct
 from pvc.evaluation.prompts import frame_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.released_parsers import is_option
-from pvc.evaluation.tables import read_json
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, percent
 from pvc.evaluation.tasks.released import greedy, released_generation, whole_answer
 
@@ -61,27 +62,31 @@ def file_of(task: str) -> str:
 def read_mvbench(data: Path) -> list[Record]:
     """The questions of all tasks, in the official order."""
     folder = own_folder(data, "MVBench", [f"json/{file_of(task)}" for task in SOURCES])
-    records = []
-    for task, source in SOURCES.items():
-        questions = read_json(folder / "json" / file_of(task))
-        videos = folder / "video" / source.folder
-        records += [_record(task, number, entry, videos, source) for number, entry in enumerate(questions)]
-    return records
+    return [record for task in SOURCES for record in _records(task, folder)]
 
 
-def _record(task: str, number: int, entry: Mapping[str, Any], videos: Path, source: Source) -> Record:
-    bound = (float(entry["start"]), float(entry["end"])) if source.is_bound else None
-    kind = "video" if source.fps is None else "frames"
-    options = tuple(entry["candidates"])
-    return Record(
-        id=f"{task}/{number}",
-        media=(Media(kind, videos / entry["video"], bound, source.fps),),
-        question=entry["question"],
-        options=options,
-        answer=_right_letter(options, entry["answer"]),
-        meta={"task": task, "answer_text": entry["answer"]},
-        group=f"{source.folder}/{entry['video']}",
-    )
+def _records(task: str, folder: Path) -> list[Record]:
+    path = folder / "json" / file_of(task)
+    source = SOURCES[task]
+    videos = folder / "video" / source.folder
+    kind: Literal["video", "frames"] = "video" if source.fps is None else "frames"
+    entries = read_rows(path)
+
+    def build(number: int) -> Record:
+        entry = entries[number]
+        bound = (float(entry["start"]), float(entry["end"])) if source.is_bound else None
+        options = tuple(entry["candidates"])
+        return Record(
+            id=f"{task}/{number}",
+            media=(Media(kind, videos / entry["video"], bound, source.fps),),
+            question=entry["question"],
+            options=options,
+            answer=_right_letter(options, entry["answer"]),
+            meta={"task": task, "answer_text": entry["answer"]},
+            group=f"{source.folder}/{entry['video']}",
+        )
+
+    return build_records(path, range(len(entries)), build)
 
 
 def _right_letter(options: Sequence[str], answer: str) -> str:
@@ -134,7 +139,7 @@ def _without_empty_answers(rows: Sequence[Row]) -> Mapping[str, float]:
     return {"accuracy, empty answers wrong": percent(strict)}
 
 
-METRIC = Metric(labels=lambda record: {"task": record.meta["task"]}, others=_without_empty_answers)
+METRIC = Metric(labels=labels_of("task"), others=_without_empty_answers)
 
 MVBENCH = Task(
     name="mvbench",
@@ -161,6 +166,7 @@ MVBENCH = Task(
     },
     expected=4000,
     paper={"PVC-2B": 69.4, "PVC-8B": 73.8},
+    paper_protocol="internvl",
 )
 
 ALL = (MVBENCH,)

@@ -7,19 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvc.evaluation.data_files import find_file
-from pvc.evaluation.layout import unique
+from pvc.evaluation.data_files import build_records, find_files, read_rows
+from pvc.evaluation.layout import unique_ids
 from pvc.evaluation.prompts import SINGLE_WORD
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.released_parsers import listed_texts
-from pvc.evaluation.tables import (
-    Base64Image,
-    ParquetImage,
-    first_existing,
-    read_csv,
-    read_json,
-    read_parquet,
-)
+from pvc.evaluation.tables import Base64Image, ParquetImage, first_existing, read_parquet
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task
 from pvc.evaluation.tasks.released import bare_question, greedy, whole_answer
 
@@ -31,67 +24,58 @@ _FULL_WIDTH = {code + 0xFEE0: code for code in range(0x21, 0x7F)} | {0x3000: 0x2
 
 def read_ocrbench(data: Path) -> list[Record]:
     """The records of the original JSON, of the Hub's parquet file, or of VLMEvalKit's table."""
-    _, path = find_file(data, ["OCRBench", "ocrbench"], _FILES)
-    read = {".json": _json_rows, ".parquet": _parquet_rows, ".tsv": _table_rows}[path.suffix]
-    rows = read(path)
-    ids = unique(row["id"] for row in rows)
-    return [
-        Record(
-            id=name,
-            media=(Media("image", row["image"]),),
-            question=row["question"],
-            answer=_references(row["answers"]),
-            meta={"type": row["type"], "set": row["set"]},
-        )
-        for name, row in zip(ids, rows)
-    ]
+    _, paths = find_files(data, ["OCRBench", "ocrbench"], _FILES)
+    read = {".json": _json_records, ".parquet": _parquet_records, ".tsv": _table_records}
+    return unique_ids([record for path in paths for record in read[path.suffix](path)])
 
 
-def _json_rows(path: Path) -> list[dict[str, Any]]:
+def _json_records(path: Path) -> list[Record]:
     folder = path.parent
-    rows = []
-    for number, entry in enumerate(read_json(path)):
+
+    def build(entry: Mapping[str, Any]) -> Record:
         image = entry["image_path"]
-        row = {
-            "id": f"{entry['dataset_name']}/{entry.get('id', number)}",
-            "image": first_existing(folder / image, folder / "OCRBench_Images" / image),
-            "question": entry["question"],
-            "answers": entry["answers"],
-            "type": entry["type"],
-            "set": entry["dataset_name"],
-        }
-        rows.append(row)
-    return rows
+        return Record(
+            id=f"{entry['dataset_name']}/{entry.get('id', image)}",
+            media=(Media("image", first_existing(folder / image, folder / "OCRBench_Images" / image)),),
+            question=entry["question"],
+            answer=_references(entry["answers"]),
+            meta={"type": entry["type"], "set": entry["dataset_name"]},
+        )
+
+    return build_records(path, read_rows(path), build)
 
 
-def _parquet_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for number, entry in enumerate(read_parquet(path, leave_out=["image"])):
-        row = {
-            "id": str(number),
-            "image": ParquetImage(path, number, "image"),
-            "question": entry["question"],
-            "answers": entry["answer"],
-            "type": entry["question_type"],
-            "set": entry["dataset"],
-        }
-        rows.append(row)
-    return rows
+def _parquet_records(path: Path) -> list[Record]:
+    rows = read_parquet(path, leave_out=["image"])
+
+    def build(number: int) -> Record:
+        entry = rows[number]
+        return Record(
+            id=str(number),
+            media=(Media("image", ParquetImage(path, number, "image")),),
+            question=entry["question"],
+            answer=_references(entry["answer"]),
+            meta={"type": entry["question_type"], "set": entry["dataset"]},
+        )
+
+    return build_records(path, range(len(rows)), build)
 
 
-def _table_rows(path: Path) -> list[dict[str, Any]]:
-    rows = []
-    for entry in read_csv(path, delimiter="\t"):
-        row = {
-            "id": entry["index"],
-            "image": Base64Image(entry["image"], f"{path}, image of question {entry['index']}"),
-            "question": entry["question"],
-            "answers": entry["answer"],
-            "type": entry["category"],
-            "set": FORMULA_SET if entry["category"] == FORMULAS else "",
-        }
-        rows.append(row)
-    return rows
+def _table_records(path: Path) -> list[Record]:
+    def build(entry: Mapping[str, Any]) -> Record:
+        name = f"{path}, image of question {entry['index']}"
+        return Record(
+            id=entry["index"],
+            media=(Media("image", Base64Image(entry["image"], name)),),
+            question=entry["question"],
+            answer=_references(entry["answer"]),
+            meta={
+                "type": entry["category"],
+                "set": FORMULA_SET if entry["category"] == FORMULAS else "",
+            },
+        )
+
+    return build_records(path, read_rows(path), build)
 
 
 def _references(answers: Any) -> list[str]:
@@ -121,7 +105,7 @@ def ask_stripped(record: Record, shown: Sequence[Shown]) -> str:
 
 
 def contains_reference(answer: str, references: Sequence[str], *, is_formula: bool) -> float:
-    """1 where a reference is part of the answer. Case counts in formulas alone, spaces do not."""
+    """1 where a reference is part of the answer. Case does not count; in formulas it does, spaces do not."""
     return float(any(_compared(text, is_formula) in _compared(answer, is_formula) for text in references))
 
 
@@ -184,6 +168,7 @@ OCRBENCH = Task(
     },
     expected=1000,
     paper={"PVC-2B": 796, "PVC-8B": 807},
+    paper_protocol="vlmevalkit",
 )
 
 ALL = (OCRBENCH,)

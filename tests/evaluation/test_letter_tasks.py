@@ -12,6 +12,7 @@ from video_benchmark_files import (
 )
 
 from pvc.evaluation.frames import longvideobench_indices
+from pvc.evaluation.records import DataError
 from pvc.evaluation.subtitles import Subtitle, interleave, read_json_subtitles
 from pvc.evaluation.task import Row, percent
 from pvc.evaluation.tasks import egoschema, longvideobench, nextqa, perceptiontest
@@ -254,6 +255,14 @@ def test_files_of_egoschema_are_read_and_the_subset_is_what_has_answers(tmp_path
     ]
     assert [(r.id, r.answer) for r in subset] == [("u-0", "B"), ("u-1", "E")]
     assert not any(record.media[0].is_missing() for record in everything)
+
+
+def test_a_subset_without_its_answers_is_refused(tmp_path):
+    write_egoschema(tmp_path, [FIVE[0]])
+    (tmp_path / "EgoSchema" / "subset_answers.json").unlink()
+
+    with pytest.raises(DataError, match="subset_answers.json is missing"):
+        EGO_SUBSET.read(tmp_path)
 
 
 def test_an_unread_answer_of_egoschema_is_submitted_as_zero_with_a_warning(caplog):

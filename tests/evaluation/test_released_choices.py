@@ -65,6 +65,13 @@ def test_scienceqa_questions(place):
     assert choice_images.scienceqa_question(record, SHOWN) == case["expected_question"]
 
 
+def test_scienceqa_result_lines_hold_what_the_letter_rule_returns():
+    run = golden_run("scienceqa")
+    for line, entry, answer in zip(run["result_lines"], run["lines"], run["answers"]):
+        options = dict(zip("ABCDE", entry["choices"]))
+        assert internvl(answer, options) == line["answer"], line
+
+
 # SEED-Bench
 
 
@@ -478,10 +485,3 @@ def test_ocrbench_prompts():
         record = Record("0", (), case["doc"]["question"])
         assert protocols["vlmevalkit"].prompt(record, SHOWN) == case["vlmevalkit_internvl"]
         assert protocols["lmms"].prompt(record, SHOWN) == case["lmms"]
-
-
-def test_scienceqa_result_lines_hold_what_the_letter_rule_returns(tmp_path):
-    run = golden_run("scienceqa")
-    for line, entry, answer in zip(run["result_lines"], run["lines"], run["answers"]):
-        options = dict(zip("ABCDE", entry["choices"]))
-        assert internvl(answer, options) == line["answer"], line

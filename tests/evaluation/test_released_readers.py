@@ -1,5 +1,7 @@
 """Every released task reads a data set in its own layout, and names what is missing."""
 
+import json
+import re
 import shutil
 
 import pytest
@@ -9,6 +11,7 @@ from PIL import Image
 from pvc.evaluation.media import prepare
 from pvc.evaluation.records import DataError, Shown
 from pvc.evaluation.tables import ParquetImage, filled_columns
+from pvc.evaluation.task import Row
 from pvc.evaluation.tasks import find_task
 from pvc.evaluation.tasks.mme import TASK_NAMES
 
@@ -231,3 +234,63 @@ def test_ocrbench_copies_give_the_same_questions(tmp_path):
         return source.read_bytes() if hasattr(source, "read_bytes") else source.read()
 
     assert facts(tmp_path / "hub") == facts(tmp_path / "tsv") == facts(tmp_path / "original")
+
+
+FAULTY = {  # file, what is made of it, what the message says
+    "ai2d": ("ai2diagram/test_vlmevalkit.jsonl", {"image": "0.png"}, "record 1 has no field 'question_id'"),
+    "scienceqa": (
+        "scienceqa/scienceqa_test_img.jsonl",
+        {"image": "0.png", "question": "q", "choices": ["x"], "answer": "B"},
+        "record 1: ",
+    ),
+    "seed": ("SEED/seed.jsonl", {"question_id": 0, "text": "q"}, "record 1 has no field 'image'"),
+    "docvqa-val": ("docvqa/val/val_v1.0.json", {"data": [{"question": "q"}]}, "no field 'questionId'"),
+    "textvqa": ("textvqa/textvqa_val_annotations.json", {}, "no field 'annotations'"),
+    "mvbench": ("MVBench/json/state_change.json", [{"video": "0.mp4"}], "record 1 has no field 'candidates'"),
+    "ocrbench": ("OCRBench/OCRBench.json", [{"image_path": "0.png"}], "record 1 has no field 'dataset_name'"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_record_without_a_field_is_named_with_its_file(tmp_path, name):
+    file, content, message = FAULTY[name]
+    written(name, tmp_path / "data")
+    (tmp_path / "data" / file).write_text(json.dumps(content))
+
+    with pytest.raises(DataError, match=re.escape(message)) as error:
+        find_task(name).read(tmp_path / "data")
+    assert file.split("/")[-1] in str(error.value)
+
+
+def test_mmbench_without_its_images_is_refused(tmp_path):
+    written("mmbench-dev-en", tmp_path / "data")
+    path = tmp_path / "data/mmbench/mmbench_dev_20230712.tsv"
+    path.write_text(path.read_text().replace("\timage\t", "\tpicture\t"))
+
+    with pytest.raises(DataError, match="no field 'image'"):
+        find_task("mmbench-dev-en").read(tmp_path / "data")
+
+
+def test_an_image_that_is_no_base64_is_refused_when_it_is_read(tmp_path):
+    written("mmbench-dev-en", tmp_path / "data", 1)
+    path = tmp_path / "data/mmbench/mmbench_dev_20230712.tsv"
+    lines = path.read_text().splitlines()
+    fields = lines[1].split("\t")
+    fields[9] = "*" * 80
+    path.write_text("\n".join([lines[0], "\t".join(fields)]) + "\n")
+    (record,) = find_task("mmbench-dev-en").read(tmp_path / "data")
+
+    with pytest.raises(DataError, match="image of question 0 is not base64"):
+        record.media[0].source.read()
+
+
+@pytest.mark.parametrize("name", [name for name in RELEASED if find_task(name).submission])
+def test_files_for_servers_hold_one_line_a_record_and_refuse_repeated_ones(tmp_path, name):
+    task = find_task(name)
+    records = written(name, tmp_path / "data", 3)
+    rows = [Row(record, None, None, 0.0) for record in records]
+    (file,) = task.submission(rows)
+
+    assert len(file.content) == len(records)
+    with pytest.raises(ValueError, match="twice"):
+        task.submission(rows + rows[:1])

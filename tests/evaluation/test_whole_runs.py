@@ -162,7 +162,8 @@ def test_task_runs_from_files_to_result(task, engine, tmp_path, no_network):
     assert counts["answered"] == counts["records"] > 0
     needs_judge = outcome.result.rows and TASKS[task].protocols[values["protocol"]].needs_judge
     assert (values["headline"] is None) == (needs_judge or not TASKS[task].has_answers)
-    assert values["paper"] == {}  # the data are not as many as published
+    if TASKS[task].expected is not None:  # the data are not as many as published
+        assert values["partial"] and values["paper"] == {}
 
     before = (out / task / "results.md").read_text()
     assert rescore(task, data, out=out, options=options).exit_code == COMPLETE

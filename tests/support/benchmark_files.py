@@ -2,9 +2,9 @@
 
     write_benchmark("mme", root, samples)     root: the folder that stands for `data/`
 
-A sample's media is a PIL image, or the path of an image, a video or a folder of frames. `answer` is the text of
-the right option where there are options; yes or no for MME; a short text otherwise. Readers find everything
-under `root` alone, and no file that they need is left out.
+A sample's media is a PIL image, or the path of an image, a video or a folder of frames. `answer` is the text
+of the right option where there are options; yes or no for MME; a short text otherwise. Readers find
+everything under `root` alone, and no file that they need is left out.
 """
 
 import base64
@@ -113,11 +113,9 @@ def write_ai2d(root, samples):
 
 
 def write_chartqa(root, samples):
-    start = 0
     for kind, found in by_kind(samples, ("human", "augmented")).items():
         lines = _lines(root, f"chartqa/ChartQA Dataset/test/png/{kind}", found)
         put_lines(root / f"chartqa/test_{kind}.jsonl", lines)
-        start += len(found)
 
 
 def _without_answers(lines):

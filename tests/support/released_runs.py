@@ -31,7 +31,7 @@ def write_image(path, tiles=4):
     """An image that is cut into so many tiles, its thumbnail among them."""
     width = 100 * max(1, tiles - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, 100), (30, 60, 90)).save(path, format="PNG" if path.suffix != ".jpg" else None)
+    Image.new("RGB", (width, 100), (30, 60, 90)).save(path, format="PNG")
 
 
 def tiles_of(record, settings, tile_size=448):
