@@ -109,7 +109,8 @@ def bootstrap_interval(
     if isinstance(figure, Additive):
         figures = _additive_figures(figure, clusters)
     else:
-        figures = [figure([row for i in drawn for row in clusters[i]]) for drawn in _resamples(len(clusters))]
+        resamples = ([row for i in drawn for row in clusters[i]] for drawn in _resamples(len(clusters)))
+        figures = np.array([figure(resample) for resample in resamples])
     low, high = np.percentile(figures, [2.5, 97.5])
     return Interval(float(low), float(high), "bootstrap")
 
