@@ -86,7 +86,7 @@ def evaluate(
         if fresh:
             delete_old(tasks, out)
         with show_status("Loading") as status:
-            engine = load_engine(model or str(CHECKPOINT), trust, status, device, dtype, attn, batch)
+            engine = load_engine(model, trust, status, device, dtype, attn, batch)
     raise Exit(run_tasks(engine, tasks, data, out, options, judge))
 
 
@@ -185,7 +185,7 @@ def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None
 def load_engine(
     name: str, trust: bool, status: Any, device: str | None, dtype: str, attn: str | None, batch: int
 ) -> Any:
-    """The model of a folder or Hub id, on this rank's device."""
+    """The model of a folder or Hub id ("": PVC-Tiny), on this rank's device."""
     from pvc.cli.chat import load_model
     from pvc.evaluation.engine import ChatEngine, checkpoint_identity
 
@@ -195,10 +195,10 @@ def load_engine(
 
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
 
-    folder = find_model(name, trust, status)
+    folder = find_model(name or str(CHECKPOINT), trust, status)
     model, processor = load_model(folder, device, dtype, None, attn)
     shown_name = os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
-    identity = checkpoint_identity(Path(folder), shown_name)
+    identity = checkpoint_identity(Path(folder), shown_name or "PVC-Tiny")
     identity["dtype"] = str(model.dtype).removeprefix("torch.")
     return ChatEngine(model, processor.tokenizer, identity, batch)
 
@@ -275,7 +275,7 @@ def report(outcome: Any, out: Path) -> int:
         return outcome.exit_code
 
     folder = out / result.task.name
-    print(printable(as_markdown(result)), end="")
+    print(printable(as_markdown(result)))
     if result.unanswered:
         log(f"{result.unanswered} records are unanswered: run the command again to go on.", style="yellow")
         return outcome.exit_code

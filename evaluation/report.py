@@ -16,7 +16,7 @@ from pvc.evaluation.scoring import Figure, Judgement, Result
 from pvc.evaluation.statistics import PairedTest, paired_test
 from pvc.reporting.markdown import markdown_table
 
-MOST_BARS = 40  # of a plot
+MOST_BARS = 60  # of a plot
 RESULT_FILES = ("results.json", "results.md", "samples.jsonl", "plot.svg")
 
 
@@ -222,29 +222,42 @@ def header_table(header: Mapping[str, Any]) -> str:
 
 
 def plot(result: Result, path: Path) -> None:
-    """Draws the sub-scores as bars with their intervals, the headline as a line.
+    """Draws the sub-scores as bars with their intervals, a panel a kind; the headline is in the title.
 
     Raises:
         ImportError: where matplotlib is not installed.
     """
     from pvc.reporting.plots import bar_plot
 
-    bars = [
-        (kind, name, figure)
-        for kind, figures in result.sub_scores.items()
-        for name, figure in figures.items()
-    ]
     headline = result.headline
     if headline is None:
         return
 
+    panels = {kind: [bar_of(*item) for item in figures.items()] for kind, figures in some_of(result).items()}
+    if not panels:
+        panels = {"": [bar_of("overall", headline)]}
+
     name = result.task.protocols[result.protocol].metric.name
-    shown = [
-        (f"{label} (n={figure.n})", figure.value, figure.interval and figure.interval[:2])
-        for _, label, figure in bars[:MOST_BARS]
-    ]
-    overall = ("overall", headline.value, headline.interval and headline.interval[:2])
-    bar_plot([*shown, overall], f"{result.task.name} ({result.protocol}): {name}", path)
+    value, interval, _ = figure_cells(headline)
+    bar_plot(panels, f"{result.task.name} ({result.protocol}): {name} {value} ({interval})", path)
+
+
+def some_of(result: Result) -> dict[str, dict[str, Figure]]:
+    """The first kinds of sub-scores that a page holds; at least one."""
+    shown: dict[str, dict[str, Figure]] = {}
+    number = 0
+    for kind, figures in result.sub_scores.items():
+        number += len(figures)
+        if shown and number > MOST_BARS:
+            break
+        shown[kind] = figures
+    return shown
+
+
+def bar_of(name: str, figure: Figure) -> tuple[str, float, tuple[float, float] | None]:
+    """A bar of a plot."""
+    interval = None if figure.interval is None else (figure.interval.low, figure.interval.high)
+    return f"{name} (n={figure.n})", figure.value, interval
 
 
 # ---- two runs

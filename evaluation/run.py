@@ -152,6 +152,8 @@ def read_records(task: Task, data: Path) -> list[Record]:
         )
     try:
         return task.read(data)
+    except DataError as error:
+        raise DataError(f"{task.name}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DataError(f"{task.name}: the files in {data} are not in its layout ({problem})") from error
