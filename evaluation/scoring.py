@@ -12,7 +12,7 @@ from typing import Any
 from pvc.evaluation.judge import Judge as Client
 from pvc.evaluation.judge import prompt_hash
 from pvc.evaluation.records import Record
-from pvc.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
+from pvc.evaluation.statistics import Additive, Interval, bootstrap_interval, proportion_interval
 from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
 
 SHOWN_SAMPLES = 5  # of a warning
@@ -221,9 +221,13 @@ def sub_score_figures(metric: Metric, rows: Sequence[Row]) -> dict[str, dict[str
 
 
 def _sub_score(metric: Metric, rows: Sequence[Row]) -> Figure:
-    is_proportion = metric.sub_score is percent and all(row.score in (0, 1) for row in rows)
-    interval = percent_interval(rows) if is_proportion else None
-    return Figure(metric.sub_score(rows), len(rows), interval)
+    figure = metric.sub_score
+    interval = None
+    if figure is percent and all(row.score in (0, 1) for row in rows):
+        interval = percent_interval(rows)
+    elif isinstance(figure, Additive):  # any other would take minutes
+        interval = bootstrap_interval(figure, rows, groups_of(rows))
+    return Figure(figure(rows), len(rows), interval)
 
 
 # ---- what the reader should know
