@@ -6,8 +6,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from pvc.evaluation.choices import is_answer, labels_of
-from pvc.evaluation.data_files import build_records
-from pvc.evaluation.layout import fields_of, image_named, own_folder, unique_ids
+from pvc.evaluation.data_files import build_records, fields_of, image_named, own_folder, unique_ids
 from pvc.evaluation.letter_protocols import letter_choices
 from pvc.evaluation.prompts import ANSWER_LETTER, lettered
 from pvc.evaluation.records import DataError, Record, Shown

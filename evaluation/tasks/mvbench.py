@@ -6,8 +6,7 @@ from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 from pvc.evaluation.choices import labels_of
-from pvc.evaluation.data_files import build_records, read_rows
-from pvc.evaluation.layout import own_folder
+from pvc.evaluation.data_files import build_records, own_folder, read_rows
 from pvc.evaluation.parse import lmms_mvbench_correct
 from pvc.evaluation.prompts import frame_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown

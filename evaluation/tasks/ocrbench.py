@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvc.evaluation.data_files import build_records, find_files, read_rows
-from pvc.evaluation.layout import unique_ids
+from pvc.evaluation.data_files import build_records, find_files, read_rows, unique_ids
 from pvc.evaluation.prompts import SINGLE_WORD
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.released_parsers import listed_texts

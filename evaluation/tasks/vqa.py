@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.choices import check_submitted, labels_of, mean_of_groups
-from pvc.evaluation.data_files import build_records
-from pvc.evaluation.layout import fields_of, image_named, own_folder, unique_ids
+from pvc.evaluation.data_files import build_records, fields_of, image_named, own_folder, unique_ids
 from pvc.evaluation.metrics import anls, equal_but_for_case, relaxed_correctness, relaxed_score, soft_accuracy
 from pvc.evaluation.records import DataError, Record
 from pvc.evaluation.tables import read_json, read_jsonl
