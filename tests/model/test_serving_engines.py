@@ -1,4 +1,4 @@
-"""What serving engines such as vLLM rely on in the model: one body for clips of many prompts, without a head."""
+"""What serving engines such as vLLM rely on: one body for clips of many prompts, without a head."""
 
 import copy
 
