@@ -155,7 +155,7 @@ def _require_activation(name: str, value):
 
 
 def _is_number(value) -> bool:
-    """An int or float that float32 can hold; true and false are none."""
+    """Whether a value is an int or float that float32 can hold; booleans are not."""
     return type(value) in (int, float) and -1e38 < value < 1e38
 
 
@@ -430,7 +430,7 @@ def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
 
 
 def check_internlm2_rope(rope: dict):
-    """Raises a ValueError where `rope_parameters` are none that InternLM2 computes."""
+    """Raises a ValueError for `rope_parameters` that InternLM2 does not compute."""
     kind: Any = rope.get("rope_type")
     theta: Any = rope.get("rope_theta")
     factor: Any = rope.get("factor")
@@ -548,7 +548,7 @@ class PVCConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """transformers' own, which gives nothing where there is no config.json: that would be the 8B."""
+        """As transformers', but a folder without config.json is an error, where defaults would be the 8B."""
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
             values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)

@@ -23,7 +23,7 @@ UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
 
 
 def translate_old_arguments(arguments: dict) -> dict:
-    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, in today's words."""
+    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, under today's names."""
     arguments = dict(arguments)
     old = {name: arguments.pop(name) for name in OLD_ARGUMENTS if name in arguments}
 

@@ -46,7 +46,7 @@ class VLMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """transformers' own, with weights that the same people may read as config.json.
+        """transformers' own; the weights get the permissions of config.json.
 
         safetensors writes files for their owner alone, whatever the umask.
         """
@@ -398,7 +398,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             return {"draft_embeds": assistant.model.embed(ids, pixels, clip_grid)}
 
     def _check_assisted(self, input_ids, options: dict):
-        """Raises a ValueError for assisted decoding that this model has not."""
+        """Raises a ValueError for assisted decoding that this model does not support."""
         if (layers := generate_setting(self, options, "assistant_early_exit")) is not None:
             raise ValueError(
                 f"assistant_early_exit is {layers!r}, but the LLM has no head after its first layers: use "
@@ -499,7 +499,7 @@ def _check_padding(attention_mask: torch.Tensor | None, has_images: bool):
 
 
 def _check_ids(input_ids: torch.Tensor, vocab_size: int):
-    """Raises a ValueError for what are not ids `(B, S)` of the LLM's vocabulary, at least one."""
+    """Raises a ValueError unless these are ids `(B, S)` of the LLM's vocabulary, at least one."""
     is_tensor = isinstance(input_ids, torch.Tensor)
     if not is_tensor or input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
         kind = f"{input_ids.dtype} {tuple(input_ids.shape)}" if hasattr(input_ids, "shape") else input_ids

@@ -186,7 +186,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
     @property
     def media_policy(self) -> MediaPolicy:
-        """From where media may come, and how much of them is read. No message, call or checkpoint sets it."""
+        """Where media may come from, and how much of them is read. No message, call or checkpoint sets it."""
         return self._media_policy
 
     @media_policy.setter
@@ -383,7 +383,7 @@ class PVCProcessor(ProcessorMixin):
 
     @property
     def media_policy(self) -> MediaPolicy:
-        """From where media may come, and how much of them is read: `MediaPolicy.untrusted()` for a server.
+        """Where media may come from, and how much of them is read: `MediaPolicy.untrusted()` for a server.
 
         It is the image processor's, so that both have one. No message, call or checkpoint sets it.
         """
@@ -622,7 +622,7 @@ class PVCProcessor(ProcessorMixin):
     def _encode(
         self, prompts: list[Prompt], options: ProcessingOptions, marks_answers: bool = False
     ) -> BatchFeature:
-        """Encodes and pads prompts, and puts their media one behind the other."""
+        """Encodes and pads prompts, and joins their media."""
         rows, masks = [], []
         for prompt in prompts:
             encode = self._encoder(prompt, options)

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from typing import Protocol as Interface
 
 from pvc.evaluation.answer_file import AnswerFile, check_header, rank_files, read_answers, read_header
+from pvc.evaluation.judge import Judge
 from pvc.evaluation.records import DataError, Record
 from pvc.evaluation.report import write_result
 from pvc.evaluation.scoring import Result, score_answers
@@ -221,6 +222,7 @@ def evaluate(
     out: Path,
     options: Options | None = None,
     rank: Rank = Rank(),  # noqa: B008  # a tuple
+    judge: Judge | None = None,
     progress: Progress | None = None,
 ) -> Outcome:
     """Asks all questions of a task that have no answer yet, and scores the whole.
@@ -229,6 +231,7 @@ def evaluate(
         task: its name, or its name in the released scripts.
         data: the folder of all benchmarks, or the task's own.
         out: the run's folder. Answers and results are written into `out / task`.
+        judge: rates answers where the task has a use for one. The only thing that opens a connection.
 
     Raises:
         DataError, HeaderMismatch, ValueError: before the first question, where it cannot be run.
@@ -243,7 +246,7 @@ def evaluate(
 
     with AnswerFile(folder, rank.number, header) as file:
         ask_all(engine, plan, file, unanswered_units(plan, folder, rank), options, progress)
-    return finish(plan, folder, header, rank)
+    return finish(plan, folder, header, rank, judge)
 
 
 def delete_answers(folder: Path, rank: Rank) -> None:
@@ -314,20 +317,24 @@ def answer_line(answer: "Answer") -> dict[str, Any]:
     return line | {"answer": answer.text, "new_tokens": answer.new_tokens}
 
 
-def finish(plan: Plan, folder: Path, header: Mapping[str, Any], rank: Rank) -> Outcome:
+def finish(
+    plan: Plan, folder: Path, header: Mapping[str, Any], rank: Rank, judge: Judge | None = None
+) -> Outcome:
     """Scores and reports where all records have a line; otherwise other ranks are still at work."""
     lines = read_answers(folder)
-    result = score_answers(plan.task, plan.protocol_name, header, plan.records, lines, plan.partial)
+    result = score_answers(plan.task, plan.protocol_name, header, plan.records, lines, plan.partial, judge)
     if result.unanswered:
         return Outcome(None, COMPLETE) if rank.total > 1 else Outcome(result, INCOMPLETE)
 
+    result.warnings += write_submission(plan.task, result.rows, folder, is_whole=not plan.partial)
     write_result(folder, result)
-    if plan.task.submission is not None:
-        result.warnings += write_submission(plan.task, result.rows, folder, is_whole=not plan.partial)
-    return Outcome(result, SOME_FAILED if result.errors else COMPLETE)
+    has_failed = result.errors or (result.judgement is not None and result.judgement.failed)
+    return Outcome(result, SOME_FAILED if has_failed else COMPLETE)
 
 
-def rescore(task: str, data: Path, *, out: Path, options: Options | None = None) -> Outcome:
+def rescore(
+    task: str, data: Path, *, out: Path, options: Options | None = None, judge: Judge | None = None
+) -> Outcome:
     """Scores the answers of a run again. Needs neither model nor torch.
 
     Raises:
@@ -346,7 +353,7 @@ def rescore(task: str, data: Path, *, out: Path, options: Options | None = None)
     for name, value in same.items():
         if header[name] != value:
             raise DataError(f"{folder} was made with {name} {header[name]!r}, not {value!r}")
-    return finish(plan, folder, header, Rank())
+    return finish(plan, folder, header, Rank(), judge)
 
 
 # ---- dry run

@@ -70,6 +70,16 @@ def nothing_more(rows: Sequence[Row]) -> Mapping[str, float]:
     return {}
 
 
+def keep_answer(answer: str, record: Record) -> str:
+    """The parser of open answers: they stay as they are."""
+    return answer
+
+
+def no_score(parsed: Any, record: Record) -> float:
+    """The score where only a judge gives one."""
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Metric:
     """How rows become figures.
@@ -98,16 +108,16 @@ class Judge:
 
     Attributes:
         messages: what it is asked about an answer: chat messages; none where the rules suffice.
-        read: its reply as figures by name; None where it cannot be read.
+        read: what its reply says, by name; None where it cannot be read.
         figures: all rows, and by record id what was read of the replies -> figures by name.
-        options: of the request.
+        max_tokens: of a reply.
         paper: published values by figure and model.
     """
 
     messages: Callable[[Record, str], list[dict[str, str]]]
-    read: Callable[[str, Record], Mapping[str, float] | None]
-    figures: Callable[[Sequence[Row], Mapping[str, Mapping[str, float]]], Mapping[str, float]]
-    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    read: Callable[[str, Record], Mapping[str, Any] | None]
+    figures: Callable[[Sequence[Row], Mapping[str, Mapping[str, Any]]], Mapping[str, float]]
+    max_tokens: int = 128
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -152,6 +162,8 @@ class Task:
         protocols: by name; the first is the default.
         expected: number of records of the published data; another number gives a warning.
         paper: published values of the headline, by model.
+        paper_protocol: the one that they were made with; None: it was never released, so that no value of
+            ours reproduces them.
         released_names: names in the released scripts.
         submission: rows -> the files that its server takes. Raises ValueError where they would be refused.
         has_answers: False where the references are held back: there is a submission, and no score.
@@ -164,6 +176,7 @@ class Task:
     protocols: Mapping[str, Protocol]
     expected: int | None = None
     paper: Mapping[str, float] = field(default_factory=dict)
+    paper_protocol: str | None = None
     released_names: tuple[str, ...] = ()
     submission: Callable[[Sequence[Row]], Sequence[SubmissionFile]] | None = None
     has_answers: bool = True

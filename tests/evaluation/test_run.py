@@ -12,6 +12,7 @@ from counting_task import NUMBER, AddingEngine, run, write_images
 
 from pvc.evaluation import report
 from pvc.evaluation.answer_file import AnswerFile, HeaderMismatch, json_lines, read_answers
+from pvc.evaluation.judge import Reply
 from pvc.evaluation.records import DataError
 from pvc.evaluation.run import COMPLETE, INCOMPLETE, SOME_FAILED, Options, Rank, dry_run, rescore
 
@@ -248,3 +249,39 @@ def test_two_runs_are_compared_on_common_records(data, tmp_path):
     assert (test.n, test.only_a, test.only_b) == (NUMBER, 0, 2)
     assert test.difference == pytest.approx(2 / 12)
     assert test.p_value == 0.5  # two groups differ: a quarter of the flips on each side
+
+
+class FixedJudge:
+    """Gives 4 to each right answer, an unreadable word to "?", and no reply to the question about 7."""
+
+    model = "fixed"
+
+    def ask_all(self, asked, *, max_tokens):
+        def reply(text):
+            if "What is 7" in text:
+                return Reply(None, "503")
+            return Reply("hm" if text.endswith("?") else "4")
+
+        return [reply(messages[0]["content"]) for messages in asked]
+
+
+def test_a_judge_is_asked_about_each_answer_and_all_replies_are_counted(data, tmp_path):
+    engine = AddingEngine(wrong=("3",), failing=("5",))
+    outcome = run(data, tmp_path, engine, judge=FixedJudge(), protocol="judged")
+    judgement = outcome.result.judgement
+    assert (judgement.asked, judgement.unreadable, judgement.failed) == (NUMBER - 1, 1, 1)
+    assert judgement.figures["mark"] == pytest.approx(4 * (NUMBER - 3) / NUMBER)
+    assert outcome.result.headline is None
+    assert outcome.exit_code == SOME_FAILED
+    assert results(tmp_path)["judge"]["paper"] == {"mark": {"PVC-8B": 3.5}}
+    text = (tmp_path / "counting/results.md").read_text()
+    assert "Judged by `fixed`: 11 answers shown, 1 replies unreadable, 1 calls failed" in text
+
+
+def test_without_a_judge_there_are_answers_and_no_score(data, tmp_path):
+    outcome = run(data, tmp_path, protocol="judged")
+    assert outcome.exit_code == COMPLETE
+    assert outcome.result.headline is None
+    assert "the score needs a judge" in (tmp_path / "counting/results.md").read_text()
+    later = rescore("counting", data, out=tmp_path, options=Options(protocol="judged"), judge=FixedJudge())
+    assert later.result.judgement.asked == NUMBER
