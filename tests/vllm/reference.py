@@ -1,7 +1,7 @@
 """Writes what `generate` answers, for the tests of vLLM: `python tests/vllm/reference.py FOLDER`.
 
-Runs in the repository's own environment. FOLDER gets `reference.json` and a tiny checkpoint with random weights
-whose LLM is a Qwen2, with a tokenizer of bytes. Requests are OpenAI's, media in `data:` addresses.
+Runs in the repository's own environment. FOLDER gets `reference.json` and a tiny checkpoint with random
+weights whose LLM is a Qwen2, with a tokenizer of bytes. Requests are OpenAI's, media in `data:` addresses.
 """
 
 import base64
@@ -106,6 +106,8 @@ def answers(folder: Path) -> dict[str, dict]:
 
 
 def main(folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    folder = folder.resolve()
     save_random_model(folder / "qwen2", "qwen2", "byte level", "internvl2_5")
     models = {"PVC-Tiny": ROOT, "Qwen2": folder / "qwen2"}
     reference = {
