@@ -33,11 +33,9 @@ from .loading import (
     translate_old_arguments,
 )
 from .modeling_intern_vit import check_finite, eval_mode
-from .modeling_internlm2 import InternLM2Model, causal_lm_output
+from .modeling_internlm2 import ENGINE_ATTENTION, InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
-
-ENGINE_ATTENTION = "vllm"  # of vLLM, which builds a model by `AutoModel.from_config`
 
 
 class VLMPreTrainedModel(PreTrainedModel):
