@@ -26,7 +26,8 @@ MAY_IMPORT = {
     "tiny": {"conversion", "evaluation", "hub", "reporting", "training"},
     "assets": {"tiny"},
     "demo": set(),
-    "cli": {"benchmarks", "conversion", "evaluation", "hub", "reporting", "training", "tiny"},
+    "serving": {"conversion"},
+    "cli": {"benchmarks", "conversion", "evaluation", "hub", "reporting", "serving", "training", "tiny"},
 }
 ENTRY_POINTS = {"cli": {"convert_weights"}}  # who else may import what only people call
 
