@@ -44,6 +44,14 @@ class Prompt(NamedTuple):
         return len(self.ids)
 
 
+def with_policy(processor: Any, policy: Any) -> Any:
+    """A copy of a processor with another media policy; tokenizer and settings are shared."""
+    processor = copy.copy(processor)
+    processor.image_processor = copy.copy(processor.image_processor)
+    processor.media_policy = policy
+    return processor
+
+
 class PromptReader:
     """Lays out messages and reads their media.
 
@@ -109,11 +117,9 @@ class PromptReader:
             ) from None
 
     def _cancellable(self, is_cancelled: Callable[[], bool]) -> Any:
-        """The processor with a policy for one request; tokenizer and settings are shared."""
-        processor = copy.copy(self._processor)
-        processor.image_processor = copy.copy(self._processor.image_processor)
-        processor.media_policy = replace(self._processor.media_policy, is_cancelled=is_cancelled)
-        return processor
+        """The processor for one request, whose reading ends where that is cancelled."""
+        policy = replace(self._processor.media_policy, is_cancelled=is_cancelled)
+        return with_policy(self._processor, policy)
 
     def _refused(self, error: Exception, messages: Sequence[dict]) -> ApiError:
         """The error for a client: 400 for messages that the template does not take, 422 for media."""

@@ -13,6 +13,7 @@ from pvc.serving.engine import Engine
 from pvc.serving.gate import LOOPBACK, Gate
 from pvc.serving.limits import Limits
 from pvc.serving.metrics import Metrics
+from pvc.serving.prompts import with_policy
 from pvc.serving.protocol import guarded_protocol
 from pvc.serving.requests import Sources
 
@@ -55,8 +56,8 @@ class ServerOptions:
         return {*LOOPBACK, *self.allowed_hosts}
 
 
-def restrict_media(processor: Any, options: ServerOptions, max_positions: int) -> None:
-    """Gives the processor the policy of a server.
+def restricted(processor: Any, options: ServerOptions, max_positions: int) -> Any:
+    """A copy of the processor with the media policy of a server.
 
     Raises:
         ValueError: the checkpoint's code is older than the policy.
@@ -81,7 +82,7 @@ def restrict_media(processor: Any, options: ServerOptions, max_positions: int) -
         "deadline_s": min(untrusted.deadline_s, options.limits.answer_s),
         "isolate": True,
     }
-    processor.media_policy = type(policy).untrusted(**changes)
+    return with_policy(processor, type(policy).untrusted(**changes))
 
 
 class Server(uvicorn.Server):
@@ -89,7 +90,7 @@ class Server(uvicorn.Server):
 
     def __init__(self, model: Any, processor: Any, options: ServerOptions) -> None:
         limits = options.limits
-        restrict_media(processor, options, model.config.llm_config.max_position_embeddings)
+        processor = restricted(processor, options, model.config.llm_config.max_position_embeddings)
         self.metrics = Metrics()
         self.engine = Engine(model, processor, limits, self.metrics, options.processing)
         sources = Sources(http=bool(options.media_domains), files=options.media_dir is not None)
