@@ -42,7 +42,7 @@ class PrefixCache:
         """Forgets everything."""
         self.prompt_keys = torch.empty(0, dtype=torch.long)
         self.past = DynamicCache()  # made without a configuration, it keeps all positions of all layers
-        self.lengths = range(0)  # of calls, see `_rope_span`
+        self.lengths = range(0)  # of calls, see `rope_span`
         self.model = lambda: None
         self.state = None
 
@@ -79,7 +79,7 @@ class PrefixCache:
             inputs_embeds = model.model.merge_visual_tokens(input_ids, inputs_embeds, visual_tokens)
             keys = keys.masked_scatter(keys == model.config.image_token_id, visual_token_keys.to(keys))
         keys = keys[0].cpu()  # (L,)
-        self._cut_to_common(keys, _rope_span(model.config.llm_config, len(keys)))
+        self._cut_to_common(keys, rope_span(model.config.llm_config, len(keys)))
 
         if fast_decode:
             options = fast_decode_options(model, input_ids, options, prefix=self.past)
@@ -137,7 +137,7 @@ class PrefixCache:
         self.prompt_keys = keys[: max(0, min(held, self.lengths.stop - 1))]
 
 
-def _rope_span(llm_config: PretrainedConfig, length: int) -> range:
+def rope_span(llm_config: PretrainedConfig, length: int) -> range:
     """The lengths of calls that rotate keys by the same angles as one that reaches `length` positions.
 
     Empty where no other call is known to: beyond its limit, dynamic NTK has a base for each length,

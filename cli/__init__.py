@@ -10,6 +10,7 @@
     pvc train tune-lora --model M --data meta.json --output run
     pvc evaluate mvbench --data data --out run        run a benchmark
     pvc compare run-a run-b                           test two runs against each other
+    pvc serve org/model                               answer OpenAI's API
     pvc bench count --preset 8B                       count FLOPs and bytes
 
 Answers and tables go to stdout, all other messages to stderr. torch and transformers are imported
@@ -22,7 +23,7 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
-from pvc.cli import bench, chat, convert, evaluate, info, push, quantize, train
+from pvc.cli import bench, chat, convert, evaluate, info, push, quantize, serve, train
 from pvc.cli.shared import CommandGroup, examples
 
 app = Typer(
@@ -52,4 +53,5 @@ app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.add_typer(train.training, name="train")
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=bench.EXAMPLES)(bench.bench)
