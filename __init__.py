@@ -17,8 +17,8 @@ from .moved_names import find_moved_modules
 CHECKPOINT = Path(__file__).resolve().parent
 ABOUT_CHECKPOINT = (
     "PVC-Tiny was trained on synthetic images and videos only: coloured shapes, their positions and motion, "
-    "and short words. Long words often have a wrong letter, and answers about several images are often "
-    "wrong. Answers about photographs are meaningless."
+    "and short words. Answers about several images are often wrong, and those about photographs are "
+    "meaningless."
 )
 find_moved_modules(__name__)
 

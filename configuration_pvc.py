@@ -45,14 +45,6 @@ LLM_SIZES = {
     "num_attention_heads": LARGEST_INTEGER,
     "max_position_embeddings": LARGEST_INTEGER,
 }
-WRONG_TYPE_ERRORS = (
-    TypeError,
-    AttributeError,
-    KeyError,
-    ArithmeticError,
-    RecursionError,
-    StrictDataclassError,
-)
 SHORT = reprlib.Repr()
 SHORT.maxstring, SHORT.maxother, SHORT.maxlevel = 60, 60, 3
 
@@ -163,7 +155,7 @@ def _require_activation(name: str, value):
 
 
 def _is_number(value) -> bool:
-    """An int or float that float32 can hold; true and false are none."""
+    """Whether a value is an int or float that float32 can hold; booleans are not."""
     return type(value) in (int, float) and -1e38 < value < 1e38
 
 
@@ -423,6 +415,10 @@ class InternLM2Config(PretrainedConfig):
     def rope_theta(self) -> float:
         return self.rope_parameters["rope_theta"]
 
+    @rope_theta.setter
+    def rope_theta(self, value: float) -> None:  # as serving engines do
+        self.rope_parameters["rope_theta"] = value
+
 
 def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
     """RoPE's settings under transformers' names, from these or the released ones."""
@@ -434,7 +430,7 @@ def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
 
 
 def check_internlm2_rope(rope: dict):
-    """Raises a ValueError where `rope_parameters` are none that InternLM2 computes."""
+    """Raises a ValueError for `rope_parameters` that InternLM2 does not compute."""
     kind: Any = rope.get("rope_type")
     theta: Any = rope.get("rope_theta")
     factor: Any = rope.get("factor")
@@ -552,7 +548,7 @@ class PVCConfig(PretrainedConfig):
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """transformers' own, which gives nothing where there is no config.json: that would be the 8B."""
+        """As transformers', but a folder without config.json is an error, where defaults would be the 8B."""
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
         with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
             values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)

@@ -17,6 +17,7 @@ import weakref
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
@@ -163,16 +164,22 @@ def _state(model: PreTrainedModel) -> tuple:
 def _sample(model: PreTrainedModel) -> tuple:
     """A few values of each parameter: what is written through `.data` does not count as a version."""
     of_device: dict[torch.device, list[torch.Tensor]] = {}
-    for parameter in model.parameters():
-        # of a DTensor the rank's own part
-        values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        values = values.detach()
-
+    for values in (values for parameter in model.parameters() for values in _plain_tensors(parameter)):
         is_readable = values.device.type != "meta" and values.is_contiguous() and values.numel() > 0
         if is_readable:
             step = -(-values.numel() // SAMPLED_VALUES)
             of_device.setdefault(values.device, []).append(values.view(-1)[::step].float())
     return tuple(torch.cat(values).cpu().numpy().tobytes() for values in of_device.values())
+
+
+def _plain_tensors(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """A parameter as plain tensors: of a DTensor the rank's own part, of a quantised one its parts."""
+    values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    values = values.detach()
+    if not is_traceable_wrapper_subclass(values):
+        return [values]
+    names, _ = values.__tensor_flatten__()
+    return [getattr(values, name) for name in names]
 
 
 class EncodedClip(NamedTuple):

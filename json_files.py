@@ -1,4 +1,4 @@
-"""JSON files of a checkpoint, which a stranger may have made: objects in UTF-8 of limited size and depth.
+"""JSON files of a checkpoint, which may come from anywhere: objects in UTF-8 of limited size and depth.
 
 transformers does not check what a file holds: a list in place of an object ends in a TypeError somewhere, a
 deeply nested object in a RecursionError. A file that is read here, or checked before transformers reads it,

@@ -1,4 +1,4 @@
-"""From where images and videos may come, and how much of them is read: `MediaPolicy`.
+"""Where images and videos may come from, and how much of them is read: `MediaPolicy`.
 
     processor.media_policy = MediaPolicy.untrusted()      # a server with untrusted users
 
@@ -36,7 +36,7 @@ class MediaRefused(ValueError, OSError):
 
 @dataclass(frozen=True)
 class MediaPolicy:
-    """From where the media of messages may come, and how much of them is read.
+    """Where the media of messages may come from, and how much of them is read.
 
     Args:
         files: None: any regular file and folder; a folder: those inside it, relative paths counted from it;

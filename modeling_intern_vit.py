@@ -214,7 +214,7 @@ class InternAttention(nn.Module):
 
 
 def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
-    """One after another; of a single one no copy is made."""
+    """Concatenates tensors; a single one is not copied."""
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
@@ -450,7 +450,7 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
 
 
 def repeat_time_steps(x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:
-    """A row a tile, `(num_tiles, N, C)` -> a row a time step, `(R, N, C)`; left as it is where it is so."""
+    """A row a tile, `(num_tiles, N, C)` -> a row a time step, `(R, N, C)`; unchanged if it has them."""
     return x if len(x) == len(clips.source) else x[clips.source]
 
 

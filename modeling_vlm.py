@@ -25,9 +25,15 @@ from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
 from .fast_decode import ASSISTED, fast_decode_options, generate_setting
 from .json_files import check_json_files
-from .loading import check_parts, damage_as_os_error, translate_old_arguments
+from .loading import (
+    check_parts,
+    check_savable,
+    damage_as_os_error,
+    say_casts_once,
+    translate_old_arguments,
+)
 from .modeling_intern_vit import check_finite, eval_mode
-from .modeling_internlm2 import InternLM2Model, causal_lm_output
+from .modeling_internlm2 import ENGINE_ATTENTION, InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
 
@@ -44,10 +50,14 @@ class VLMPreTrainedModel(PreTrainedModel):
     _can_compile_fullgraph = True
 
     def save_pretrained(self, save_directory, *args, **kwargs):
-        """transformers' own, with weights that the same people may read as config.json.
+        """transformers' own; the weights get the permissions of config.json.
 
         safetensors writes files for their owner alone, whatever the umask.
+
+        Raises:
+            ValueError: for a quantised model that would not load as it is; see `loading.check_savable`.
         """
+        check_savable(self)
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         if (folder / "config.json").is_file():  # the process that saves
@@ -195,6 +205,13 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         self.post_init()
 
     @classmethod
+    def _from_config(cls, config: PretrainedConfig, **kwargs) -> PreTrainedModel:
+        """transformers' own; for a serving engine the body alone, since the engine has a head of its own."""
+        if config.get_text_config()._attn_implementation == ENGINE_ATTENTION:
+            return cls.body_class._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
+
+    @classmethod
     def from_pretrained(
         cls,
         pretrained_model_name_or_path,
@@ -222,6 +239,8 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
+        if getattr(model, "is_loaded_in_8bit", False):
+            say_casts_once()
         if not allow_missing_parts:
             check_parts(model, info["missing_keys"], pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model
@@ -389,7 +408,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             return {"draft_embeds": assistant.model.embed(ids, pixels, clip_grid)}
 
     def _check_assisted(self, input_ids, options: dict):
-        """Raises a ValueError for assisted decoding that this model has not."""
+        """Raises a ValueError for assisted decoding that this model does not support."""
         if (layers := generate_setting(self, options, "assistant_early_exit")) is not None:
             raise ValueError(
                 f"assistant_early_exit is {layers!r}, but the LLM has no head after its first layers: use "
@@ -490,7 +509,7 @@ def _check_padding(attention_mask: torch.Tensor | None, has_images: bool):
 
 
 def _check_ids(input_ids: torch.Tensor, vocab_size: int):
-    """Raises a ValueError for what are not ids `(B, S)` of the LLM's vocabulary, at least one."""
+    """Raises a ValueError unless these are ids `(B, S)` of the LLM's vocabulary, at least one."""
     is_tensor = isinstance(input_ids, torch.Tensor)
     if not is_tensor or input_ids.dim() != 2 or 0 in input_ids.shape or input_ids.is_floating_point():
         kind = f"{input_ids.dtype} {tuple(input_ids.shape)}" if hasattr(input_ids, "shape") else input_ids

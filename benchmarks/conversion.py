@@ -68,6 +68,7 @@ def measure(command: list) -> tuple[float, int]:
         kilobytes = [line.split()[1] for line in status.splitlines() if line.startswith("RssAnon")]
         largest = max([largest, *(1024 * int(n) for n in kilobytes)])
         time.sleep(0.02)
+
     if process.wait():
         raise SystemExit(f"{command} failed")
     return time.monotonic() - start, largest
@@ -80,9 +81,11 @@ def main():
     source, target = folder / "InternVL2-2B", folder / "PVC-2B"
     if not source.exists():
         write_internvl2_2b(source)
+
     convert = [sys.executable, "-c", "from pvc.cli import app; app()", "convert", source, target]
     options = ["--no-tokenizer", "--image-token-id", "92546", "--overwrite"]
     seconds, largest = measure([*convert, *options])
+
     written = sum(file.stat().st_size for file in target.glob("*.safetensors"))
     print(
         f"{written / 1e9:.2f} GB written in {seconds:.0f} s, largest anonymous memory "

@@ -303,6 +303,7 @@ class TinyAnswers:
                 tokenize=True,
                 return_dict=True,
             ).to(model.device)
+
             ids = model.generate(**inputs, max_new_tokens=16, do_sample=False)
             (answer,) = self.processor.batch_decode(
                 ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True

@@ -232,9 +232,11 @@ def memory_needs(model: nn.Module, preset: Preset) -> MemoryNeeds:
     sizes = {name: x.numel() * x.element_size() for name, x in model.named_parameters()}
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
+
     body = sum(size for name, size in sizes.items() if re.match(r"(model\.)?language_model|lm_head", name))
     head = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
     vit = preset.vit.get("hidden_size", 1024)
+
     return MemoryNeeds(
         weights=sum(sizes.values()),
         step_weights=body - (0 if tied else embedding.numel() * embedding.element_size()),

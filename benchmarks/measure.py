@@ -123,13 +123,17 @@ class DeviceTimer:
             function()
             self.synchronize()
             return torch.cuda.max_memory_allocated(self.device) - before
+
+        # on a CPU: what torch's allocator handed out and took back, in order
         with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
             function()
         events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+
         held = peak = 0
         for event in sorted(events, key=lambda event: event.start_ns()):
             held += event.nbytes()
             peak = max(peak, held)
+
         return peak
 
     def release(self):

@@ -27,13 +27,15 @@ def read_media_s(preset: Preset, workload: Workload, trials: int = 3) -> float:
             read = partial(load_image, path, preset.side, max_num=in_a_row)
         else:
             path = Path(folder, "video.mp4")
-            _write_video(path, preset.video_s)
+            write_video(path, preset.video_s)
             read = partial(load_video, path, input_size=preset.side, num_segments=workload.frames)
+
         times = []
         for _ in range(trials):
             start = time.perf_counter()
             read()
             times.append(time.perf_counter() - start)
+
     return statistics.median(times)
 
 
@@ -43,7 +45,7 @@ def _image(width: int, height: int) -> Image.Image:
     return Image.fromarray(rough).resize((width, height), Image.Resampling.BICUBIC)
 
 
-def _write_video(path: Path, seconds: int, rate: int = 30):
+def write_video(path: Path, seconds: int, rate: int = 30):
     """A window that moves over an image."""
     av = importlib.import_module("av")
     scenery = _image(640 + seconds * rate, 360)

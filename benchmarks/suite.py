@@ -61,15 +61,18 @@ def count(preset: Preset, say: Say) -> Tables:
     """FLOPs and bytes of the first token, by part and against frames; memory by formula; in bfloat16."""
     countable = [spec for spec in benchmark_models(preset) if counting.is_countable(spec)]
     parts, frames = [], []
+
     for spec in countable:
         say(f"Counting {spec.name}")
         costs = counting.count_first_token(spec, ONE_IMAGE)
         parts.append({"model": spec.name} | _tera_flops(costs))
         for num_frames in preset.frames if is_for_videos(spec) else ():
             frames.append(_counted_video(spec, Workload(frames=num_frames)))
+
     base = next(row for row in parts if row["model"].startswith("InternVL2"))["all"]
     for row in parts:
         row["over InternVL2"] = row["all"] / base
+
     tables = {
         "First token of one tile and 2,048 tokens of text: TFLOP by part": _with_all_columns(parts),
         "First token of a video": frames,
@@ -99,6 +102,7 @@ def _counted_video(spec: BenchmarkModel, workload: Workload) -> Row:
     costs = counting.count_first_token(spec, workload)
     prefill = grouped(costs).get("prefill", Cost()).flops
     flops = sum(cost.flops for cost in costs.values())
+
     return {
         "model": spec.name,
         "frames": workload.frames,
@@ -115,8 +119,10 @@ def _memory(countable: list[BenchmarkModel], num_frames: int = 64) -> list[Row]:
     for spec in filter(is_for_videos, countable):
         with FakeTensorMode():
             needs = memory_needs(spec.build("cpu", torch.bfloat16), spec.preset)
+
         image, video = Workload(tiles=spec.preset.image_tiles), Workload(frames=num_frames)
         image_tokens, video_tokens = map(spec.num_visual_tokens, (image, video))
+
         row = {"model": spec.name, "weights GB": needs.weights / 1e9}
         row |= {"cache kB a token": needs.cache_a_token / 1e3}
         row |= {f"{image.name}: cache GB": image_tokens * needs.cache_a_token / 1e9}

@@ -85,8 +85,10 @@ class RandomRows(Dataset):
             recipe,
             seed,
         )
+
         patch_size = self.config.vision_config.patch_size
         self.tile_tokens = tokens_of_tile((self.side, self.side), patch_size, self.config.downsample_ratio)
+
         stream = Stream(
             self._draw,
             first=0,
@@ -283,15 +285,18 @@ def check(spec: PVC, name: str, timer: DeviceTimer):
     """Raises a ValueError for what `write_training` cannot measure, and says why."""
     if not spec.preset.has_llm:
         raise ValueError(f"preset is {name!r}, which has no LLM to train: expected 8B, 2B, small or tiny")
+
     if timer.dtype not in (torch.bfloat16, torch.float32):
         raise ValueError(
             f"dtype is '{timer.dtype_name}': expected bfloat16 or float32, in which the recipe trains"
         )
+
     if timer.device.index:
         raise ValueError(
             f"device is '{timer.device}', but the Trainer takes the first GPU that it sees: expected cuda, "
             f"with CUDA_VISIBLE_DEVICES={timer.device.index}"
         )
+
     needed = BYTES_A_PARAMETER * sum(x.numel() for x in meta_model(spec.config).parameters())
     if needed > (there := memory_bytes(timer.device)):
         raise ValueError(

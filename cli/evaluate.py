@@ -11,7 +11,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer import Argument, Exit, Option
 
 from pvc import CHECKPOINT
-from pvc.cli.shared import DTYPES, examples, find_model, in_one_line, log, report_errors, show_status
+from pvc.cli.shared import (
+    DTYPES,
+    QUANTIZATIONS,
+    examples,
+    find_model,
+    in_one_line,
+    log,
+    report_errors,
+    show_status,
+)
 from pvc.conversion.printable import printable
 
 EXAMPLES = examples(
@@ -48,9 +57,14 @@ def evaluate(
     score_again: Annotated[
         bool, Option("--rescore", help="Score the answers of RUN again, without a model.")
     ] = False,
+    judge_url: Annotated[
+        str | None, Option(metavar="URL", help="An OpenAI-compatible API; its key: OPENAI_API_KEY.")
+    ] = None,
+    judge_model: Annotated[str | None, Option(metavar="NAME", help="Of --judge-url.")] = None,
     list_tasks: Annotated[bool, Option("--list", help="List the tasks with their protocols.")] = False,
     device: Annotated[str | None, Option(help="cuda, cuda:1, mps or cpu. Default: the fastest.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
+    quantize: Annotated[QUANTIZATIONS | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
     trust: Annotated[bool, Option("--trust-remote-code", help="Of a Hub id: do not ask.")] = False,
 ) -> None:
@@ -65,6 +79,7 @@ def evaluate(
 
     options = Options(protocol, limit, frames, tiles, workers, skip_missing, fresh)
     with usage_errors():
+        judge = make_judge(judge_url, judge_model, out)
         if list_tasks:
             print(printable(tasks_table()))
             raise Exit(0)
@@ -76,12 +91,16 @@ def evaluate(
         if score_again:
             from pvc.evaluation.run import rescore
 
-            raise Exit(max(report(rescore(task, data, out=out, options=options), out) for task in tasks))
+            raise Exit(
+                max(report(rescore(task, data, out=out, options=options, judge=judge), out) for task in tasks)
+            )
 
         check_plans(tasks, data, options)
         with show_status("Loading") as status:
-            engine = load_engine(model or str(CHECKPOINT), trust, status, device, dtype, attn, batch)
-    raise Exit(max(run_task(engine, task, data, out, options) for task in tasks))
+            engine = load_engine(
+                model or str(CHECKPOINT), trust, status, device, dtype, quantize, attn, batch
+            )
+    raise Exit(max(run_task(engine, task, data, out, options, judge) for task in tasks))
 
 
 @contextmanager
@@ -96,13 +115,46 @@ def usage_errors() -> Iterator[None]:
         raise Exit(BAD_USAGE) from None
 
 
+def make_judge(url: str | None, model: str | None, out: Path) -> Any:
+    """The judge behind a URL, which keeps its replies in the run's folder; None where there is no URL."""
+    from pvc.evaluation.judge import Judge
+
+    if url is None:
+        return None
+    if model is None:
+        raise ValueError("--judge-url needs --judge-model, the name of the model there")
+    return Judge(url, model, cache=out / "judge.jsonl")
+
+
 def tasks_table() -> str:
-    """All tasks with their protocols, as Markdown."""
+    """All tasks with their protocols (the default first), metric and published values, as Markdown."""
     from pvc.evaluation.tasks import TASKS
     from pvc.reporting.markdown import markdown_table
 
-    rows = [[f"`{task.name}`", task.about, ", ".join(task.protocols)] for task in TASKS.values()]
-    return markdown_table(["task", "what it is", "protocols"], rows)
+    return markdown_table(
+        ["task", "data", "protocols", "metric", "published"],
+        [
+            [f"`{task.name}`", task.about, ", ".join(task.protocols), metric_name(task), published(task)]
+            for task in TASKS.values()
+        ],
+    )
+
+
+def metric_name(task: Any) -> str:
+    """The headline of a task's default protocol, or why there is none."""
+    default = next(iter(task.protocols.values()))
+    if not task.has_answers:
+        return "a file for the server"
+    return f"{default.metric.name}, by a judge" if default.needs_judge else default.metric.name
+
+
+def published(task: Any) -> str:
+    """The papers' values of the headline, then those of a judge."""
+    default = next(iter(task.protocols.values()))
+    judged = default.judge.paper if default.judge else {}
+    values = [f"{model} {value:g}" for model, value in task.paper.items()]
+    values += [f"{model} {x:g} ({name})" for name, of in judged.items() for model, x in of.items()]
+    return ", ".join(values)
 
 
 def check_plans(tasks: list[str], data: Path, options: Any) -> None:
@@ -125,7 +177,14 @@ def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None
 
 
 def load_engine(
-    name: str, trust: bool, status: Any, device: str | None, dtype: str, attn: str | None, batch: int
+    name: str,
+    trust: bool,
+    status: Any,
+    device: str | None,
+    dtype: str,
+    quantize: str | None,
+    attn: str | None,
+    batch: int,
 ) -> Any:
     """The model of a folder or Hub id, on this rank's device."""
     from pvc.cli.chat import load_model
@@ -138,20 +197,22 @@ def load_engine(
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
 
     folder = find_model(name, trust, status)
-    model, processor = load_model(folder, device, dtype, None, attn)
+    model, processor = load_model(folder, device, dtype, quantize, attn)
     identity = checkpoint_identity(Path(folder), os.path.basename(os.path.realpath(folder)))
-    identity["dtype"] = str(model.dtype).removeprefix("torch.")
+    identity["dtype"] = quantize or str(model.dtype).removeprefix("torch.")
     return ChatEngine(model, processor.tokenizer, identity, batch)
 
 
-def run_task(engine: Any, task: str, data: Path, out: Path, options: Any) -> int:
+def run_task(engine: Any, task: str, data: Path, out: Path, options: Any, judge: Any) -> int:
     """Runs a task and prints its result; returns the exit code."""
     from pvc.evaluation import run
 
     rank = run.Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
     try:
         with answers_progress(task, is_shown=rank.number == 0) as progress:
-            outcome = run.evaluate(engine, task, data, out=out, options=options, rank=rank, progress=progress)
+            outcome = run.evaluate(
+                engine, task, data, out=out, options=options, rank=rank, judge=judge, progress=progress
+            )
     except KeyboardInterrupt:
         log(f"{task}: stopped; the same command goes on.")
         return INCOMPLETE

@@ -57,15 +57,18 @@ def read_config(folder: Path) -> dict:
     path = Path(folder) / "config.json"
     if not path.is_file():
         raise CheckpointError(f"{folder} has no config.json: expected the folder of a model, or its Hub id")
+
     values = read_json(path)
     model_type = values.get("model_type")
     if model_type == "pvc":
         raise CheckpointError(f"{folder} is a PVC already")
+
     if not isinstance(model_type, str) or model_type not in (INTERNVL, NATIVE, RELEASED):
         raise CheckpointError(
             f"{path} has model_type {model_type!r:.100}: expected {INTERNVL!r} (InternVL 2 to 3.5), "
             f"{NATIVE!r} (the same in transformers' own layout) or {RELEASED!r} (the released PVC)"
         )
+
     if values.get("quantization_config"):
         raise CheckpointError(f"{folder} is quantised: convert the checkpoint that it was made from")
     return values
@@ -121,7 +124,9 @@ def internvl_config(
     else:
         vision, llm = _vision_fields(part(values, "vision_config")), part(values, "llm_config")
         fields = _internvl_fields(values, template)
+
     _check_vision(temporal_layers, vision)
+
     return PVCConfig(
         **fields | {"downsample_ratio": downsample_ratio},
         vision_config=vision | {"num_temporal_layers": temporal_layers},
@@ -158,16 +163,20 @@ def llm_fields(values: dict) -> dict:
     """What the LLM's class knows among `values`, and `model_type`."""
     architectures = values.get("architectures")
     architecture = str(architectures[0]) if architectures and isinstance(architectures, list) else None
+
     llm_type = values.get("model_type")
     if llm_type in (None, ""):
         llm_type = llm_type_of(architecture)
     if not isinstance(llm_type, str) or llm_type not in LLM_FAMILIES:
         expected = ", ".join(LLM_FAMILIES)
         raise CheckpointError(f"the LLM is a {llm_type or architecture}: expected one of {expected}")
+
+    # fields of the LLM's own class alone: others would only be carried along
     if LLM_FAMILIES[llm_type].is_own_code:
         known = inspect.signature(InternLM2Config).parameters.keys()
     else:
         known = AutoConfig.for_model(llm_type).to_dict().keys() - PretrainedConfig().to_dict().keys()
+
     kept = {name: value for name, value in values.items() if name in known or name in ROPE}
     return kept | {"model_type": llm_type}
 

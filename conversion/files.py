@@ -243,6 +243,7 @@ class SourceWeights:
         self.folder = Path(folder)
         self._file_of: dict[str, str] = {}
         self.infos: dict[str, TensorInfo] = {}
+
         for file in self._files():
             with self._open(file) as shard:
                 names = shard.keys()
@@ -251,6 +252,7 @@ class SourceWeights:
                         raise CheckpointError(f"{name} is in {self._file_of[name]} and in {file}")
                     self._file_of[name] = file
                     self.infos[name] = self._info(shard.get_slice(name), name, file)
+
         self._compare_with_index()
 
     @cached_property
@@ -347,8 +349,10 @@ def write_shards(
         if len(shards) == 1
         else [f"model-{i:05}-of-{len(shards):05}.safetensors" for i in range(1, len(shards) + 1)]
     )
+
     for file, names in zip(files, shards):
         _write_file(folder / file, {name: infos[name] for name in names}, make, progress)
+
     if len(shards) > 1:
         index = {
             "metadata": {"total_size": sum(info.nbytes for info in infos.values())},
@@ -513,6 +517,7 @@ def foreign_files(folder: Path) -> list[str]:
     """What lies in a checkpoint's folder but is not part of it: code counts where `auto_map` leads to it."""
     code = {file.name for file in code_files(folder) if file.parent == folder}
     found = []
+
     for path in sorted(folder.iterdir()):
         if path.name in code or any(path.match(pattern) for pattern in CHECKPOINT_FILES):
             is_part = path.is_file()
@@ -521,8 +526,10 @@ def foreign_files(folder: Path) -> list[str]:
             is_part = all(x.suffix in suffixes and x.is_file() for x in path.iterdir())
         else:
             is_part = False
+
         if not is_part:
             found.append(path.name)
+
     return found
 
 

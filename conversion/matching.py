@@ -156,10 +156,12 @@ def read_key_map(path: str | PathLike) -> dict[str, str]:
         pairs = json.loads(content, object_pairs_hook=_Pairs)
     except ValueError as error:  # of the syntax or of the encoding
         raise ValueError(f"key map {path} is not JSON: {error}") from error
+
     if not isinstance(pairs, _Pairs) or not all(isinstance(target, str) for _, target in pairs):
         raise ValueError(
             f"key map {path} is not a JSON object of strings, names of the checkpoint to names of PVC"
         )
+
     for side, names in zip(("sources", "targets"), zip(*pairs)):
         if twice := [name for name, times in Counter(names).items() if times > 1]:
             raise ValueError(f"key map {path} has {', '.join(twice)} more than once among its {side}")
@@ -294,11 +296,13 @@ def _by_words(module: _Module) -> _Reading | None:
     words = _words(module.name)
     if separate := SEPARATE.intersection(words):
         raise _Refused(f"its name says {min(separate)!r}, but q, k and v are one Linear in PVC, q first")
+
     said: dict[str, str] = {}
     for word in words:
         said |= {role: word for role in WORDS if word in WORDS[role]}
         if word in WORDS["gamma"] | WORDS["beta"]:
             said.pop("time", None)  # said of what this is part of: time_embed_norm.gamma
+
     if len(said) > 1:
         raise _Refused(f"its words {' and '.join(map(repr, said.values()))} contradict each other")
     return next((_Reading(module, role, f"its name says {word!r}") for role, word in said.items()), None)
@@ -388,6 +392,8 @@ def _in_order(members: list[_Module], open_places: list[_Module], places: Places
     names, shapes = [module.name for module in members], [place.shape for place in open_places]
     if len(members) != len(open_places):
         raise _Refused(f"{', '.join(names)}, where {len(open_places)} are expected")
+
+    # two are ordered by their names, else by their shapes
     if len(members) == 2:
         order = _order(*names)
         if order == 0 and all(len(_roles_of_shape(shape, places)) == 1 for shape in shapes):
@@ -395,9 +401,11 @@ def _in_order(members: list[_Module], open_places: list[_Module], places: Places
         if order == 0:
             raise _Refused(f"{' and '.join(names)}, but nothing says which is first")
         members = members if order < 0 else members[::-1]
+
     if [module.shape for module in members] != shapes:
         found = " and ".join(f"{module.name} {module.shape}" for module in members)
         raise _Refused(f"{found} in this order, where {' and '.join(map(str, shapes))} is expected")
+
     return members
 
 
@@ -475,12 +483,14 @@ class _Matching:
         sources = _modules({name: shape for name, shape in self.source.items() if name not in self.found})
         targets = _modules(self.target)
         matches: list[Match] = []
+
         for scope, modules in sources.items():
             roles = PROJECTOR_ROLES if scope == "projector" else LAYER_ROLES if scope else {}
             ours = targets.get(scope, {})
             places = {role: [ours[name] for name in roles[role]] for role in roles if roles[role][0] in ours}
             if places:
                 matches += self._match_scope(list(modules.values()), places)
+
         for match in self._alike_in_all_layers(matches):
             self.add(match)
 
@@ -490,6 +500,7 @@ class _Matching:
             for role in places
         }
         readings, refused = _read(modules, places, [role for role in places if open_places[role]])
+
         for role in places:
             members = [reading.module for reading in readings.values() if reading.role == role]
             try:
@@ -497,8 +508,10 @@ class _Matching:
             except _Refused as why:
                 refused |= dict.fromkeys([module.name for module in members], f"taken for {role}: {why}")
                 continue
+
             for module, place in zip(ordered, open_places[role]):
                 yield from self._match_module(module, place, f"{role}: {readings[module.name].why}")
+
         for module in modules:
             if module.name in refused:
                 self.notes |= dict.fromkeys(module.keys.values(), refused[module.name])
@@ -531,13 +544,16 @@ class _Matching:
         targets = [name for name in self.target if name not in self.taken]
         if not sources and not targets:
             return
+
         left, missing = {}, {}
         for name in sources:
             left[name] = self.notes.get(name, "PVC has nothing like it")
             if candidates := [_stem(target) for target in targets if self._is_candidate(name, target)]:
                 left[name] += f"; could be {', '.join(candidates)}"
+
         for name in targets:
             missing[name] = self.notes.get(name, "nothing was found for them")
+
         message = (
             f"{len(sources)} parameters of the checkpoint are not matched\n{_listing(left, self.source)}"
             f"{len(targets)} parameters of PVC are not matched\n{_listing(missing, self.target)}{HELP}"
@@ -556,6 +572,7 @@ def _listing(notes: Mapping[str, str], shapes: Shapes) -> str:
     for name, note in notes.items():
         lines = blocks.setdefault(_pattern(note), {})
         lines.setdefault((_pattern(name), shapes[name]), []).append(name)
+
     text = ""
     for note, lines in blocks.items():
         text += f"  {note}\n"

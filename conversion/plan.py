@@ -238,12 +238,15 @@ def sources_by_target(weights: SourceWeights) -> dict[str, tuple[str, ...]]:
     is_native = any("vision_tower." in name for name in weights.infos)
     groups: dict[str, dict[int, str]] = {}
     left_over = []
+
+    # a tensor of ours may be made from several, such as q, k and v
     for name in weights.infos.keys() - _dropped(weights).keys():
         ours, part = _native_name(name) if is_native else (internvl_name(name), 0)
         if ours is None:
             left_over.append(name)
         else:
             groups.setdefault(ours, {})[part] = name
+
     if left_over:
         _refuse_left_over(left_over)
     return {name: tuple(parts[i] for i in sorted(parts)) for name, parts in groups.items()}
@@ -264,10 +267,13 @@ def _native_name(name: str) -> tuple[str | None, int]:
     prefix = next((prefix for prefix in NATIVE_PREFIXES if name.startswith(prefix)), None)
     if prefix is None:
         return None, 0
+
     name = NATIVE_PREFIXES[prefix] + name.removeprefix(prefix)
+
     packed = re.fullmatch(r"(model\.vision_model\.encoder\.layers\.\d+)\.attention\.([qkv])_proj\.(.+)", name)
     if packed:
         return f"{packed[1]}.attn.qkv.{packed[3]}", "qkv".index(packed[2])
+
     if name.startswith("model.vision_model.encoder."):
         for native, ours in NATIVE_IN_LAYERS.items():
             name = name.replace(f".{native}", f".{ours}")

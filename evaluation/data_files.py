@@ -1,7 +1,7 @@
 """Where a benchmark's files lie: one of several layouts, in the common root or in the task's own folder."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 from pvc.evaluation.records import DataError, Record
@@ -66,16 +66,6 @@ def build_records(path: Path, rows: Iterable, build: Callable[..., Record]) -> l
             raise DataError(f"{path}, record {number} has no field {error}") from error
         except (AttributeError, IndexError, TypeError, ValueError) as error:
             raise DataError(f"{path}, record {number}: {error}") from error
-    return check_ids(path, records)
-
-
-def check_ids(path: Path, records: list[Record]) -> list[Record]:
-    """The records, whose ids must differ."""
-    seen: set[str] = set()
-    for record in records:
-        if record.id in seen:
-            raise DataError(f"{path} has two records {record.id}")
-        seen.add(record.id)
     return records
 
 
@@ -95,7 +85,7 @@ def video_finder(folders: Sequence[Path]) -> Callable[[str], Path]:
             for suffix in suffixes:
                 yield folder / (stem + suffix)
 
-    @lru_cache(maxsize=None)
+    @cache
     def find(name: str) -> Path:
         paths = list(candidates(name))
         return next((path for path in paths if path.exists()), paths[0])

@@ -69,9 +69,9 @@ class ChatEngine:
             try:
                 texts = self._batch_chat(units, settings)
             except OUT_OF_MEMORY:
-                logger.warning(
-                    f"a batch of {len(units)} does not fit in memory: its questions are asked alone"
-                )
+                logger.warning(f"a batch of {len(units)} does not fit in memory: one question at a time")
+            except ValueError as error:
+                logger.warning(f"one of {len(units)} questions cannot be asked ({error}): one at a time")
             else:
                 seconds = (time.perf_counter() - start) / len(units)
                 for request, text in zip(requests, texts):

@@ -55,7 +55,10 @@ def longvideobench_frames(video: VideoFacts, frames: int) -> list[int]:
 
 
 def longvideobench_indices(duration_s: float, fps: float, frames: int) -> list[int]:
-    """The same from the duration alone. A video below one second, where the public code fails, has one frame."""
+    """The same from the duration alone.
+
+    A video below one second, where the public code fails, has one frame.
+    """
     number = max(1, min(frames, int(duration_s)))
     step = int(int(duration_s * fps) / number)
     return [step * index for index in range(number)]

@@ -1,10 +1,12 @@
 """Where the files of a benchmark lie: under a common root of all benchmarks, or in a folder of its own."""
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
-from pvc.evaluation.records import DataError, Media
+from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.tables import first_existing
 
 
@@ -51,12 +53,29 @@ def image_named(text: str, folder: Path) -> Media:
     return Media("image", found)
 
 
-def unique(ids: Iterable[object]) -> list[str]:
-    """The ids as texts. One that was there before gets a number: "7", "7#2"."""
-    seen: Counter[str] = Counter()
-    names = []
-    for value in ids:
-        text = str(value)
-        seen[text] += 1
-        names.append(text if seen[text] == 1 else f"{text}#{seen[text]}")
-    return names
+def unique_ids(records: Sequence[Record]) -> list[Record]:
+    """The records, in which an id that was there before has a number: "7", "7#2"."""
+    times: Counter[str] = Counter()
+    named = []
+    for record in records:
+        times[record.id] += 1
+        number = times[record.id]
+        named.append(record if number == 1 else replace(record, id=f"{record.id}#{number}"))
+    return named
+
+
+@contextmanager
+def fields_of(path: Path) -> Iterator[None]:
+    """What goes wrong within is a fault of that file.
+
+    Raises:
+        DataError: a field is missing, or not what it should be.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except KeyError as error:
+        raise DataError(f"{path} has no field {error}") from error
+    except (AttributeError, IndexError, TypeError, ValueError) as error:
+        raise DataError(f"{path}: {error}") from error

@@ -89,8 +89,11 @@ MCQ_START = 10
 MCQ_END = 9
 MCQ_PHRASE = 7
 
-MCQ_SUBJECTS = ("answer", "correct answer", "best answer", "correct option", "best option")
-MCQ_SUBJECTS += ("choice", "correct choice")
+MCQ_SUBJECTS = (
+    *("answer", "correct answer", "best answer"),
+    *("correct option", "best option"),
+    *("choice", "correct choice"),
+)
 MCQ_PHRASES = (
     *(f"{subject} is" for subject in MCQ_SUBJECTS),
     *(f"the {subject} is" for subject in MCQ_SUBJECTS),
@@ -184,8 +187,8 @@ def lmms_egoschema(answer: str, choices: Choices) -> str:
     if found:
         return forms[min(found, key=text.rfind)]
 
-    places = _option_texts_in(text, _stripped(choices))
-    return min(places, key=places.__getitem__) if places else UNPARSED
+    positions = _option_texts_in(text, _stripped(choices))
+    return min(positions, key=positions.__getitem__) if positions else UNPARSED
 
 
 def _last_of_first_form(answer: str, choices: Choices, forms: tuple[str, ...]) -> str:
@@ -198,8 +201,8 @@ def _last_of_first_form(answer: str, choices: Choices, forms: tuple[str, ...]) -
             compared = form if form == "({})" else " {} "
             return max(found, key=lambda letter: text.rfind(compared.format(letter)))
 
-    places = _option_texts_in(text, choices)
-    return max(places, key=places.__getitem__) if places else UNPARSED
+    positions = _option_texts_in(text, choices)
+    return max(positions, key=positions.__getitem__) if positions else UNPARSED
 
 
 def _padded(answer: str) -> str:
@@ -214,8 +217,8 @@ def _option_texts_in(text: str, choices: Choices) -> dict[str, int]:
         return {}
 
     lowered = text.lower()
-    places = {letter: lowered.rfind(option.lower()) for letter, option in choices.items()}
-    return {letter: place for letter, place in places.items() if place != -1}
+    positions = {letter: lowered.rfind(option.lower()) for letter, option in choices.items()}
+    return {letter: position for letter, position in positions.items() if position != -1}
 
 
 def _stripped(choices: Choices) -> dict[str, str]:

@@ -231,4 +231,4 @@ class Units(Dataset):
 def read_ahead(units: Units, workers: int) -> Iterator[Unit | Broken]:
     """The units in order; `workers` processes read the next ones meanwhile (0: none)."""
     ahead = {"prefetch_factor": READ_AHEAD} if workers else {}
-    yield from DataLoader(units, batch_size=None, num_workers=workers, **ahead)  # type: ignore[arg-type]
+    yield from DataLoader(units, batch_size=None, num_workers=workers, **ahead)

@@ -1,6 +1,6 @@
 """How single answers are scored where equality is not enough. Pure functions, quirks of the sources kept."""
 
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 
 from pvc.evaluation.answer_text import normalise
@@ -94,10 +94,10 @@ def rows_together(rows: Sequence[Row], key: Callable[[Record], Hashable]) -> lis
 
     Where a record is there several times, as in a resampled run, its copies belong to different lists.
     """
-    times: Counter[str] = Counter()
-    together: dict[tuple[Hashable, int], list[Row]] = {}
+    times: dict[str, int] = defaultdict(int)
+    together: dict[tuple[Hashable, int], list[Row]] = defaultdict(list)
     for row in rows:
-        copy = times[row.record.id]
-        times[row.record.id] += 1
-        together.setdefault((key(row.record), copy), []).append(row)
+        record = row.record
+        together[key(record), times[record.id]].append(row)
+        times[record.id] += 1
     return list(together.values())

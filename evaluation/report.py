@@ -3,6 +3,7 @@
 RUN/TASK/results.json   results.md   samples.jsonl (id, group, score, ...: what `compare` reads)   plot.svg
 """
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
@@ -11,11 +12,12 @@ from typing import Any
 
 from pvc.evaluation.answer_file import json_lines
 from pvc.evaluation.records import DataError
-from pvc.evaluation.scoring import Figure, Result
+from pvc.evaluation.scoring import Figure, Judgement, Result
 from pvc.evaluation.statistics import PairedTest, paired_test
 from pvc.reporting.markdown import markdown_table
 
 MOST_BARS = 40  # of a plot
+RESULT_FILES = ("results.json", "results.md", "samples.jsonl", "plot.svg")
 
 
 def write_result(folder: Path, result: Result) -> None:
@@ -68,6 +70,8 @@ def as_json(result: Result) -> dict[str, Any]:
         "others": result.others,
         "counts": result.counts,
         "paper": paper_comparison(result),
+        "paper_protocol": result.task.paper_protocol,
+        "judge": judgement_json(result),
         "warnings": result.warnings,
         "errors": result.errors,
         "timing": result.timing,
@@ -104,6 +108,25 @@ def paper_comparison(result: Result) -> dict[str, dict[str, Any]]:
     }
 
 
+def judgement_json(result: Result) -> dict[str, Any] | None:
+    """What a judge said, with the published values of the same figures; None where none was asked."""
+    judgement = result.judgement
+    if judgement is None:
+        return None
+    values = dataclasses.asdict(judgement)
+    return values if result.is_whole else values | {"paper": {}}
+
+
+def paper_note(result: Result) -> str:
+    """Whether our protocol is the paper's."""
+    theirs = result.task.paper_protocol
+    if theirs is None:
+        return "The paper's protocol was not released: the values are made in different ways."
+    if theirs != result.protocol:
+        return f"The paper's values are made with the protocol `{theirs}`."
+    return "The paper's values are made with this protocol."
+
+
 # ---- Markdown
 
 
@@ -120,7 +143,8 @@ def as_markdown(result: Result) -> str:
             [model, f"{x['value']:g}", f"{x['difference']:+.1f}", "yes" if x["in_interval"] else "no"]
             for model, x in comparison.items()
         ]
-        parts.append(markdown_table(["paper", "value", "difference", "in the interval"], rows, align="lrrl"))
+        table = markdown_table(["paper", "value", "difference", "in the interval"], rows, align="lrrl")
+        parts += [table, paper_note(result)]
 
     for kind, figures in result.sub_scores.items():
         rows = [[name, *figure_cells(figure)] for name, figure in figures.items()]
@@ -129,11 +153,27 @@ def as_markdown(result: Result) -> str:
         rows = [[name, f"{value:.2f}"] for name, value in result.others.items()]
         parts.append(markdown_table(["also", "value"], rows, align="lr"))
 
+    if result.judgement is not None:
+        parts.append(judgement_text(result.judgement, result.is_whole))
     parts += [counts_table(result), header_table(result.header)]
     if result.errors:
         some = list(result.errors.items())[:10]
         parts.append("Failed:\n\n" + "\n".join(f"- `{name}`: {one_line(error)}" for name, error in some))
     return "\n\n".join(parts) + "\n"
+
+
+def judgement_text(judgement: Judgement, is_whole: bool) -> str:
+    """A judge's figures, and beside them the published ones, of other judges."""
+    rows = []
+    for name, value in judgement.figures.items():
+        published = judgement.paper.get(name, {}) if is_whole else {}
+        rows.append([name, f"{value:.2f}", ", ".join(f"{model} {x:g}" for model, x in published.items())])
+
+    about = (
+        f"Judged by `{judgement.model}`: {judgement.asked} answers shown, {judgement.unreadable} replies "
+        f"unreadable, {judgement.failed} calls failed. Another judge gives other figures."
+    )
+    return about + "\n\n" + markdown_table(["judged", "value", "paper"], rows, align="lrl")
 
 
 def one_line(text: str) -> str:
@@ -146,6 +186,8 @@ def headline_text(result: Result) -> str:
     name = result.task.protocols[result.protocol].metric.name
     if result.unanswered:
         return f"Incomplete: {result.unanswered} of {result.counts['records']} records are unanswered."
+    if result.headline is None and result.task.has_answers:
+        return "Answers alone: the score needs a judge (--judge-url)."
     if result.headline is None:
         return "The references are held back: the answers are for the benchmark's server."
     value, interval, n = figure_cells(result.headline)

@@ -3,11 +3,14 @@
 Needs neither model nor torch: a run can be scored again after a parser was mended.
 """
 
+import hashlib
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pvc.evaluation.judge import Judge as Client
+from pvc.evaluation.judge import prompt_hash
 from pvc.evaluation.records import Record
 from pvc.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
 from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
@@ -29,6 +32,25 @@ class Figure:
     interval: Interval | None
 
 
+@dataclass(frozen=True)
+class Judgement:
+    """What a judge made of the answers.
+
+    Attributes:
+        model: its name, as it was asked for. prompts: a hash of all that was asked.
+        asked: number of answers that it was shown: `unreadable` replies and `failed` calls among them.
+        figures: by name, over all rows.
+    """
+
+    model: str
+    prompts: str
+    asked: int
+    unreadable: int
+    failed: int
+    figures: dict[str, float]
+    paper: Mapping[str, Mapping[str, float]]
+
+
 @dataclass
 class Result:
     """What a run of a task gave.
@@ -36,7 +58,8 @@ class Result:
     Attributes:
         partial: why the figures are not of the whole benchmark ("the first 10 records"); empty: they are.
         unanswered: number of records that the run has still to answer.
-        headline: None where the references are held back.
+        headline: None where the references are held back, or where a judge alone can score.
+        judgement: None where no judge was asked.
     """
 
     task: Task
@@ -53,11 +76,17 @@ class Result:
     partial: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     unanswered: int = 0
+    judgement: Judgement | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the figures are of the whole benchmark."""
+        return not self.partial and not self.unanswered
 
     @property
     def is_comparable(self) -> bool:
         """Whether the paper's value may stand beside it."""
-        return self.headline is not None and not self.partial and not self.unanswered
+        return self.headline is not None and self.is_whole
 
 
 def score_answers(
@@ -67,13 +96,19 @@ def score_answers(
     records: Sequence[Record],
     lines: Mapping[str, Mapping[str, Any]],
     partial: Sequence[str] = (),
+    judge: Client | None = None,
 ) -> Result:
-    """The result of the answers that stand in `lines` by id. What has no line is left out and counted."""
+    """The result of the answers that stand in `lines` by id. What has no line is left out and counted.
+
+    Args:
+        judge: is asked where the protocol has a use for it, once all records have a line.
+    """
     protocol = task.protocols[protocol_name]
     rows = [score_row(record, lines[record.id], protocol) for record in records if record.id in lines]
     used = [lines[row.record.id] for row in rows]
-    has_scores = task.has_answers and bool(rows)
+    has_scores = task.has_answers and not protocol.needs_judge and bool(rows)
     metric = protocol.metric
+    is_complete = len(rows) == len(records)
 
     counts = {
         "records": len(records),
@@ -97,6 +132,7 @@ def score_answers(
         partial=[*partial, *expected_size(task, len(records), partial)],
         warnings=doubts(rows, counts),
         unanswered=len(records) - len(rows),
+        judgement=judge_rows(protocol, rows, judge) if judge is not None and is_complete else None,
     )
 
 
@@ -107,6 +143,35 @@ def score_row(record: Record, line: Mapping[str, Any], protocol: Protocol) -> Ro
     parsed = protocol.parse(line["answer"], record)
     score = 0.0 if record.answer is None else float(protocol.score(parsed, record))
     return Row(record, line["answer"], parsed, score)
+
+
+def judge_rows(protocol: Protocol, rows: Sequence[Row], client: Client) -> Judgement | None:
+    """What the judge says of the answers; None where the protocol has no use for one."""
+    judge = protocol.judge
+    if judge is None:
+        return None
+
+    shown = [(row, judge.messages(row.record, row.answer)) for row in rows if row.answer is not None]
+    asked = [(row.record, messages) for row, messages in shown if messages]
+    replies = client.ask_all([messages for _, messages in asked], max_tokens=judge.max_tokens)
+
+    readings = {}
+    for (record, _), reply in zip(asked, replies):
+        reading = None if reply.text is None else judge.read(reply.text, record)
+        if reading is not None:
+            readings[record.id] = reading
+
+    failed = sum(reply.text is None for reply in replies)
+    hashes = sorted(prompt_hash(messages, judge.max_tokens) for _, messages in asked)
+    return Judgement(
+        model=client.model,
+        prompts=hashlib.sha256("".join(hashes).encode()).hexdigest()[:16],
+        asked=len(asked),
+        unreadable=len(asked) - failed - len(readings),
+        failed=failed,
+        figures=dict(judge.figures(rows, readings)),
+        paper=judge.paper,
+    )
 
 
 # ---- figures

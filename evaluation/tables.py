@@ -152,6 +152,16 @@ def parquet_columns(path: Path) -> list[str]:
     return _parquet().ParquetFile(path).schema_arrow.names
 
 
+def parquet_list_lengths(path: Path, column: str) -> list[int]:
+    """Lengths of the lists in a column, of which only one field is read where its elements are structs."""
+    file = _parquet().ParquetFile(path)
+    leaves = [file.schema.column(index).path for index in range(len(file.schema))]
+    own = [leaf for leaf in leaves if leaf.split(".")[0] == column]
+    small = next((leaf for leaf in own if leaf.endswith(".path")), column)
+    lists = file.read(columns=[small])[column].to_pylist()
+    return [len(value or ()) for value in lists]
+
+
 def _parquet_value(path: Path, row: int, column: str) -> Any:
     """One cell. Only its row group is read."""
     file = _parquet().ParquetFile(path)
@@ -161,3 +171,18 @@ def _parquet_value(path: Path, row: int, column: str) -> Any:
             return file.read_row_group(group, columns=[column])[column][row].as_py()
         row -= rows
     raise DataError(f"{path} has no row {row}")
+
+
+def filled_columns(path: Path, columns: Sequence[str]) -> list[list[str]]:
+    """For each row of a parquet file, those of the columns that hold a value. No image is read."""
+    file = _parquet().ParquetFile(path)
+    paths = {file.schema.column(number).path for number in range(len(file.schema))}
+    filled: list[list[str]] = [[] for _ in range(file.metadata.num_rows)]
+    for column in columns:
+        # of images as `datasets` writes them, their names are enough
+        has_names = f"{column}.path" in paths
+        read = file.read(columns=[f"{column}.path" if has_names else column])[column]
+        for row, is_there in zip(filled, read.is_valid().to_pylist()):
+            if is_there:
+                row.append(column)
+    return filled

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pvc.evaluation.frames import FrameRule, middle_frames
 from pvc.evaluation.records import Record, Shown
+from pvc.evaluation.statistics import Additive, Part
 
 
 class ImagePlan(NamedTuple):
@@ -55,9 +56,11 @@ class Row(NamedTuple):
     score: float
 
 
-def percent(rows: Sequence[Row]) -> float:
-    """The mean score times 100; 0 of no rows."""
-    return 100 * sum(row.score for row in rows) / max(1, len(rows))
+def _scores_and_number(rows: Sequence[Row]) -> Mapping[str, Part]:
+    return {"": (100 * sum(row.score for row in rows), len(rows))}
+
+
+percent = Additive(_scores_and_number)  # the mean score times 100; 0 of no rows
 
 
 def no_labels(record: Record) -> Mapping[str, str]:
@@ -70,13 +73,24 @@ def nothing_more(rows: Sequence[Row]) -> Mapping[str, float]:
     return {}
 
 
+def keep_answer(answer: str, record: Record) -> str:
+    """The parser of open answers: they stay as they are."""
+    return answer
+
+
+def no_score(parsed: Any, record: Record) -> float:
+    """The score where only a judge gives one."""
+    return 0.0
+
+
 @dataclass(frozen=True)
 class Metric:
     """How rows become figures.
 
     Attributes:
         name: of the headline, such as "accuracy".
-        headline: the figure that is compared with the paper's, in the paper's unit.
+        headline: the figure that is compared with the paper's, in the paper's unit. As an `Additive`, such as
+            `percent`, its bootstrap takes no time.
         labels: of a record, what sub-scores it counts in: {"duration": "short"}, or several of one kind as
             a tuple. Each sub-score is the `sub_score` of its rows.
         others: further figures by name.
@@ -98,16 +112,16 @@ class Judge:
 
     Attributes:
         messages: what it is asked about an answer: chat messages; none where the rules suffice.
-        read: its reply as figures by name; None where it cannot be read.
+        read: what its reply says, by name; None where it cannot be read.
         figures: all rows, and by record id what was read of the replies -> figures by name.
-        options: of the request.
+        max_tokens: of a reply.
         paper: published values by figure and model.
     """
 
     messages: Callable[[Record, str], list[dict[str, str]]]
-    read: Callable[[str, Record], Mapping[str, float] | None]
-    figures: Callable[[Sequence[Row], Mapping[str, Mapping[str, float]]], Mapping[str, float]]
-    options: Mapping[str, Any] = field(default_factory=lambda: {"temperature": 0})
+    read: Callable[[str, Record], Mapping[str, Any] | None]
+    figures: Callable[[Sequence[Row], Mapping[str, Mapping[str, Any]]], Mapping[str, float]]
+    max_tokens: int = 128
     paper: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
 
@@ -152,6 +166,8 @@ class Task:
         protocols: by name; the first is the default.
         expected: number of records of the published data; another number gives a warning.
         paper: published values of the headline, by model.
+        paper_protocol: the one that they were made with; None: it was never released, so that no value of
+            ours reproduces them.
         released_names: names in the released scripts.
         submission: rows -> the files that its server takes. Raises ValueError where they would be refused.
         has_answers: False where the references are held back: there is a submission, and no score.
@@ -164,6 +180,7 @@ class Task:
     protocols: Mapping[str, Protocol]
     expected: int | None = None
     paper: Mapping[str, float] = field(default_factory=dict)
+    paper_protocol: str | None = None
     released_names: tuple[str, ...] = ()
     submission: Callable[[Sequence[Row]], Sequence[SubmissionFile]] | None = None
     has_answers: bool = True

@@ -79,6 +79,7 @@ def _curves(kind: str, results: Results) -> str:
         for task in tasks
         for name, label in CURVES.items()
     }
+
     numbers = sorted({number for points in curves.values() for number in points})
     lines = [
         [label, *(mean_std(points.get(number, [])) for number in numbers)] for label, points in curves.items()
@@ -87,7 +88,7 @@ def _curves(kind: str, results: Results) -> str:
 
 
 def _cost(results: Results) -> str:
-    """What the runs had, so that nobody has to take it for equal."""
+    """What the runs cost, which is not the same for all."""
     head = ["", "parameters", "steps", "samples seen", "seconds of training"]
     lines = []
     for name in dict.fromkeys(row.name for rows in TABLES.values() for row in rows):

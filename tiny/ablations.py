@@ -128,6 +128,8 @@ def new_model(name: str, seed: int, tokenizer: InternLM2Tokenizer, base: Path | 
     init_weights_by_width(model)
     for module in model.modules():
         init_constant_start(module)
+
+    # ViT and LLM are the base's; the projector starts at random
     if base is not None:
         weights = load_file(base / "model.safetensors")
         model.load_state_dict({x: weights[x] for x in weights if ".projector." not in x}, strict=False)
@@ -136,20 +138,25 @@ def new_model(name: str, seed: int, tokenizer: InternLM2Tokenizer, base: Path | 
             for part in new_parameters(projector_init="random")
             if any(is_new(parameter, [part]) for parameter, _ in model.named_parameters())
         ]
+
     return model
 
 
 def write_start(folder: Path, name: str, seed: int, base: Path | None = None):
-    """Writes `new_model` as `train` takes it. Without a base its ViT is taught to see."""
+    """Writes `new_model` as `train` takes it. Without a base its ViT is pre-trained."""
     if folder.exists():
         return
+
     unfinished = folder.with_name(f"{folder.name}.unfinished")
     write_tokenizer(unfinished)
     tokenizer = InternLM2Tokenizer.from_pretrained(unfinished)
     model = new_model(name, seed, tokenizer, base)
+
     if base is None:
         model.set_attn_implementation("eager")  # as the recipes
         pretrain(model.model, seed=seed, **VISION_PRETRAINING)
+
+    # whole under its name, or not there
     processor = PVCProcessor(PVCImageProcessor.from_model_config(model.config), tokenizer)
     generation = generation_config(tokenizer)
     save_folder(unfinished, type(model), model.config, generation, model.state_dict(), processor)
@@ -232,6 +239,7 @@ def _training_facts(output: Path) -> dict:
         seen = json.loads((last_checkpoint(output) / DATA_STATE).read_text(encoding="utf-8"))["seen"]
         counted = dict(zip(COUNTED, seen))
         logs = [entry for entry in state["log_history"] if "loss" in entry]
+
         facts = {
             "steps": state["global_step"],
             "samples": counted["samples"],
@@ -239,6 +247,7 @@ def _training_facts(output: Path) -> dict:
             "losses": [[entry["step"], entry["loss"]] for entry in logs],
         }
         write_json(path, facts)
+
     for checkpoint in output.glob("checkpoint-*"):
         shutil.rmtree(checkpoint)
     return json.loads(path.read_text(encoding="utf-8"))
@@ -249,12 +258,15 @@ def _scores(output: Path, name: str) -> dict:
     model = PVCForConditionalGeneration.from_pretrained(output, dtype=torch.float32)
     processor = load_processor(output)
     repeats, frames = [model.config.image_repeats], [most_frames(model.config)]
+
     if name in CURVES:
         repeats, frames = REPEATS, FRAMES
+
     images = {}
     for number in repeats:
         processor.image_processor.image_repeats = number
         images[number] = exact_match(model, processor, held_out(IMAGES), frames=1)
+
     videos = {number: exact_match(model, processor, held_out(VIDEOS), frames=number) for number in frames}
     return {"parameters": model.num_parameters(), "pictures": images, "videos": videos}
 
@@ -286,6 +298,7 @@ def run_all(folder: Path, names: list[str], *, seeds: int, jobs: int, recipes: d
     """
     _check_same_recipes(folder, recipes)
     runs = pending(folder, names, seeds)
+
     pool = ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"))
     try:
         if runs:

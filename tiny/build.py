@@ -106,7 +106,7 @@ def start(folder: Path, seed: int = 0):
 
 
 def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
-    """Which tokens begin, end and fill up what a small model says."""
+    """Which tokens begin, end and pad the answers of a small model."""
     return GenerationConfig(
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
@@ -139,13 +139,16 @@ def as_internvl(folder: Path, target: Path):
     config = PVCConfig.from_pretrained(folder)
     if config.vision_config.num_temporal_layers or config.adaptive_compression:
         raise ValueError(f"{folder} is a PVC: expected num_temporal_layers 0 and adaptive_compression false")
+
     target.mkdir(parents=True)
     vision, llm = config.vision_config.to_dict(), config.llm_config.to_dict()
     values = {name: getattr(config, name) for name in (*INTERNVL_DEFAULTS, "template", "force_image_size")}
     values |= {"model_type": INTERNVL, "vision_config": vision, "llm_config": llm}
     (target / CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
     weights = {_internvl_name(name): value for name, value in load_file(folder / WEIGHTS).items()}
     save_file(weights, target / WEIGHTS, metadata={"format": "pt"})
+
     for name in (*TOKENIZER_FILES, "generation_config.json"):
         shutil.copyfile(folder / name, target / name)
 
@@ -181,6 +184,7 @@ def install(folder: Path, root: Path):
         num_frames=NUM_FRAMES,
         trust_remote_code=True,
     )
+
     with tempfile.TemporaryDirectory() as saved:
         # not straight into the root: saving copies the code files, which there would be onto themselves
         model.save_pretrained(saved)
@@ -203,6 +207,7 @@ def main():
         command.set_defaults(function=function)
         for name in names:
             command.add_argument(name, type=Path)
+
     arguments = vars(parser.parse_args())
     arguments.pop("command")
     arguments.pop("function")(**arguments)

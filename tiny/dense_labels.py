@@ -149,6 +149,8 @@ def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.
 
     `pixels (P, 1 + items)` counts the pixels of each item in each patch.
     """
+
+    # pixels of each text in each half of a block
     of_halves = reduce(
         pixels * [False, *(bool(thing.letters) for thing in things)],
         "(h half ph w pw) things -> (h w) half things",
@@ -158,11 +160,13 @@ def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.
         ph=BLOCK // HALVES,
         pw=BLOCK,
     )
+
     spelled = np.full((1 + len(things), MAX_LETTERS), UNKNOWN)
     for number, thing in enumerate(things, start=1):
         if seen := [LETTERS.index(letter) for letter, where in thing.letters if _is_in(_center(where), box)]:
             letters = [*seen, LETTERS.index("")][:MAX_LETTERS]
             spelled[number, : len(letters)] = letters
+
     return spelled[of_halves.argmax(-1)]
 
 
@@ -247,7 +251,7 @@ class LabelledClips(IterableDataset):
 
     @classmethod
     def for_model(cls, model: PVCModel, seed: int, tasks: tuple[str, ...] | None = None):
-        """What its ViT is to see: one that specs back in time, images that are repeated and videos."""
+        """What its ViT is to see: with temporal attention, repeated images and videos."""
         patch_size = model.config.vision_config.patch_size
         if not model.config.vision_config.num_temporal_layers:
             return cls(seed, patch_size, tasks or ALL_TASKS)
@@ -281,6 +285,7 @@ class LabelledClips(IterableDataset):
         by_frame = [
             labels_of(scene, box, self.patch_size, before) for before, scene in zip([None, *chosen], chosen)
         ]
+
         labels = Labels(*map(torch.stack, zip(*by_frame)))
         return LabelledClip(
             torch.stack([transform(draw(scene)) for scene in chosen]),

@@ -31,9 +31,11 @@ def packed_attention(
     """
     if dropout:
         raise ValueError(f"dropout is {dropout}: {NAME} has none, expected 0")
+
     dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
     groups = query.shape[1] // key.shape[1]
     sizes, masks = _samples(attention_mask, query, key)
+
     with torch.autocast("cpu", enabled=False):  # it would take the softmax in float32
         query, key, value = (x.to(dtype) for x in (query, key, value))
         key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
@@ -42,6 +44,7 @@ def packed_attention(
         for q, k, v, mask in zip(*parts, masks):
             scores = q @ k.transpose(-1, -2)
             out.append((scores if mask is None else scores + mask.to(dtype)).softmax(-1) @ v)
+
         return torch.cat(out, dim=2).transpose(1, 2), None
 
 

@@ -119,13 +119,18 @@ def corpus() -> Iterator[str]:
     """The training text, line by line; the same each time."""
     random = Random(0)
     templates = TEMPLATES.splitlines()
+
+    # sentences about scenes, then texts to be read
     for i in range(SENTENCES):
         yield re.sub(r"{(\w+)}", lambda slot: _word(slot[1], random), templates[i % len(templates)])
     for _ in range(READ_ALOUD):
         yield f"{_word('word', random)} {_word('digits', random)}"
+
+    # questions and beginnings of answers, often
     for form in question_forms() * QUESTIONS:
         yield re.sub(r"{(\w+)}", lambda slot: _word("shape", random), form)
     yield from sorted(answer_starts() | ROLES) * QUESTIONS
+
     for name in TEMPLATE_NAMES:
         yield from [get_conv_template(name).system_message] * SYSTEM_MESSAGES
     yield " ".join(string.digits + string.ascii_letters + string.punctuation)
@@ -178,6 +183,7 @@ def train_model() -> bytes:
         num_threads=1,
         minloglevel=2,
     )
+
     # The trainer puts pieces of its user at the front, InternLM2 has them at the end. Messages of protobuf
     # may be joined as bytes: repeated fields, the pieces, are then appended. Reading and writing the sum
     # brings its fields into order.
@@ -196,10 +202,12 @@ def _only_whole_words(model: bytes) -> bytes:
         fields = model[place + 2 : end]
         text = fields[2 : 2 + fields[1]].decode()
         letters = text.replace(SPACE, "")
+
         if len(text) > 1 and letters.isascii() and letters.isalpha() and text not in words:
             fields += b"\x18\x05"  # type: UNUSED; of two values, the last one counts
         changed += b"\x0a" + bytes([len(fields)]) + fields
         place = end
+
     return changed + model[place:]
 
 

@@ -135,29 +135,37 @@ class DenseLabelModel(nn.Module):
         hidden_states = self.vit(tiles, clips=clips).last_hidden_state
         patches = hidden_states[:, 1:]
         blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
+
         logits = {name: head(patches) for name, head in self.patch_heads.items()}
         logits |= {name: head(blocks) for name, head in self.block_heads.items()}
+
         if self.projector:
             tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))
             tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
             logits |= {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
+
         return logits
 
     def loss(self, clip: LabelledClip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
+
         loss = 0
         for name, predicted in logits.items():
             name = name.removesuffix(BY_TOKENS)
             target = getattr(clip.labels, name)
+
+            # most patches are background, which counts less
             weight = predicted.new_ones(predicted.shape[-1])
             if name in SPARSE_LABELS:
                 weight[NOTHING] = 0.1
+
             if name == "letters":  # the last, which few words have, count as much as the first
                 parts = zip(predicted.unbind(-2), target.unbind(-1), strict=True)
                 loss = loss + sum(_mean_loss(*part, weight) for part in parts) / MAX_LETTERS
             else:
                 loss = loss + _mean_loss(predicted, target, weight)
+
         return loss, logits
 
 
@@ -175,12 +183,16 @@ def accuracy(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float
         name = head.removesuffix(BY_TOKENS)
         target = getattr(labels, name)
         is_correct, is_known = predicted.argmax(-1) == target, target != UNKNOWN
+
+        # a text is correct as a whole
         if name == "letters":
             is_correct, is_known = (is_correct | ~is_known).all(-1), is_known.any(-1)
         elif name in SPARSE_LABELS:
             is_known &= target != NOTHING
+
         if is_known.any():
             shares[head] = is_correct[is_known].float().mean().item()
+
     return shares
 
 

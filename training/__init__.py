@@ -1,1 +1,1 @@
-"""What trains PVC and makes the files of PVC-Tiny, the small checkpoint in the repository's root."""
+"""Trains PVC: recipes, data, the Trainer, and the checkpoints of a run."""

@@ -56,6 +56,8 @@ def mean_tokens(dataset: PackedDataset, samples: int = MEASURED_SAMPLES) -> floa
     """Tokens of a sample, the mean over some of an epoch; None where all of them are broken."""
     mixture, options = dataset.mixture, dataset.options
     lengths = []
+
+    # samples spread evenly over the epoch
     for position in range(0, len(mixture), max(1, len(mixture) // samples)):
         data_set, index = mixture[position]
         rng = make_rng(options.seed, FRAMES, position)
@@ -64,6 +66,7 @@ def mean_tokens(dataset: PackedDataset, samples: int = MEASURED_SAMPLES) -> floa
         except BrokenSample:
             continue
         lengths.append(len(encoded))
+
     return sum(lengths) / len(lengths) if lengths else None
 
 

@@ -83,7 +83,7 @@ def _check_recipe(recipe: Recipe, processes: int) -> None:
 
 
 def _that_this_machine_has(arguments: dict) -> dict:
-    """The arguments without what this machine cannot do, and a run can do without; a line says which."""
+    """The arguments without what this machine lacks and a run can spare; a warning names it."""
     arguments = dict(arguments)
     if arguments.get("tf32") and not is_torch_tf32_available():
         logger.warning("tf32 is left out: it needs a GPU of NVIDIA's Ampere generation or a later one")

@@ -75,24 +75,30 @@ def save_folder(
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+
     if dtype is not None:
         state_dict = {
             name: weight.to(dtype) if weight.is_floating_point() else weight
             for name, weight in state_dict.items()
         }
+
     config = copy.deepcopy(config)
     for part in (config, *(getattr(config, name) for name in config.sub_configs)):
         part.dtype = _widest(state_dict)
+
+    # on the meta device: only the weights of `state_dict` are written
     with torch.device("meta"):
         shell = model_class(config).to(config.dtype)
     shell.generation_config = copy.deepcopy(generation_config)
     shell.save_pretrained(folder, state_dict=state_dict)
     processor.save_pretrained(folder)
+
     if not (folder / "README.md").exists():
         text = README.format(
             name=name or folder.resolve().name, steps=f" for {steps:,} steps" if steps else ""
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
+
     follow_umask(folder)
 
 

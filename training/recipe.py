@@ -79,8 +79,11 @@ class Recipe:
         known = (*PARTS, NEW)
         if not set(self.train) <= set(known) or not (self.train or self.lora):
             raise ValueError(f"train is {self.train}: expected some of {', '.join(known)}")
+
         if self.parallel not in PARALLEL:
             raise ValueError(f"parallel is {self.parallel!r}: expected one of {', '.join(PARALLEL)}")
+
+        # what goes together
         if self.lora and self.parallel in ("fsdp2", "zero3"):
             raise ValueError(
                 f"lora with parallel {self.parallel!r}: what it saves could not be merged; expected ddp, "
@@ -90,6 +93,7 @@ class Recipe:
             raise ValueError(
                 "muon_lr_multiplier is for whole matrices in one place: expected parallel 'ddp' and no lora"
             )
+
         if self.rows_per_step < 1:
             raise ValueError(f"rows_per_step is {self.rows_per_step}: expected at least 1")
 

@@ -173,16 +173,19 @@ def _locked(output: Path) -> Iterator[None]:
     if int(os.environ.get("RANK", 0)) != 0:
         yield
         return
+
     # in the folder: the one above may be read-only, as it is where `output` is a mounted disk
     was_there = output.exists()
     output.mkdir(parents=True, exist_ok=True)
     lock = FileLock(output / LOCK)
+
     try:
         lock.acquire(timeout=0)
     except Timeout as error:
         raise BlockingIOError(
             f"another run is training into {output}: wait until it ends, or choose another output"
         ) from error
+
     try:
         yield
     finally:
@@ -253,6 +256,7 @@ def _train(trainer: PVCTrainer, checkpoint: Path | None) -> None:
     else:
         trainer.train(resume_from_checkpoint=checkpoint and str(checkpoint))
         trainer.save_model()
+
     trainer.save_state()
     trainer.accelerator.wait_for_everyone()  # none ends the process group while the first still writes
 

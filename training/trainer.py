@@ -206,16 +206,21 @@ class PVCTrainer(Trainer):
                 f"{args.ignore_data_skip}: expected 1 and true (a batch is a packed row, and the loader "
                 "itself goes on where it stopped); more rows a step come by gradient_accumulation_steps"
             )
+
         self.processor, self.save_dtype = processor, save_dtype
         self.peft_config = model.peft_config["default"] if hasattr(model, "peft_config") else None
         self.plain_model = model.get_base_model() if self.peft_config else model
         self.model_class = type(self.plain_model)  # before it is wrapped
         self.loader: PackLoader  # once the Trainer asks for it
+
+        # counts, which are exchanged between processes when they are logged
         self.seen = torch.zeros(len(COUNTED), dtype=torch.long)  # by all processes, from the start of the run
         self._seen_here = torch.zeros_like(self.seen)  # since the last exchange
         self._is_partial = False  # while a checkpoint is written
         self._last_log: tuple[float, torch.Tensor] | None = None
+
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
+
         # set by the Trainer, and would be saved; each row says it for itself
         vars(self.plain_model.config).pop("use_cache", None)
 

@@ -76,8 +76,10 @@ def _plain_types(hint) -> tuple[set[type], bool]:
     if origin in (Union, types.UnionType):
         parts = [_plain_types(part) for part in get_args(hint)]
         return set().union(*(kinds for kinds, _ in parts)), all(known for _, known in parts)
+
     if origin is Literal:
         return {type(value) for value in get_args(hint)}, True
+
     plain = origin or hint
     if plain in EXPECTED:
         return {plain}, True

@@ -3,11 +3,43 @@
 from difflib import get_close_matches
 
 from pvc.evaluation.task import Task
-from pvc.evaluation.tasks import vqa
+from pvc.evaluation.tasks import (
+    choice_images,
+    egoschema,
+    longvideobench,
+    mlvu,
+    mmbench,
+    mme,
+    mmmu,
+    mvbench,
+    nextqa,
+    ocrbench,
+    open_ended,
+    perceptiontest,
+    several_images,
+    tempcompass,
+    videomme,
+    vqa,
+)
 
 MODULES = (
     vqa,
-)  # fmt: skip
+    choice_images,
+    mme,
+    mmbench,
+    mmmu,
+    mvbench,
+    ocrbench,
+    videomme,
+    mlvu,
+    longvideobench,
+    nextqa,
+    egoschema,
+    perceptiontest,
+    open_ended,
+    tempcompass,
+    several_images,
+)
 
 TASKS: dict[str, Task] = {task.name: task for module in MODULES for task in module.ALL}
 

@@ -48,8 +48,3 @@ def whole_answer(answer: str, record: Record) -> str:
 def stripped_answer(answer: str, record: Record) -> str:
     """The answer without white space around it."""
     return answer.strip()
-
-
-def is_answer(parsed: str, record: Record) -> float:
-    """1 where what was read equals the reference."""
-    return float(parsed == record.answer)

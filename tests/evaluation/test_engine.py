@@ -198,3 +198,12 @@ def test_the_hash_of_a_checkpoint_tells_weights_apart(tmp_path):
     assert checkpoint_hash(tmp_path) == first
     weights.write_bytes(bytes(3 * 2**20 - 1) + b"1")
     assert checkpoint_hash(tmp_path) != first
+
+
+def test_a_question_that_cannot_be_asked_fails_alone(model, tokenizer):
+    """A spare placeholder in one question of a batch."""
+    groups = [[record(q, q, IMAGE)] for q in ("what?", "<image> and <image>?", "where?")]
+    units = prepared(IMAGE_SETTINGS, *groups)
+    found = list(ChatEngine(model, tokenizer, {}, batch=3).answer(iter(units), IMAGE_SETTINGS))
+    assert [x.text is None for x in found] == [False, True, False]
+    assert "2 <image> placeholders" in found[1].error

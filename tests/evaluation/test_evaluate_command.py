@@ -6,6 +6,7 @@ import pytest
 from counting_task import NUMBER, AddingEngine, write_images
 from typer.testing import CliRunner
 
+from pvc import CHECKPOINT
 from pvc.cli import app
 from pvc.cli import evaluate as command
 
@@ -57,7 +58,8 @@ def test_a_failed_sample_ends_with_1(data, tmp_path, engine):
         ([], "no TASK is given"),
         (["countin"], "did you mean counting"),
         (["counting", "--protocol", "mine"], "choose one of default"),
-        (["counting", "--data", "nowhere"], "files are missing"),
+        (["counting", "--data", "nowhere"], "there is no folder nowhere"),
+        (["counting", "--data", "."], "files are missing"),
     ],
 )
 def test_wrong_usage_ends_with_2_before_weights_are_loaded(arguments, message, monkeypatch):
@@ -144,3 +146,9 @@ def test_results_keep_what_they_were_made_with(data, tmp_path, engine):
     assert header["settings"]["max_tiles"] == 3
     assert header["settings"]["generation"] == {"max_new_tokens": 5}
     assert header["model"] == engine.identity
+
+
+def test_the_page_has_the_table_of_the_command():
+    page = (CHECKPOINT / "docs/evaluation.md").read_text()
+    lines = [line for line in call("evaluate", "--list").stdout.splitlines() if "`counting`" not in line]
+    assert "\n".join(lines) in page

@@ -96,6 +96,13 @@ def test_normalised_answers_step_by_step():
         assert normalise(case["input"]) == case["expected"], case
 
 
+def test_each_answer_of_people_has_its_own_soft_accuracy():
+    for case in load("eval_textvqa.json")["score"]:
+        for text in case["gt_answers"]:
+            expected = case["unique_answer_scores"][normalise(text)]
+            assert soft_accuracy(text, case["gt_answers"]) == pytest.approx(expected, abs=1e-12), case
+
+
 def test_soft_accuracy_of_ten_answers():
     data = load("eval_textvqa.json")
     scores = [soft_accuracy(case["pred_answer"], case["gt_answers"]) for case in data["score"]]

@@ -2,11 +2,13 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
+from builders import golden
 from released_runs import call_of, default_protocol, golden_run, rows_of, sub_scores, write_image, write_lines
 
-from pvc.evaluation.records import DataError
+from pvc.evaluation.records import DataError, Record, Shown
 from pvc.evaluation.tasks import TASKS, find_task
 
 RUNS = {run["dataset"]: run for run in golden_run("vqa")}
@@ -114,6 +116,26 @@ def test_chartqa_is_the_mean_of_two_sets_that_score_as_printed(tmp_path):
     )
     assert protocol.metric.headline(rows) == pytest.approx(100 * printed_value(human))
     assert protocol.metric.headline(rows[:6] + rows[6:7]) == pytest.approx(100 * (2 / 3 + 1) / 2)
+
+
+def test_chartqa_also_shows_the_tolerance_that_its_authors_mean(tmp_path):
+    write_chartqa(tmp_path / "data")
+    task, _, protocol = default_protocol("chartqa")
+    record = replace(task.read(tmp_path / "data")[0], answer=["95"])
+    rows = rows_of(protocol, [record], ["100"])  # 5 % of the answer, more than 5 % of the reference
+
+    assert protocol.metric.headline(rows) == 100
+    assert protocol.metric.others(rows) == {"with 5 % of the reference": 0}
+
+
+@pytest.mark.parametrize("kind", ["base", "ai2d"])
+def test_question_texts(kind):
+    cases = json.loads(golden("eval_misc.json").read_text(encoding="utf-8"))["prompts"]["vqa"]
+    (case,) = [case for case in cases if case["kind"] == kind]
+    record = Record("0", (), case["question"])
+    protocol = default_protocol({"base": "textvqa", "ai2d": "ai2d"}[kind])[2]
+
+    assert protocol.prompt(record, [Shown()]) == case["expected"]
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import counting_task
@@ -12,6 +13,7 @@ from counting_task import NUMBER, AddingEngine, run, write_images
 
 from pvc.evaluation import report
 from pvc.evaluation.answer_file import AnswerFile, HeaderMismatch, json_lines, read_answers
+from pvc.evaluation.judge import Reply
 from pvc.evaluation.records import DataError
 from pvc.evaluation.run import COMPLETE, INCOMPLETE, SOME_FAILED, Options, Rank, dry_run, rescore
 
@@ -183,12 +185,49 @@ def test_answers_of_another_model_are_refused_by_name(data, tmp_path):
     run(data, tmp_path)
     other = AddingEngine()
     other.identity = {"name": "adder", "weights": "1"}
-    with pytest.raises(HeaderMismatch, match="model.*'weights': '0'.*'weights': '1'.*--fresh"):
+    with pytest.raises(HeaderMismatch, match="model.weights = '0', now '1'.*--fresh"):
         run(data, tmp_path, other)
-    with pytest.raises(HeaderMismatch, match="settings"):
+    with pytest.raises(HeaderMismatch, match=r"settings\.max_tiles = 1, now 2"):
         run(data, tmp_path, tiles=2)
     assert run(data, tmp_path, other, fresh=True).exit_code == COMPLETE
     assert len(other.asked) == NUMBER
+
+
+def test_a_model_may_be_renamed(data, tmp_path):
+    run(data, tmp_path, limit=5)
+    renamed = AddingEngine()
+    renamed.identity = {"name": "adder-2", "weights": "0"}
+    assert run(data, tmp_path, renamed).exit_code == COMPLETE
+    assert len(renamed.asked) == NUMBER - 5
+
+
+def test_answers_to_other_prompts_are_refused(data, tmp_path, monkeypatch):
+    run(data, tmp_path, limit=5)
+    other = replace(counting_task.PROTOCOL, prompt=lambda record, shown: record.question + " Be brief.")
+    monkeypatch.setitem(counting_task.TASK.protocols, "default", other)
+    with pytest.raises(HeaderMismatch, match="prompts"):
+        run(data, tmp_path)
+
+
+def test_a_fresh_run_of_two_ranks_asks_everything_again(data, tmp_path):
+    """Whichever starts first still finds the other's old file."""
+    run(data, tmp_path)
+    run(data, tmp_path, rank=Rank(0, 2), tiles=2, fresh=True)
+    (tmp_path / "counting/rank1.jsonl").write_bytes((tmp_path / "counting/rank0.jsonl").read_bytes())
+    engines = [AddingEngine(wrong=("3",)), AddingEngine(wrong=("3",))]
+    for i in (1, 0):
+        outcome = run(data, tmp_path, engines[i], Rank(i, 2), fresh=True, tiles=3)
+    assert outcome.exit_code == COMPLETE
+    assert sorted(engines[0].asked + engines[1].asked) == sorted(ALL)
+    assert results(tmp_path)["counts"]["records"] == NUMBER
+    assert results(tmp_path)["header"]["settings"]["max_tiles"] == 3
+
+
+def test_a_fresh_run_that_is_interrupted_leaves_no_old_results(data, tmp_path):
+    run(data, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, AddingEngine(stop_after=4), fresh=True)
+    assert [path.name for path in (tmp_path / "counting").glob("*results*")] == []
 
 
 def test_two_answers_to_a_record_are_an_error(data, tmp_path):
@@ -206,6 +245,14 @@ def test_rescoring_needs_no_model(data, tmp_path, monkeypatch):
     (tmp_path / "counting/results.json").unlink()
     assert rescore("counting", data, out=tmp_path).exit_code == COMPLETE
     assert results(tmp_path) == before
+
+
+def test_rescoring_takes_the_protocol_of_the_run_and_needs_no_media(data, tmp_path):
+    run(data, tmp_path, protocol="judged")
+    (data / "1.png").unlink()
+    assert rescore("counting", data, out=tmp_path).result.protocol == "judged"
+    with pytest.raises(DataError, match="made with protocol 'judged', not 'default'"):
+        rescore("counting", data, out=tmp_path, options=Options(protocol="default"))
 
 
 def test_rescoring_refuses_other_data_and_incomplete_answers(data, tmp_path, monkeypatch):
@@ -248,3 +295,39 @@ def test_two_runs_are_compared_on_common_records(data, tmp_path):
     assert (test.n, test.only_a, test.only_b) == (NUMBER, 0, 2)
     assert test.difference == pytest.approx(2 / 12)
     assert test.p_value == 0.5  # two groups differ: a quarter of the flips on each side
+
+
+class FixedJudge:
+    """Gives 4 to each right answer, an unreadable word to "?", and no reply to the question about 7."""
+
+    model = "fixed"
+
+    def ask_all(self, asked, *, max_tokens):
+        def reply(text):
+            if "What is 7" in text:
+                return Reply(None, "503")
+            return Reply("hm" if text.endswith("?") else "4")
+
+        return [reply(messages[0]["content"]) for messages in asked]
+
+
+def test_a_judge_is_asked_about_each_answer_and_all_replies_are_counted(data, tmp_path):
+    engine = AddingEngine(wrong=("3",), failing=("5",))
+    outcome = run(data, tmp_path, engine, judge=FixedJudge(), protocol="judged")
+    judgement = outcome.result.judgement
+    assert (judgement.asked, judgement.unreadable, judgement.failed) == (NUMBER - 1, 1, 1)
+    assert judgement.figures["mark"] == pytest.approx(4 * (NUMBER - 3) / NUMBER)
+    assert outcome.result.headline is None
+    assert outcome.exit_code == SOME_FAILED
+    assert results(tmp_path)["judge"]["paper"] == {"mark": {"PVC-8B": 3.5}}
+    text = (tmp_path / "counting/results.md").read_text()
+    assert "Judged by `fixed`: 11 answers shown, 1 replies unreadable, 1 calls failed" in text
+
+
+def test_without_a_judge_there_are_answers_and_no_score(data, tmp_path):
+    outcome = run(data, tmp_path, protocol="judged")
+    assert outcome.exit_code == COMPLETE
+    assert outcome.result.headline is None
+    assert "the score needs a judge" in (tmp_path / "counting/results.md").read_text()
+    later = rescore("counting", data, out=tmp_path, options=Options(protocol="judged"), judge=FixedJudge())
+    assert later.result.judgement.asked == NUMBER

@@ -1,9 +1,7 @@
 """Video-MME: its files, prompts, subtitles, scores and submission, against what public code makes of them."""
 
-import json
-
 import pytest
-from builders import golden
+from benchmark_answers import answered, golden_evaluation, shown_frames
 from video_benchmark_files import write_videomme
 
 from pvc.evaluation.frames import VideoFacts, linspace_frames, vlmevalkit_frames
@@ -12,8 +10,8 @@ from pvc.evaluation.subtitles import lines_at_times, lmms_lines, read_srt, vlmev
 from pvc.evaluation.task import Row, percent
 from pvc.evaluation.tasks import videomme
 
-GOLDEN = json.loads(golden("evaluation/videomme.json").read_text(encoding="utf-8"))
-PROMPTS = json.loads(golden("evaluation/prompts.json").read_text(encoding="utf-8"))["videomme"]
+GOLDEN = golden_evaluation("videomme")
+PROMPTS = golden_evaluation("prompts")["videomme"]
 TASK, TASK_SUBS = videomme.ALL
 
 
@@ -26,19 +24,14 @@ def record_of(entry):
     return Record(entry.get("question_id", ""), media, entry["question"], options, answer, meta)
 
 
-def rows_of(protocol, entries):
-    rows = []
-    for entry in entries:
-        record = record_of(entry)
-        parsed = protocol.parse(entry["response"], record)
-        rows.append(Row(record, entry["response"], parsed, protocol.score(parsed, record)))
-    return rows
+RECORDS = [record_of(entry) for entry in GOLDEN["records"]]
+RESPONSES = [entry["response"] for entry in GOLDEN["records"]]
 
 
 @pytest.mark.parametrize("case", PROMPTS, ids=lambda case: case["doc"]["question"][:12])
 def test_prompts_are_those_of_public_code(case):
     record = record_of(case["doc"])
-    one, two = [[Shown(tuple(range(n)), (0.0,) * n)] for n in (1, 2)]
+    one, two = shown_frames(1), shown_frames(2)
 
     assert TASK.protocols["lmms"].prompt(record, two) == case["lmms_default"]
     assert TASK.protocols["vlmevalkit"].prompt(record, one) == case["vlmevalkit_internvl_1_frames"]
@@ -83,7 +76,7 @@ def test_a_line_is_shown_once_and_only_at_the_times_of_frames(tmp_path):
 
 
 def test_each_answer_is_scored_as_by_lmms_eval():
-    rows = rows_of(TASK.protocols["lmms"], GOLDEN["records"])
+    rows = answered(TASK.protocols["lmms"], RECORDS, RESPONSES)
 
     assert [row.parsed for row in rows] == GOLDEN["lmms_pred"]
     assert [row.score for row in rows] == GOLDEN["lmms_scores"]
@@ -91,7 +84,7 @@ def test_each_answer_is_scored_as_by_lmms_eval():
 
 
 def test_the_official_accuracy_leaves_unread_answers_out():
-    rows = rows_of(TASK.protocols["default"], GOLDEN["records"])
+    rows = answered(TASK.protocols["default"], RECORDS, RESPONSES)
     printed = [line for line in GOLDEN["official_printed"] if line.startswith("Overall: ")]
 
     by_duration = [
@@ -105,7 +98,7 @@ def test_the_official_accuracy_leaves_unread_answers_out():
 
 def test_sub_scores_are_vlmevalkits():
     metric = TASK.protocols["vlmevalkit"].metric
-    rows = rows_of(TASK.protocols["vlmevalkit"], GOLDEN["records"])
+    rows = answered(TASK.protocols["vlmevalkit"], RECORDS, RESPONSES)
     rating = GOLDEN["vlmevalkit_rating"]
 
     assert f"{percent(rows) / 100:.3f}" == rating["overall"]["overall"]

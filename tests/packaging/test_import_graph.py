@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "conversion": {"hub", "reporting"},  # hub: a converted folder gets its model card
     "hub": {"conversion", "reporting"},  # conversion: a folder is checked as a source of a conversion is
     "training": {"conversion", "hub", "reporting"},
-    "benchmarks": {"conversion", "reporting", "training"},
+    "benchmarks": {"conversion", "evaluation", "reporting", "training"},
     "evaluation": {"conversion", "reporting"},
     "tiny": {"conversion", "evaluation", "hub", "reporting", "training"},
     "assets": {"tiny"},

@@ -7,6 +7,7 @@ import argparse
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from pvc.evaluation.engine import Answer
 from pvc.evaluation.media import Unit
 from pvc.evaluation.records import Media, Record
 from pvc.evaluation.run import Options, Outcome, Rank, evaluate
-from pvc.evaluation.task import Metric, Protocol, Settings, SubmissionFile, Task
+from pvc.evaluation.task import Judge, Metric, Protocol, Settings, SubmissionFile, Task
 
 NUMBER = 12  # of records: pairs of questions, each pair about one image
 
@@ -56,7 +57,21 @@ PROTOCOL = Protocol(
     settings=Settings(max_tiles=1, generation={"max_new_tokens": 5}),
     metric=Metric(labels=lambda record: {"parity": record.meta["parity"]}),
 )
-TASK = Task("counting", "sums", read, {"default": PROTOCOL}, paper={"PVC-8B": 90.0}, submission=submission)
+JUDGE = Judge(
+    messages=lambda record, answer: [{"role": "user", "content": f"{record.question} {answer}"}],
+    read=lambda reply, record: {"mark": float(reply)} if reply.isdigit() else None,
+    figures=lambda rows, readings: {"mark": sum(x["mark"] for x in readings.values()) / len(rows)},
+    paper={"mark": {"PVC-8B": 3.5}},
+)
+JUDGED = replace(PROTOCOL, judge=JUDGE, needs_judge=True)
+TASK = Task(
+    "counting",
+    "sums",
+    read,
+    {"default": PROTOCOL, "judged": JUDGED},
+    paper={"PVC-8B": 90.0},
+    submission=submission,
+)
 tasks.TASKS["counting"] = TASK
 
 
@@ -86,9 +101,10 @@ class AddingEngine:
                     yield Answer(request, "?" if name in self.wrong else str(int(name) + 1), None, 0.1, 1)
 
 
-def run(data: Path, out: Path, engine=None, rank=Rank(), **options) -> Outcome:  # noqa: B008
+def run(data: Path, out: Path, engine=None, rank=Rank(), judge=None, **options) -> Outcome:  # noqa: B008
     options = Options(**{"workers": 0} | options)
-    return evaluate(engine or AddingEngine(), "counting", data, out=out, options=options, rank=rank)
+    engine = engine or AddingEngine()
+    return evaluate(engine, "counting", data, out=out, options=options, rank=rank, judge=judge)
 
 
 def main():

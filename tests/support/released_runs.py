@@ -1,6 +1,8 @@
 """What a loop would do with a task, in a few lines: prompts, tiles and rows, without a model."""
 
+import io
 import json
+from pathlib import Path
 
 from builders import golden
 from PIL import Image
@@ -29,7 +31,7 @@ def write_image(path, tiles=4):
     """An image that is cut into so many tiles, its thumbnail among them."""
     width = 100 * max(1, tiles - 1)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, 100), (30, 60, 90)).save(path, format="PNG" if path.suffix != ".jpg" else None)
+    Image.new("RGB", (width, 100), (30, 60, 90)).save(path, format="PNG")
 
 
 def tiles_of(record, settings, tile_size=448):
@@ -40,7 +42,8 @@ def tiles_of(record, settings, tile_size=448):
         if settings.plan_image is not None:
             plan = settings.plan_image(position, len(record.media))
 
-        with Image.open(media.source) as image:
+        source = media.source if isinstance(media.source, Path) else io.BytesIO(media.source.read())
+        with Image.open(source) as image:
             size = (image.width * plan.enlarge, image.height * plan.enlarge)
             cut = dynamic_preprocess(image.convert("RGB").resize(size), 1, plan.max_tiles, tile_size, True)
         counts.append(len(cut))

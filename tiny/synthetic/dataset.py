@@ -174,6 +174,7 @@ def export(dataset: SyntheticDataset, folder: Path) -> None:
         for index in logging.tqdm(range(len(dataset)), desc="Drawing"):
             record = _with_files(dataset[index], folder)
             lines.write(json.dumps(record) + "\n")
+
     meta = {
         "root": str(folder.resolve()),
         "annotation": str((folder / "synthetic.jsonl").resolve()),
@@ -207,6 +208,7 @@ def main() -> None:
     parser.add_argument("--split", choices=SPLITS, default=SPLITS[0])
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="TASK")
     arguments = parser.parse_args()
+
     dataset = SyntheticDataset(
         arguments.samples,
         seed=arguments.seed,

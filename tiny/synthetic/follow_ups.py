@@ -115,7 +115,7 @@ def count(rng: SceneSampler, scenes: list[Scene]) -> Asked:
 
 
 def _counted(rng: SceneSampler, there: list[ShapeSpec]) -> tuple[str, int]:
-    """Things and how many of them are there, seldom none."""
+    """Things and how many of them are there, rarely none."""
     for _ in range(TRIES):
         things, specs = random_category(rng)
         number = sum(spec in specs for spec in there)

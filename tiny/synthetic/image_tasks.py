@@ -98,11 +98,14 @@ def word_at(rng: SceneSampler) -> SceneSample:
     size = (2 * TILE, TILE) if places == COLUMNS else _size(rng)
     columns, rows = (len(places), 1) if places == COLUMNS else (1, len(places))
     width, height = size[0] // columns, size[1] // rows
+
+    # each text in a cell of its own
     texts = [rng.text(rng.word(), (width, height)) for _ in places]
     texts = [
         text._replace(x=text.x + i % columns * width, baseline=text.baseline + i // columns * height)
         for i, text in enumerate(texts)
     ]
+
     asked = rng.randrange(len(places))
     scene = Scene(size, rng.background(), texts=tuple(texts))
     return SceneSample([scene], {"at": places[asked]}, texts[asked].text)
@@ -118,17 +121,22 @@ def read_all(rng: SceneSampler) -> SceneSample:
     rows = rng.randint(1, min(4, size[1] // ROW_HEIGHT))
     texts = []
     for row in range(rows):
+        # one or two texts of one height side by side
         columns = rng.randint(1, 2)
         width, height = size[0] // columns, size[1] // rows
         placed = [rng.text(_short_text(rng, width - 2 * MARGIN), (width, height)) for _ in range(columns)]
         letters = min(text.letter_height for text in placed)
+
+        # smaller letters where the row is too low for these
         while (room := height - 2 * MARGIN - _line_height(letters)) < 0:
             letters -= 1
+
         line = row * height + MARGIN - int(text_extent("h", letters)[1]) + rng.randint(0, room)
         texts += [
             text._replace(x=text.x + column * width, baseline=line, letter_height=letters)
             for column, text in enumerate(placed)
         ]
+
     scene = Scene(size, rng.background(), texts=tuple(texts))
     return SceneSample([scene], {}, " ".join(text.text for text in texts))
 
@@ -212,10 +220,13 @@ def relation(rng: SceneSampler) -> SceneSample:
     it, other = rng.specs(2, distinct=True)
     if not rng.held_out and rng.random() < 0.6:
         other = rng.choice([spec for spec in SHAPE_SPECS if spec.colour == it.colour and spec != it])
+
     answer = rng.choice(("left", "right", "above", "below"))
     specs = with_distractors(
         rng, [it, other], [spec for spec in SHAPE_SPECS if spec not in (it, other)], most=4
     )
+
+    # sampled until the scene has the answer, so that all four are equally frequent
     while True:
         scene = _scene(rng, specs)
         shapes = {shape.spec: shape for shape in scene.shapes}
@@ -301,6 +312,7 @@ def _chart(rng: SceneSampler) -> Scene:
     size = rng.choice((ONE_TILE, ONE_TILE, (2 * TILE, TILE), (2 * TILE, 2 * TILE)))
     count = rng.randint(2, 3) if size == ONE_TILE else rng.randint(3, 5)
     letter_height = 8 if size == ONE_TILE else rng.randint(8, 10)
+
     bars, texts = [], []
     colours, values = rng.sample(list(COLOURS), count), _values(rng, count)
     for i, (colour, value) in enumerate(zip(colours, values)):
@@ -308,6 +320,7 @@ def _chart(rng: SceneSampler) -> Scene:
         label = _label(rng, slot[1] - slot[0] - 2 * MARGIN, letter_height, {bar.label for bar in bars})
         bar, *written = _bar(label, value, colour, slot, size[1], letter_height)
         bars, texts = [*bars, bar], [*texts, *written]
+
     return Scene(size, rng.background(), texts=tuple(texts), bars=tuple(bars))
 
 
@@ -336,8 +349,10 @@ def _bar(
     floor = height - (below - above) - 3 * MARGIN
     ceiling = -above + 2 * MARGIN
     top = round(floor - (floor - ceiling) * value / 100)
+
     middle, width = sum(slot) / 2, slot[1] - slot[0]
     box = (round(middle - 0.3 * width), top, round(middle + 0.3 * width), floor)
+
     return (
         Bar(label, value, colour, box),
         _centred(str(value), middle, top - MARGIN, letter_height),
@@ -379,6 +394,7 @@ def _changed(rng: SceneSampler, shapes: tuple[Shape, ...], size: tuple[int, int]
     i = rng.randrange(len(shapes))
     shape, rest = shapes[i], (*shapes[:i], *shapes[i + 1 :])
     what = rng.choice(("colour", "kind", "place", "absence"))
+
     if what == "absence":
         return rest
     if what == "place":
@@ -386,6 +402,7 @@ def _changed(rng: SceneSampler, shapes: tuple[Shape, ...], size: tuple[int, int]
         if moved is None or max(abs(moved.x - shape.x), abs(moved.y - shape.y)) < MIN_MOVE:
             return _changed(rng, shapes, size)  # there may be no room: another change
         return (*rest, moved)
+
     names = {"colour": list(COLOURS), "kind": KINDS}[what]
     name = rng.choice([name for name in names if name != getattr(shape.spec, what)])
     return (*rest, shape._replace(spec=shape.spec._replace(**{what: name})))

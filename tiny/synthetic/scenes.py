@@ -94,6 +94,7 @@ def font_path() -> str:
         bundled = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
         if bundled.is_file():
             return str(bundled)
+
     try:
         return ImageFont.truetype("DejaVuSans.ttf").path  # Pillow looks into the system's font folders
     except OSError as error:

@@ -36,12 +36,17 @@ def _play(rng: SceneSampler, states: list[list[Shape]], *, loose_ends: bool = Fa
     """
     frames = rng.randint(*FRAMES)
     chosen = get_index(None, 1, frames - 1, num_segments=SUFFICIENT_FRAMES)
+
+    # until the frames that are chosen show every state
     while True:
         lengths = [1] * len(states)
         if loose_ends:
             lengths[0] = lengths[-1] = 0
+
+        # the other frames go to states at random
         for _ in range(frames - sum(lengths)):
             lengths[rng.randrange(len(lengths))] += 1
+
         shown = [state for state, length in enumerate(lengths) for _ in range(length)]
         if {shown[frame] for frame in chosen} == set(shown):
             return _film(rng, [states[state] for state in shown])

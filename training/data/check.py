@@ -54,6 +54,7 @@ class DataPart:
             max(self.tiles, default=0),
             self.shortened,
         ]
+
         return self.data_set, self.kind, *(f"{x:,.0f}" for x in numbers)
 
 
@@ -76,11 +77,13 @@ class Report:
         widths = [max(map(len, column)) for column in zip(*rows)]
         table = ["  ".join(_aligned(row, widths)).rstrip() for row in rows]
         samples, epoch = (sum(getattr(part, name) for part in self.parts) for name in ("samples", "an_epoch"))
+
         full_rows = self.tokens_an_epoch / self.max_tokens
         whole = (
             f"{samples:,} samples, {len(self.broken):,} of them broken; an epoch has {epoch:,}, about "
             f"{self.tokens_an_epoch:,.0f} tokens: {full_rows:,.1f} full rows of {self.max_tokens:,}"
         )
+
         depth = "images and videos were decoded" if self.decoded else "of images, the headers were read"
         broken = [f"broken: {where}: {why}" for where, why in self.broken.items()]
         return "\n".join([*table, "", f"{whole}; {depth}", *self.notes, *broken])
@@ -109,10 +112,12 @@ def check(
     parts = _parts(data_sets, mixture)
     report = Report(list(parts.values()), {}, _notes(data_sets), options.max_tokens, decode)
     unread: Counter[tuple[str, str]] = Counter()  # (data set, key) -> samples
+
     for name, kind, measured in _measured(_Samples(data_sets, processor, options, decode), num_workers):
         if isinstance(measured, BrokenSample):
             report.broken[measured.where] = measured.why
             continue
+
         tokens, answers, tiles, shortened, ignored = measured
         unread.update((name, key) for key in ignored)
         part = parts[name, kind]
@@ -120,6 +125,7 @@ def check(
         part.answers.append(answers)
         part.tiles.append(tiles)
         part.shortened += shortened
+
     report.notes += [
         f"{name}: {number:,} samples have {key}, which means nothing here"
         for (name, key), number in unread.items()
@@ -165,6 +171,7 @@ class _Samples(Dataset):
         data_set = self.data_sets[number]
         index = position - int(self.ends[number]) + len(data_set)
         kind = KINDS[data_set.kinds[index]]
+
         try:
             rng = make_rng(self.seed, FRAMES, position)
             encoded = self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
@@ -172,6 +179,7 @@ class _Samples(Dataset):
                 self.encoder.load(encoded)
         except BrokenSample as error:
             return data_set.name, kind, error
+
         tiles = sum(file.clip.frames * file.clip.tiles for file in encoded.media)
         answers = int((encoded.labels != IGNORED).sum())
         return data_set.name, kind, (len(encoded), answers, tiles, encoded.shortened, encoded.sample.ignored)

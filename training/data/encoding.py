@@ -128,6 +128,7 @@ class Encoder:
                 ids, labels = self._tokens(sample, media)
         except UNREADABLE as error:
             raise BrokenSample(sample.where, error) from error
+
         if len(ids) > self.max_tokens:
             why = f"{len(ids)} tokens with the fewest tiles and frames: expected at most {self.max_tokens}"
             raise BrokenSample(sample.where, why)
@@ -147,6 +148,8 @@ class Encoder:
                 loaded = self._load(file, encoded.sample)
             except UNREADABLE as error:
                 raise BrokenSample(encoded.sample.where, _naming(file.source, error)) from error
+
+            # the prompt was laid out for what the header said
             if loaded.clip != file.clip:
                 why = f"{file.source}: its header promised {file.clip}, but it holds {loaded.clip}"
                 raise BrokenSample(encoded.sample.where, why)

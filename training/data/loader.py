@@ -273,11 +273,13 @@ class PackLoader(DataLoader):
                 "the data cannot go on where they stopped: another version of pvc packed their rows in "
                 "another way; finish the run with that version, or begin a new one with --model CHECKPOINT"
             )
+
         now = self._settings()
         differing = {name for name in now if state["settings"].get(name) != now[name]}
         if differing:
             changes = (f"{name} {state['settings'].get(name)} -> {now[name]}" for name in sorted(differing))
             raise ValueError(f"the data cannot go on where they stopped: {', '.join(changes)}")
+
         self.next_pack = state["next_pack"]
         self.states = {int(name): StreamState(**stream) for name, stream in state["streams"].items()}
         self.broken = dict(state["broken"])

@@ -65,6 +65,7 @@ class Mixture:
     def __init__(self, data_sets: Sequence[SampleSet], seed: int = 0, image_to_video: float | None = None):
         self.seed = seed
         factors = _factors(data_sets, image_to_video)
+
         self.groups = []
         for data_set in data_sets:
             for kind, factor in factors.items():
@@ -72,6 +73,7 @@ class Mixture:
                 shown = round(len(indices) * data_set.repeat_time * factor)
                 repeats, part = divmod(shown, max(len(indices), 1))
                 self.groups.append(Group(data_set, kind, indices, repeats, part))
+
         self.groups = [group for group in self.groups if group.size]
         self._ends = list(accumulate(group.size for group in self.groups))
         if not self.groups:
@@ -101,6 +103,7 @@ def _factors(data_sets: Sequence[SampleSet], image_to_video: float | None) -> di
         return factors
     if not 0 < image_to_video < float("inf"):
         raise ValueError(f"image_to_video={image_to_video}: expected a number of images for each video")
+
     images, videos = (
         sum(x.repeat_time * int((x.kinds == KINDS.index(kind)).sum()) for x in data_sets)
         for kind in (IMAGE, VIDEO)
@@ -110,6 +113,8 @@ def _factors(data_sets: Sequence[SampleSet], image_to_video: float | None) -> di
             f"image_to_video={image_to_video}, but an epoch has {images:g} samples with images, "
             f"{videos:g} with a video: leave it out, or add data"
         )
+
+    # the kind that the data have too little of comes more often
     wanted = image_to_video * videos / images
     return factors | ({IMAGE: wanted} if wanted > 1 else {VIDEO: 1 / wanted})
 

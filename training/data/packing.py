@@ -170,16 +170,20 @@ def pack_window(lengths: Sequence[int], most_rows: int, max_tokens: int) -> list
     """
     tokens = list(accumulate(lengths, initial=0))
     fullest, best = -1.0, []
+
+    # the fullest rows of two ways to pack and several numbers of rows
     for pack in (_worst_fit, _best_fit):
         for num_rows in range((most_rows + 1) // 2, most_rows + 1):
             number = bisect_right(tokens, num_rows * max_tokens) - 1
             while (rows := pack(lengths[:number], num_rows, max_tokens)) is None:
                 number -= 1
+
             fullness = tokens[number] / (num_rows * max_tokens)
             if fullness > fullest:
                 fullest, best = fullness, rows
         if fullest >= FULL:
             break
+
     return [sorted(row) for row in best if row] or [[]]
 
 

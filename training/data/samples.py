@@ -149,12 +149,14 @@ class DataSet(SampleSet):
         with open(self.annotation, "rb") as file:
             file.seek(self.lines.offsets[index])
             line = file.readline()
+
         try:
             sample = parse(json.loads(line), self.roots, self.where(index))
         except ValueError as error:  # what json raises, and UnicodeDecodeError, are such
             raise BrokenSample(self.where(index), error) from error
         except Exception as error:  # a line is a stranger's: nested too deeply, a number of 400 digits, …
             raise BrokenSample(self.where(index), f"{type(error).__name__}: {error}") from error
+
         self._warn_once(sample)
         return sample
 
@@ -182,11 +184,13 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
     """The sample that a line of an annotation describes; a ValueError where it is none."""
     if not isinstance(record, dict):
         raise ValueError(f"a line is {_shown(record)}: expected an object with 'conversations'")
+
     images, video, clip_s = _media(record)
     system, turns = _turns(record.get("conversations"))
     questions = [question for question, _ in turns]
     ignored = _ignored(record, questions, bool(images or video), video is not None)
     placed = _placed(turns, len(images), video is not None)
+
     if video:
         source = VideoFileSource(_found(video, roots), clip_s)
         return Sample(where, placed, system, video=source, clip_s=clip_s, ignored=ignored)
@@ -230,12 +234,14 @@ def _found(name: str, roots: Sequence[str]) -> str:
 def _media(record: dict) -> tuple[list[str], str | None, tuple[float, float] | None]:
     images, video = record.get("image") or [], record.get("video") or None
     images = [images] if isinstance(images, str) else images
+
     if not isinstance(images, list) or not all(isinstance(image, str) and image for image in images):
         raise ValueError(f"image is {_shown(images)}: expected a path or a list of paths")
     if video is not None and not isinstance(video, str):
         raise ValueError(f"video is {_shown(video)}: expected the path of a file or of a folder of frames")
     if images and video:
         raise ValueError("image and video: expected one of them in a sample")
+
     clip = record.get("clip") if video else None
     if clip is None:
         return images, video, None
@@ -248,10 +254,12 @@ def _turns(messages) -> tuple[str | None, list[tuple[str, str]]]:
     """System message and (question, answer) pairs of `conversations`."""
     if not isinstance(messages, list) or not messages:
         raise ValueError(f"conversations is {_shown(messages)}: expected a list of messages, at least one")
+
     for i, message in enumerate(messages):
         values = [message.get(key) for key in ("from", "value")] if isinstance(message, dict) else []
         if [type(value) for value in values] != [str, str]:
             raise ValueError(f"message {i} is {_shown(message)}: expected texts 'from' and 'value'")
+
     roles, texts = ([message[key] for message in messages] for key in ("from", "value"))
     system = texts.pop(0) if roles[0] == "system" and roles.pop(0) else None
     expected = [ROLES[i % 2] for i in range(len(roles) + len(roles) % 2)]
@@ -259,6 +267,7 @@ def _turns(messages) -> tuple[str | None, list[tuple[str, str]]]:
         raise ValueError(
             f"roles are {roles}: expected human and gpt in turn, gpt last (system first, if any)"
         )
+
     # what `chat` cuts off an answer is not taught
     answers = [answer.strip() for answer in texts[1::2]]
     if "" in answers:
@@ -272,11 +281,13 @@ def _placed(turns: list[tuple[str, str]], images: int, has_video: bool) -> tuple
     if not any(placeholder in question for question, _ in turns):
         question, answer = turns[0]
         turns = [(f"{placeholder}\n" * media + question, answer), *turns[1:]]
+
     for name, expected in ((IMAGE_PLACEHOLDER, images), (VIDEO_TOKEN, int(has_video))):
         found = sum(question.count(name) for question, _ in turns)
         is_text = name == VIDEO_TOKEN and not has_video  # a tag of HTML, as `chat` takes it
         if found != expected and not is_text:
             raise ValueError(f"{found} {name} placeholders in what human says, but {expected} such media")
+
     for i, (question, _) in enumerate(turns):
         if not question.strip():
             raise ValueError(f"question {i + 1} is empty")

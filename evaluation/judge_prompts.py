@@ -1,0 +1,181 @@
+"""The texts that judges are sent, word for word as in the official code, with its misspellings.
+
+Templates are filled by `judge_protocols.py`.
+"""
+
+# mbzuai-oryx/Video-ChatGPT, quantitative_evaluation/evaluate_activitynet_qa.py
+QA_SYSTEM = (
+    "You are an intelligent chatbot designed for evaluating the correctness of generative outputs for "
+    "question-answer pairs. Your task is to compare the predicted answer with the correct answer and "
+    "determine if they match meaningfully. Here's how you can accomplish the task:------##INSTRUCTIONS: "
+    "- Focus on the meaningful match between the predicted answer and the correct answer.\n"
+    "- Consider synonyms or paraphrases as valid matches.\n"
+    "- Evaluate the correctness of the prediction compared to the answer."
+)
+QA_USER = (
+    "Please evaluate the following video-based question-answer pair:\n\n"
+    "Question: {question}\n"
+    "Correct Answer: {answer}\n"
+    "Predicted Answer: {prediction}\n\n"
+    "Provide your evaluation only as a yes/no and score where the score is an integer value between 0 and 5, "
+    "with 5 indicating the highest meaningful match. Please generate the response in the form of a Python "
+    "dictionary string with keys 'pred' and 'score', where value of 'pred' is  a string of 'yes' or 'no' and "
+    "value of 'score' is in INTEGER, not STRING.DO NOT PROVIDE ANY OTHER OUTPUT TEXT OR EXPLANATION. Only "
+    "provide the Python dictionary string. For example, your response should look like this: "
+    "{{'pred': 'yes', 'score': 4.8}}."
+)
+
+# JUNJIE99/MLVU, evaluation/generation_evaluation/evaluate_ssc.py; blanks at the ends of lines are its own
+MLVU_SUB_SCENE_SYSTEM = (
+    "##TASK DESCRIPTION: \n"
+    "You are required to evaluate a respondent's answer based on a provided question, some scoring points, "
+    "and the respondent's answer. You should provide two scores. The first is the accuracy score, which "
+    "should range from 1 to 5. The second is the relevance score, which should also range from 1 to 5. Below "
+    "are the criteria for each scoring category.\n"
+    "##ACCURACY Scoring Criteria: \n"
+    "Evaluate the respondent's answer against specific scoring points as follows:\n"
+    "Score 1: The response completely misses the scoring point.\n"
+    "Score 3: The response mentions content related to the scoring point but is not entirely correct.\n"
+    "Score 5: The response accurately addresses the scoring point.\n"
+    "Calculate the average score across all scoring points to determine the final accuracy score.\n"
+    "##RELEVANCE Scoring Criteria:\n"
+    "Assess how the respondent's answer relates to the original question:\n"
+    "Score 1: The response is completely off-topic from the question.\n"
+    "Score 2: The response is partially related to the question but contains a significant amount of "
+    "irrelevant content.\n"
+    "Score 3: The response primarily addresses the question, but the respondent seems uncertain about their "
+    "own answer.\n"
+    "Score 4: The response mostly addresses the question and the respondent appears confident in their "
+    "answer.\n"
+    "Score 5: The response is fully focused on addressing the question with no irrelevant content and "
+    "demonstrates complete certainty.\n"
+    "----\n"
+    "##INSTRUCTION:\n"
+    "1. Evaluate Accuracy: First, assess and score each scoring point based on the respondent's answer. "
+    "Calculate the average of these scores to establish the final accuracy score. Provide a detailed "
+    "rationale before assigning your score.\n"
+    "2. Evaluate RELEVANCE: Assess the relevance of the respondent’s answer to the question. Note that when "
+    "evaluating relevance, the correctness of the answer is not considered; focus solely on how relevant the "
+    "answer is to the question. Provide a comprehensive rationale before assigning your score.\n"
+    "3. Output Scores in JSON Format: Present the scores in JSON format as follows:\n"
+    "{'score_accuracy': score_acc, 'score_relevance': score_rele, 'total_score': score_acc + score_rele}"
+)
+MLVU_SUB_SCENE_USER = (
+    "Please score the respondent's answer according to the steps in the Instructions. You must end with a "
+    "JSON dict to store the scores.\n"
+    "Question: {question}\n"
+    "Scoring Points: {scoring_points}\n"
+    "Respondent's Answer: {prediction}"
+)
+
+# JUNJIE99/MLVU, evaluation/generation_evaluation/evaluate_summary.py
+MLVU_SUMMARY_SYSTEM = (
+    "##TASK DESCRIPTION: \n"
+    "You are required to evaluate the performance of the respondent in the video summarization task based on "
+    "the standard answer and the respondent's answer. You should provide two scores. The first is the "
+    "COMPLETENESS score, which should range from 1 to 5. The second is the RELIABILITY score, which should "
+    "also range from 1 to 5. Below are the criteria for each scoring category:\n"
+    "##COMPLETENESS Scoring Criteria:\n"
+    "The completeness score focuses on whether the summary covers all key points and main information from "
+    "the video. \n"
+    "Score 1: The summary hardly covers any of the main content or key points of the video.\n"
+    "Score 2: The summary covers some of the main content and key points but misses many.\n"
+    "Score 3: The summary covers most of the main content and key points.\n"
+    "Score 4: The summary is very comprehensive, covering most to nearly all of the main content and key "
+    "points.\n"
+    "Score 5: The summary completely covers all the main content and key points of the video.\n"
+    "##RELIABILITY Scoring Criteria:\n"
+    "The reliability score evaluates the correctness and clarity of the video summary. It checks for factual "
+    "errors, misleading statements, and contradictions with the video content. If the respondent's answer "
+    "includes details that are not present in the standard answer, as long as these details do not conflict "
+    "with the correct answer and are reasonable, points should not be deducted.\n"
+    "Score 1: Contains multiple factual errors and contradictions; presentation is confusing.\n"
+    "Score 2: Includes several errors and some contradictions; needs clearer presentation.\n"
+    "Score 3: Generally accurate with minor errors; minimal contradictions; reasonably clear presentation.\n"
+    "Score 4: Very accurate with negligible inaccuracies; no contradictions; clear and fluent presentation.\n"
+    "Score 5: Completely accurate with no errors or contradictions; presentation is clear and easy to "
+    "understand.\n"
+    "----\n"
+    "##INSTRUCTION:\n"
+    "1. Evaluate COMPLETENESS: First, analyze the respondent's answer according to the scoring criteria, "
+    "then provide an integer score between 1 and 5 based on sufficient evidence. \n"
+    "2. Evaluate RELIABILITY: First, analyze the respondent's answer according to the scoring criteria, then "
+    "provide an integer score between 1 and 5 based on sufficient evidence. \n"
+    "3. Output Scores in JSON Format: Present the scores in JSON format as follows:\n"
+    "{'score_completeness': score_comp, 'score_reliability': score_reli, "
+    "'total_score': score_comp + score_reli}"
+)
+MLVU_SUMMARY_USER = (
+    "Please score the respondent's answer according to the steps in the Instructions. You must end with a "
+    "JSON dict to store the scores.\n"
+    "Standard Answer: {answer}\n"
+    "Respondent's Answer: {prediction}"
+)
+
+# llyx97/TempCompass, prompt_templates.py and eval_*.py
+TEMPCOMPASS_SYSTEM = "You are an AI assistant for question answering."
+TEMPCOMPASS_CAPTIONING = (
+    "\n"
+    "You will receive a video description and a multi-choice question. Your task is to choose the correct "
+    "answer and briefly explain the reason why you choose the answer. If none of the choice candidates are "
+    "correct or the video description lacks enough information to answer the question, just answer "
+    '"None of the choices are correct". Please organize your response in this format:\n'
+    "```\n"
+    "Reasoning: [Your reason to obtain the answer]\n"
+    "Answer: [Your answer]\n"
+    "```\n"
+    "\n"
+    "Here are some examples of video description, multi-choice question and the expected answer:\n"
+    "```\n"
+    "Video Description: A person is palying football.\n"
+    "Multi-Choice Question:\n"
+    "What is the person doing in the video?\n"
+    "A. cooking\n"
+    "B. palying football\n"
+    "C. playing basketball\n"
+    "D. reading book\n"
+    "Reasoning: The video description mentions that the person is playing football.\n"
+    "Answer: B. palying football\n"
+    "\n"
+    "Video Description: A bird is flying clockwise.\n"
+    "Multi-Choice Question:\n"
+    "In which direction is the bird flying?\n"
+    "A. backwark\n"
+    "B. counter-clockwise\n"
+    "C. clockwise\n"
+    "D. downward\n"
+    "Reasoning: The video description mentions that the bird is flying clockwise\n"
+    "Answer: C. clockwise\n"
+    "\n"
+    "Video Description: An air balloon is inflating.\n"
+    "Multi-Choice Question:\n"
+    "What is happening to the air balloon?\n"
+    "A. exploding\n"
+    "B. getting smaller\n"
+    "C. flying\n"
+    "Reasoning: The video description mentions that the air balloon is inflating, while none of the coices "
+    "can be explained as inflating.\n"
+    "Answer: None of the choices are correct\n"
+    "```\n"
+    "\n"
+    "Video Description:{prediction}\n"
+    "Multi-Choice Question:\n"
+    "{question}\n"
+)
+TEMPCOMPASS_RULE_TASK = (
+    "\n"
+    "You will receive a {kind} question, the ground-truth answer and the prediction from a question "
+    "answering (QA) model. Your task is to determine whether QA model prediction is correct, based on the "
+    'question and ground-truth answer. If the prediction is correct, respond "Correct". If the prediction is '
+    'incorrect, respond "Incorrect".\n'
+    "\n"
+    "{heading} Question:\n"
+    "{question}\n"
+    "Ground-Truth Answer: {answer}\n"
+    "Model Prediction: {prediction}"
+)
+TEMPCOMPASS_KINDS = {  # task -> the kind of its questions in the text, and in the heading
+    "multi-choice": ("multi-choice", "Multi-Choice"),
+    "yes_no": ("Yes/No", "Yes/No"),
+    "caption_matching": ("caption matching", "Caption Matching"),
+}
