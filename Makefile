@@ -67,6 +67,11 @@ FUZZ_SEED ?= $(shell date +%s)
 fuzz: .venv/ready ## damaged images, videos, JSON and safetensors for FUZZ_SECONDS
 	.venv/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --jobs 2
 
+# minutes of requests: answers per second under 1, 4 and 16 clients, and the server's memory over 1,000 requests
+test-serving-load: .venv/ready ## pvc serve under load: batches must pay, memory must stay
+	.venv/bin/python -m pvc.benchmarks.serving throughput
+	.venv/bin/python -m pvc.benchmarks.serving memory
+
 # transformers' own common tests: SUITE is a folder of its sources (tests/transformers_suite/README.md)
 test-transformers: .venv-suite/ready ## transformers' common tests, from SUITE=FOLDER
 	SUITE="$(SUITE)" .venv-suite/bin/python -m pytest -c tests/transformers_suite/pytest.ini tests/transformers_suite
