@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-oldest lint types format fuzz test-transformers clean
+.PHONY: help demo evaluate-demo test test-oldest lint types format fuzz test-transformers test-lmms-eval clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -27,6 +27,9 @@ help: ## print the targets
 demo: .venv/ready ## ask PVC-Tiny about an image, two images and a video
 	.venv/bin/python -m pvc.demo
 
+evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: tables and plots
+	.venv/bin/python -m pvc.tiny.benchmark_demo
+
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
@@ -49,6 +52,23 @@ test-transformers: .venv-suite/ready ## transformers' common tests, from SUITE=F
 	.venv-suite/bin/pip install --quiet --constraint constraints.txt parameterized httpx
 	touch .venv-suite/ready
 
+# lmms-eval in an environment of its own (2 GB), without what its own models alone need: torchvision must not
+# come with another torch
+test-lmms-eval: .venv-lmms/ready ## lmms-eval with the adapter answers as `pvc evaluate` does
+	.venv-lmms/bin/python tests/lmms_eval/compare.py
+
+LMMS_EVAL = accelerate aiohttp datasets evaluate hf_transfer httpx jsonlines latex2sympy2 loguru math-verify nltk \
+	numexpr openai opencv-python-headless openpyxl protobuf pyarrow pydantic pytablewriter python-dotenv pyyaml \
+	sacrebleu scikit-learn sympy tenacity tiktoken tqdm-multiprocess wandb==0.25.0 zss zstandard
+
+.venv-lmms/ready: pyproject.toml
+	$(PYTHON) -m venv --clear .venv-lmms
+	.venv-lmms/bin/pip install --quiet torch==2.13.0 transformers==5.23.0
+	.venv-lmms/bin/pip install --quiet torch==2.13.0 'av<16' 'filelock<4' $(LMMS_EVAL)
+	.venv-lmms/bin/pip install --quiet --no-deps lmms-eval==0.7.3
+	.venv-lmms/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 'av<16' 'filelock<4' --editable .
+	touch .venv-lmms/ready
+
 lint: .venv/ready types ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -63,5 +83,5 @@ format: .venv/ready ## rewrite the code as `make lint` wants it
 	.venv/bin/ruff format .
 
 clean: ## remove environments, caches and build results
-	rm -rf .venv .venv-oldest .venv-suite .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
+	rm -rf .venv .venv-oldest .venv-suite .venv-lmms .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .clips import Clip
-from .conversation import Conversation, PlainTextEncoder, Segment
+from .conversation import FIRST_FRAME, Conversation, PlainTextEncoder, Segment
 from .frame_choice import FrameChoice
 from .media_policy import shown
 from .processing_options import FRAME_OPTIONS, IMAGE_TOKEN, VIDEO_TOKEN
@@ -229,8 +229,12 @@ def rendered_prompt(
     prompt = expand_placeholders(
         rendered.segments, lambda token: load_block(next(unread[token])), rendered.answers
     )
-    bos = tokenizer.bos_token
-    return prompt._replace(writes_bos=bool(bos) and rendered.text.startswith(bos))
+    return prompt._replace(writes_bos=begins_with_bos(rendered.text, tokenizer))
+
+
+def begins_with_bos(text: str, tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a finished prompt begins with BOS, so that none is added."""
+    return bool(tokenizer.bos_token) and text.startswith(tokenizer.bos_token)
 
 
 def media_token(block: dict) -> str:
@@ -408,6 +412,8 @@ def expand_placeholders(
 ) -> Prompt:
     """Replaces each placeholder by the segments of the image or video that `load` gives for it.
 
+    The label that a chat template writes before a video (`Frame1: <video>`) is that of its first frame.
+
     Args:
         load: takes the placeholder.
         answers: which segments are answers.
@@ -420,6 +426,9 @@ def expand_placeholders(
         if segment.kind == "media":
             loaded = load(segment.text)
             media.append(loaded)
+            if segment.text == VIDEO_TOKEN and expanded and expanded[-1].kind == "template":
+                before = expanded[-1].text.removesuffix(FIRST_FRAME)
+                expanded[-1] = Segment("template", before)
             expanded += loaded.segments
         else:
             expanded.append(segment)

@@ -45,14 +45,6 @@ LLM_SIZES = {
     "num_attention_heads": LARGEST_INTEGER,
     "max_position_embeddings": LARGEST_INTEGER,
 }
-WRONG_TYPE_ERRORS = (
-    TypeError,
-    AttributeError,
-    KeyError,
-    ArithmeticError,
-    RecursionError,
-    StrictDataclassError,
-)
 SHORT = reprlib.Repr()
 SHORT.maxstring, SHORT.maxother, SHORT.maxlevel = 60, 60, 3
 
@@ -422,6 +414,10 @@ class InternLM2Config(PretrainedConfig):
     @property
     def rope_theta(self) -> float:
         return self.rope_parameters["rope_theta"]
+
+    @rope_theta.setter
+    def rope_theta(self, value: float) -> None:  # as serving engines do
+        self.rope_parameters["rope_theta"] = value
 
 
 def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:

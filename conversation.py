@@ -14,10 +14,12 @@ from collections.abc import Collection, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import product
 from typing import Any, NamedTuple
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+FIRST_FRAME = "Frame1: "  # before the first frame of a video
 
 
 class Segment(NamedTuple):
@@ -215,6 +217,11 @@ def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[
     return segments
 
 
+def adds_bos(tokenizer) -> bool:
+    """Whether a tokenizer begins a text with BOS."""
+    return tokenizer.bos_token_id is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+
+
 MARKED_ANSWER = """\
   {%- elif message.role == "assistant" -%}
     {{- answer_start -}}
@@ -227,13 +234,17 @@ MARKED_ANSWER = """\
 UNMARKED_ANSWER = """\
   {%- elif message.role == "assistant" -%}{{- assistant_start + render(message.content) + assistant_end -}}
 """
+# as the first releases wrote a video
+UNLABELLED_VIDEO = '{{- "<video>\\n" -}}'
+# a serving engine renders the template itself and leaves first_frame out; the processor sets it to nothing
+LABELLED_VIDEO = '{{- first_frame | default("Frame1: ") + "<video>\\n" -}}'
 MESSAGES_TO_PROMPT = """\
 {%- macro render(content) -%}
   {%- if content is string -%}{{- content -}}
   {%- else -%}
     {%- for block in content -%}
       {%- if block.type == "text" -%}{{- block.text -}}
-      {%- elif block.type in ("video", "video_url") -%}{{- "<video>\\n" -}}
+      {%- elif block.type in ("video", "video_url") -%}VIDEO
       {%- elif block.type in ("image", "image_url") -%}{{- "<image>\\n" -}}
       {%- else -%}{{- raise_exception("expected blocks text, image and video, got " + block.type) -}}
       {%- endif -%}
@@ -255,11 +266,23 @@ ANSWER  {%- else -%}{{- raise_exception("expected roles user and assistant, got 
 """
 
 
-def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str:
+def jinja_template(
+    template: Conversation,
+    *,
+    marks_answers: bool = True,
+    writes_bos: bool = True,
+    labels_videos: bool = True,
+) -> str:
     """The Jinja template that lays messages out as `template` does.
 
-    Images become `<image>`, videos `<video>`, each with a line break. With `marks_answers` what the model
-    says, with the token that ends it, stands between `{% generation %}` and `{% endgeneration %}`.
+    Images become `<image>`, videos `<video>`, each with a line break.
+
+    Args:
+        marks_answers: put what the model says, with the token that ends it, between `{% generation %}` and
+            `{% endgeneration %}`.
+        writes_bos: begin with the tokenizer's BOS, which serving engines do not add to chats. For
+            tokenizers that add one to a text.
+        labels_videos: write the label of a video's first frame, where `first_frame` is not given.
     """
     colon, user_end = (": ", template.sep2) if template.sep_style == "INTERNVL_ZH" else ("", template.sep)
     system = template._system_segments()
@@ -284,18 +307,24 @@ def jinja_template(template: Conversation, *, marks_answers: bool = True) -> str
         "answer_start": template.roles[1] + colon.strip(),
     }
 
+    bos = "{{- bos_token -}}\n" if writes_bos else ""
     settings = [
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
     ]
     answer = MARKED_ANSWER if marks_answers else UNMARKED_ANSWER
-    return "".join(settings) + MESSAGES_TO_PROMPT.replace("ANSWER", answer)
+    video = LABELLED_VIDEO if labels_videos else UNLABELLED_VIDEO
+    return "".join(settings) + bos + MESSAGES_TO_PROMPT.replace("ANSWER", answer).replace("VIDEO", video)
 
 
 @cache
 def own_jinja_templates(name: str) -> frozenset[str]:
     """What `chat_template` is where nobody changed it, in this release or an earlier one."""
     template = get_conv_template(name)
-    return frozenset(jinja_template(template, marks_answers=marks).strip() for marks in (True, False))
+    versions = product((True, False), repeat=3)
+    return frozenset(
+        jinja_template(template, marks_answers=marks, writes_bos=writes, labels_videos=labels).strip()
+        for marks, writes, labels in versions
+    )
 
 
 def pad(
@@ -408,8 +437,7 @@ def encode_segments(
 
     specials = tokenizer.get_added_vocab()
     runs = _text_runs(segments, specials, iter(media_tokens))
-    starts = tokenizer("").input_ids[:1] if add_special_tokens else []
-    ids = [id for id in starts if id == tokenizer.bos_token_id]
+    ids = [tokenizer.bos_token_id] if add_special_tokens and adds_bos(tokenizer) else []
 
     encoder = PlainTextEncoder(tokenizer, {run.id for run in runs if isinstance(run, _Special)})
     for i, run in enumerate(runs):

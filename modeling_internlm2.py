@@ -119,7 +119,9 @@ class InternLM2Attention(nn.Module):
             self.config._attn_implementation, eager_attention_forward
         )
         out, weights = attention(self, q, k, v, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
-        return self.wo(rearrange(out, "b s h d -> b s (h d)")), weights
+        # (B, S, heads, d), or with the heads merged as serving engines return them
+        out = out.reshape(*x.shape[:2], -1)  # (B, S, heads * d)
+        return self.wo(out), weights
 
 
 class InternLM2MLP(nn.Module):

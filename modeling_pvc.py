@@ -165,6 +165,19 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             temporal_attentions=vision.temporal_attentions,
         )
 
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
+    ) -> InternVisionOutput:
+        """`get_image_features` of videos alone, as serving engines pass them.
+
+        Args:
+            pixel_values_videos: `(num_tiles, 3, H, W)`, video after video.
+            video_grid_thw: `(videos, 3)` long: frames, tiles a frame, and 1, for each video.
+        """
+        repeats = self.config.video_repeats
+        clips = [Clip(frames, tiles * more, repeats) for frames, tiles, more in video_grid_thw.tolist()]
+        return self.get_image_features(pixel_values_videos, clip_grid_of(clips), **kwargs)
+
     def project(self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int]) -> torch.Tensor:
         """Visual tokens `(R, tokens of a row, H)` of the ViT's hidden states of tiles of `size` pixels."""
         return apply_in_chunks(

@@ -31,6 +31,8 @@ from .modeling_internlm2 import InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
 
+ENGINE_ATTENTION = "vllm"  # of vLLM, which builds a model by `AutoModel.from_config`
+
 
 class VLMPreTrainedModel(PreTrainedModel):
     """What body and whole model have in common."""
@@ -193,6 +195,13 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         self.conv_template = get_conv_template(config.template)
         self.system_message = self.conv_template.system_message
         self.post_init()
+
+    @classmethod
+    def _from_config(cls, config: PretrainedConfig, **kwargs) -> PreTrainedModel:
+        """transformers' own; for a serving engine the body alone, since the engine has a head of its own."""
+        if config.get_text_config()._attn_implementation == ENGINE_ATTENTION:
+            return cls.body_class._from_config(config, **kwargs)
+        return super()._from_config(config, **kwargs)
 
     @classmethod
     def from_pretrained(

@@ -77,6 +77,7 @@ __all__ = [
     "find_closest_aspect_ratio",
     "image_tiles",
     "tile_grid",
+    "largest_grid",
     "get_index",
     "load_image",
     "load_video",
@@ -164,6 +165,11 @@ def tile_grid(width: int, height: int, min_num: int, max_num: int, image_size: i
     """(columns, rows) of the tiles that `dynamic_preprocess` cuts an image of that size into."""
     grids = _tile_grids(min_num, max_num)
     return find_closest_aspect_ratio(width / height, grids, width, height, image_size)
+
+
+def largest_grid(min_num: int, max_num: int) -> tuple[int, int]:
+    """(columns, rows) of the grid with the most tiles; the most square of those."""
+    return max(_tile_grids(min_num, max_num), key=lambda grid: (grid[0] * grid[1], -abs(grid[0] - grid[1])))
 
 
 def dynamic_preprocess(

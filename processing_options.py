@@ -73,6 +73,7 @@ class ProcessingOptions(NamedTuple):
     add_special_tokens: bool
     length: int | None  # tokens to pad to; None: those of the longest prompt
     multiple_of: int  # of which the padded length is
+    tells_replacements: bool  # whether a serving engine asks what stands for each placeholder
     budget: Budget | None = None  # what the media policy still allows the media of one prompt
 
     def with_budget(self, policy: MediaPolicy) -> "ProcessingOptions":
@@ -121,6 +122,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
         add_special_tokens=left.pop("add_special_tokens", True),
         length=length,
         multiple_of=multiple_of or 1,
+        tells_replacements=bool(left.pop("return_text_replacement_offsets", False)),
     )
     _warn_of_unknown(left)
     return options
@@ -179,6 +181,26 @@ def _flat_options(given: dict) -> dict:
     return options
 
 
+def check_continuation(
+    add_generation_prompt: bool, continue_final_message: bool, return_assistant_tokens_mask: bool
+) -> None:
+    """Raises a ValueError where `continue_final_message` is combined with what it excludes."""
+    if add_generation_prompt and continue_final_message:
+        raise ValueError("continue_final_message and add_generation_prompt exclude each other")
+    if return_assistant_tokens_mask and continue_final_message:
+        raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
+
+
+def check_length(rows: list[list[int]], length: int | None) -> None:
+    """Raises a ValueError where a prompt has more tokens than it is to be padded to."""
+    longest = max(map(len, rows))
+    if length is not None and longest > length:
+        raise ValueError(
+            f"a prompt has {longest} tokens, more than max_length={length}: truncation would cut visual "
+            "tokens off; shorten the text or use fewer tiles or frames"
+        )
+
+
 # ---------------------------------------------------------------------------------------- blocks of a message
 
 
@@ -226,6 +248,14 @@ def block_source(block: dict, kind: str) -> Any:
     raise ValueError(
         f"{article} {kind} block has keys {keys}: expected one of {kind}, url, path, base64{nested}"
     )
+
+
+def as_batch(conversation: Any) -> tuple[Any, bool]:
+    """Lists of messages, and whether they were given as a batch."""
+    is_list = isinstance(conversation, (list, tuple)) and len(conversation) > 0
+    if is_list and isinstance(conversation[0], (list, tuple)):
+        return conversation, True
+    return [conversation], False
 
 
 # ------------------------------------------------------------------------------------------ sources of a call

@@ -32,12 +32,14 @@ from transformers import (
     PreTrainedTokenizerBase,
     ProcessorMixin,
 )
+from transformers.processing_utils import MultiModalData
 from transformers.utils import logging
 
 from .chat_template import (
     Media,
     Prompt,
     answer_mask,
+    begins_with_bos,
     check_messages,
     expand_placeholders,
     media_token,
@@ -53,6 +55,7 @@ from .conversation import (
     AnswerTokenizer,
     Conversation,
     Segment,
+    adds_bos,
     encode_segments,
     get_conv_template,
     jinja_template,
@@ -60,20 +63,23 @@ from .conversation import (
     pad,
     video_segments,
 )
+from .engine_inputs import VideoInputs, count_media, engine_batch, size_of_most_tiles
 from .json_files import READ_BY_PROCESSOR, check_json_files
-from .media_policy import Budget, MediaPolicy, check_whole
-from .media_policy import shown as _shown
-from .preprocess import MAX_TILES, ChosenFrames, image_tiles, open_frames, read_image
+from .media_policy import Budget, MediaPolicy, check_whole, shown
+from .preprocess import MAX_TILES, ChosenFrames, image_tiles, open_frames, read_image, tile_grid
 from .processing_options import (
     ENCODING,
     IMAGE_TOKEN,
     VIDEO_TOKEN,
     ProcessingOptions,
+    as_batch,
     block_options,
     block_source,
+    check_continuation,
     check_counts,
     check_groups,
     check_image_fields,
+    check_length,
     flat,
     is_frame_list,
     merge_options,
@@ -187,13 +193,24 @@ class PVCImageProcessor(BaseImageProcessor):
     def media_policy(self, policy: MediaPolicy) -> None:
         # by name: the package and a checkpoint's remote code each have a class of this name
         if type(policy).__name__ != "MediaPolicy":
-            raise ValueError(f"media_policy={_shown(policy)}: expected a MediaPolicy (media_policy.py)")
+            raise ValueError(f"media_policy={shown(policy)}: expected a MediaPolicy (media_policy.py)")
         self._media_policy = MediaPolicy(**vars(policy))
 
     @property
     def tokens_per_tile(self) -> int:
         """Visual tokens of a tile shown once."""
         return tokens_of_tile((self.image_size, self.image_size), self.patch_size, self.downsample_ratio)
+
+    @property
+    def size(self) -> dict[str, int]:
+        """Width and height of an image with the most tiles, for which serving engines plan their memory."""
+        return size_of_most_tiles(self)
+
+    def count_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
+        """Tiles of an upright image of so many pixels, the thumbnail counted; arguments as of `image`."""
+        columns, rows = tile_grid(width, height, *self._tile_limits(max_tiles), self.image_size)
+        tiles = columns * rows
+        return tiles + 1 if self.use_thumbnail and tiles > 1 else tiles
 
     def preprocess(
         self, images: Any, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
@@ -220,7 +237,7 @@ class PVCImageProcessor(BaseImageProcessor):
         """
         budget = Budget(self.media_policy) if budget is None else budget
         image = read_image(source, budget)
-        tiles = self._tiles(image, self.max_tiles if max_tiles is None else max_tiles)
+        tiles = self._tiles(image, max_tiles)
         budget.use_tiles(len(tiles))
 
         clip = Clip(1, len(tiles), self.image_repeats)
@@ -271,14 +288,19 @@ class PVCImageProcessor(BaseImageProcessor):
         assert tiles is not None  # at least one frame is chosen
         return tiles
 
-    def _tiles(self, image: Image.Image, max_tiles: int) -> torch.Tensor:
-        max_tiles = check_whole("max_tiles", max_tiles, least=None)
+    def _tile_limits(self, max_tiles: int | None) -> tuple[int, int]:
+        """Fewest and most tiles of an image, the thumbnail not counted; None: the processor's own number."""
+        max_tiles = check_whole("max_tiles", self.max_tiles if max_tiles is None else max_tiles, least=None)
         min_tiles = min(self.min_tiles, max_tiles)
         if not 1 <= max_tiles <= MAX_TILES:
             raise ValueError(
                 f"max_tiles={max_tiles} gives min_num={min_tiles}, max_num={max_tiles}: "
                 f"expected 1 <= min_num <= max_num <= {MAX_TILES}"
             )
+        return min_tiles, max_tiles
+
+    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
+        min_tiles, max_tiles = self._tile_limits(max_tiles)
         return image_tiles(
             image,
             self.image_size,
@@ -335,7 +357,7 @@ class PVCProcessor(ProcessorMixin):
         self.template = template
         self.num_frames = num_frames
         if chat_template is None:
-            chat_template = jinja_template(get_conv_template(template))
+            chat_template = _own_template(template, tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -351,7 +373,7 @@ class PVCProcessor(ProcessorMixin):
         models = _model_config(pretrained_model_name_or_path, kwargs).get("template")
         if "template" in kwargs:
             if kwargs.get("chat_template") is None:
-                processor.chat_template = jinja_template(get_conv_template(processor.template))
+                processor.chat_template = _own_template(processor.template, processor.tokenizer)
         elif models not in (None, processor.template):
             logger.warning_once(
                 f"{pretrained_model_name_or_path}: messages are laid out as {processor.template!r}, but chat "
@@ -370,6 +392,11 @@ class PVCProcessor(ProcessorMixin):
     @media_policy.setter
     def media_policy(self, policy: MediaPolicy) -> None:
         self.image_processor.media_policy = policy
+
+    @property
+    def video_processor(self) -> VideoInputs:
+        """What serving engines look for; videos are read here."""
+        return VideoInputs(self.image_processor)
 
     @property
     def model_input_names(self) -> list[str]:
@@ -436,7 +463,7 @@ class PVCProcessor(ProcessorMixin):
 
         prompts = [text] if isinstance(text, str) else list(text)
         if not prompts or not all(isinstance(prompt, str) for prompt in prompts):
-            raise ValueError(f"text is {_shown(text)}: expected a prompt or a list of prompts, at least one")
+            raise ValueError(f"text is {shown(text)}: expected a prompt or a list of prompts, at least one")
 
         sources = {IMAGE_TOKEN: flat(images), VIDEO_TOKEN: flat(videos, is_frame_list)}
         check_counts(prompts, sources)
@@ -448,8 +475,14 @@ class PVCProcessor(ProcessorMixin):
         for prompt in prompts:
             own = read.with_budget(self.media_policy)
             load = partial(self._next_media, unread, own)
-            expanded.append(expand_placeholders(placeholder_segments(prompt), load))
-        return self._encode(expanded, read)
+            laid_out = expand_placeholders(placeholder_segments(prompt), load)
+            expanded.append(laid_out._replace(writes_bos=begins_with_bos(prompt, self.tokenizer)))
+
+        inputs = self._encode(expanded, read)
+        if not read.tells_replacements:
+            return inputs
+        labels = "first_frame" in str(self.chat_template)
+        return engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
@@ -460,6 +493,18 @@ class PVCProcessor(ProcessorMixin):
 
     def _next_media(self, unread: dict[str, Iterator], options: ProcessingOptions, token: str) -> Media:
         return self._media(token, next(unread[token]), options)
+
+    # ---- serving engines
+
+    def _get_num_multimodal_tokens(
+        self,
+        image_sizes: Sequence[Sequence[int]] | None = None,
+        video_sizes: Sequence[Sequence[int]] | None = None,
+        **options,
+    ) -> MultiModalData:
+        """Visual tokens, and tiles of images; see `engine_inputs.count_media`. `options`: as of a call."""
+        read = read_options(options, self.tokenizer)
+        return count_media(self.image_processor, image_sizes, video_sizes, read)
 
     # ---- messages
 
@@ -499,8 +544,8 @@ class PVCProcessor(ProcessorMixin):
         Raises:
             MessageError: a ValueError, for messages that the template does not take.
         """
-        _check_continuation(add_generation_prompt, continue_final_message, return_assistant_tokens_mask)
-        batch, is_batch = _as_batch(conversation)
+        check_continuation(add_generation_prompt, continue_final_message, return_assistant_tokens_mask)
+        batch, is_batch = as_batch(conversation)
         template = self._template_text(chat_template)
         check_messages(batch, self._is_own(template))
 
@@ -511,7 +556,10 @@ class PVCProcessor(ProcessorMixin):
         variables |= {
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
+            "first_frame": "",  # the label of a video's first frame comes with its frames
         }
+        if self._is_own(template):
+            variables["bos_token"] = ""  # the text is the released one, to which `processor(text=…)` adds BOS
 
         if not tokenize:
             texts = [render(messages, template, **variables)[0] for messages in batch]
@@ -583,7 +631,7 @@ class PVCProcessor(ProcessorMixin):
             if marks_answers:
                 masks.append(answer_mask(prompt, row, encode))
         # lengths are known only now: media and typed text are in the rows
-        _check_length(rows, options.length)
+        check_length(rows, options.length)
 
         # the pad id is never read: the mask hides it
         pad_id = self.tokenizer.pad_token_id
@@ -631,32 +679,10 @@ class PVCProcessor(ProcessorMixin):
         return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **options)
 
 
-def _check_continuation(
-    add_generation_prompt: bool, continue_final_message: bool, return_assistant_tokens_mask: bool
-) -> None:
-    """Raises a ValueError where `continue_final_message` is combined with what it excludes."""
-    if add_generation_prompt and continue_final_message:
-        raise ValueError("continue_final_message and add_generation_prompt exclude each other")
-    if return_assistant_tokens_mask and continue_final_message:
-        raise ValueError("continue_final_message and return_assistant_tokens_mask exclude each other")
-
-
-def _as_batch(conversation: Any) -> tuple[Any, bool]:
-    """Lists of messages, and whether they were given as a batch."""
-    is_list = isinstance(conversation, (list, tuple)) and len(conversation) > 0
-    if is_list and isinstance(conversation[0], (list, tuple)):
-        return conversation, True
-    return [conversation], False
-
-
-def _check_length(rows: list[list[int]], length: int | None) -> None:
-    """Raises a ValueError where a prompt has more tokens than it is to be padded to."""
-    longest = max(map(len, rows))
-    if length is not None and longest > length:
-        raise ValueError(
-            f"a prompt has {longest} tokens, more than max_length={length}: truncation would cut visual "
-            "tokens off; shorten the text or use fewer tiles or frames"
-        )
+def _own_template(name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The Jinja template of a prompt template, for that tokenizer."""
+    writes_bos = tokenizer is not None and adds_bos(tokenizer)
+    return jinja_template(get_conv_template(name), writes_bos=writes_bos)
 
 
 def _model_config(path, given: dict) -> dict:

@@ -4,7 +4,7 @@
 
 Two ratios, each of two ways that are timed in turns in one process, with random weights on the CPU: three
 questions about a video by `ChatEngine` over three calls of `chat`; a list of videos read by a worker process
-over the same read between the questions. The model has one thread, so that a worker has a core of its own.
+over the same read between the questions. The model has one thread, so that a worker has a core too.
 """
 
 import argparse
@@ -12,6 +12,7 @@ import shlex
 import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -29,8 +30,8 @@ from pvc.benchmarks.models import build
 from pvc.benchmarks.presets import Preset, find_preset, pvc_config
 from pvc.benchmarks.reading import write_video
 from pvc.benchmarks.report import Row, Tables
-from pvc.evaluation.engine import ChatEngine, chat_lists
-from pvc.evaluation.media import Unit, Units, prepare, read_ahead
+from pvc.evaluation.engine import Answer, ChatEngine, chat_lists
+from pvc.evaluation.media import Request, Unit, Units, prepare, read_ahead
 from pvc.evaluation.prompts import frame_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.task import Protocol, Settings
@@ -152,23 +153,34 @@ def shared_video_rows(
     ratio: Row = {"way": "ratio"}
     for column in counts["one unit"]:
         ratio[column] = counts["one unit"][column] / counts["three calls"][column]
-    return [*rows, ratio | ratio_cells(as_unit, apart)]
+    return [*rows, ratio | ratio_cells("s", as_unit, apart)]
 
 
-def ratio_cells(first: Sequence[float], second: Sequence[float]) -> Row:
+def ratio_cells(column: str, first: Sequence[float], second: Sequence[float]) -> Row:
     """Median, least and greatest ratio of pairs of times."""
     ratios = sorted(a / b for a, b in zip(first, second))
-    return {"s": statistics.median(ratios), "min": ratios[0], "max": ratios[-1]}
+    return {column: statistics.median(ratios), "min": ratios[0], "max": ratios[-1]}
 
 
 # ---- media that are read ahead
 
 
-def answer_all(loaded: Loaded, units: Units, workers: int) -> int:
+class WaitingEngine(ChatEngine):
+    """Waits for so many seconds in place of each answer: to its host, a GPU that computes looks like this."""
+
+    def __init__(self, loaded: Loaded, seconds: float):
+        super().__init__(loaded.model, loaded.tokenizer, {})
+        self.seconds = seconds
+
+    def _answer_one(self, request: Request, pixel_values: torch.Tensor | None, settings: Settings) -> Answer:
+        time.sleep(self.seconds)
+        return Answer(request, "", None, self.seconds)
+
+
+def answer_all(engine: ChatEngine, units: Units, workers: int) -> int:
     """Asks about each video, as a run does; returns the number of answers."""
-    settings = units.protocol.settings
     source: Any = read_ahead(units, workers)
-    return sum(answer.error is None for answer in loaded.engine().answer(source, settings))
+    return sum(answer.error is None for answer in engine.answer(source, units.protocol.settings))
 
 
 def read_all(units: Units) -> int:
@@ -177,19 +189,19 @@ def read_all(units: Units) -> int:
 
 
 def read_ahead_rows(loaded: Loaded, units: Units, timer: DeviceTimer, runs: int) -> list[Row]:
-    """A list of videos with and without a worker that reads ahead, and what reading alone takes."""
-    off, on, reading = timer.interleaved(
-        runs,
-        partial(answer_all, loaded, units, 0),
-        partial(answer_all, loaded, units, WORKERS),
-        partial(read_all, units),
-    )
-    rows: list[Row] = [
-        {"way": "reading alone", "s": statistics.median(reading)},
-        {"way": "reading between questions", "s": statistics.median(off)},
-        {"way": f"{WORKERS} worker reads ahead", "s": statistics.median(on)},
-    ]
-    return [*rows, {"way": "ratio"} | ratio_cells(on, off)]
+    """A list of videos with and without a worker that reads ahead; the model is on the CPU, or waited for."""
+    (reading,) = timer.interleaved(runs, partial(read_all, units))
+    waiting = WaitingEngine(loaded, statistics.median(reading) / len(units))
+
+    rows: list[Row] = [{"answers from": "nothing: reading alone", "no worker s": statistics.median(reading)}]
+    for name, engine in (("a wait as long as reading", waiting), ("the model, on the CPU", loaded.engine())):
+        off, on = timer.interleaved(
+            runs, *(partial(answer_all, engine, units, workers) for workers in (0, WORKERS))
+        )
+        row: Row = {"answers from": name, "no worker s": statistics.median(off)}
+        row[f"{WORKERS} worker s"] = statistics.median(on)
+        rows.append(row | ratio_cells("ratio", on, off))
+    return rows
 
 
 # ---- command
@@ -200,7 +212,7 @@ def measure(name: str, runs: int, folder: Path) -> Tables:
     preset = find_preset(name)
     loaded = load(preset)
     timer = DeviceTimer(torch.device("cpu"), torch.float32)
-    videos = [folder / f"{i}.mp4" for i in range(4 if name != "tiny" else 2)]
+    videos = [folder / f"{i}.mp4" for i in range(8 if name != "tiny" else 2)]
     for video in videos:
         write_video(video, preset.video_s // 4 or 1)
 

@@ -87,13 +87,13 @@ def _read_part(path: Path, part: str) -> list[Record]:
     find_video = video_finder(
         [base / "video" / part, base / "videos" / part, base / "video", base / "videos"]
     )
+    task = part.split("_", 1)[1]  # `question_type` has other names: findNeedle, subPlot
     counts: dict[str, int] = {}
 
     def build(row: Mapping) -> Record:
-        kind = row.get("question_type") or part.split("_", 1)[1]
         counts[row["video"]] = counts.get(row["video"], 0) + 1
         options = tuple(row.get("candidates") or ())
-        meta = {"task": kind, "duration_s": row.get("duration"), "video": row["video"]}
+        meta = {"task": task, "duration_s": row.get("duration"), "video": row["video"]}
         if row.get("scoring_points"):
             meta["scoring_points"] = tuple(row["scoring_points"])
         return Record(
@@ -234,15 +234,10 @@ def submission(rows: Sequence[Row]) -> list[SubmissionFile]:
 # --- the two tasks with open answers: only a judge rates them
 
 
-def kind_of(record: Record) -> str:
-    """Which of the judge's two tasks a record belongs to: the files call the first "subPlot", too."""
-    return "summary" if record.meta["task"] == "summary" else "sub_scene"
-
-
 def judge_messages(record: Record, answer: str) -> list[dict[str, str]]:
     """What the judge is asked about an answer."""
     return mlvu_judge_messages(
-        kind_of(record),
+        record.meta["task"],
         answer,
         question=record.question,
         answer=record.answer,
@@ -252,8 +247,8 @@ def judge_messages(record: Record, answer: str) -> list[dict[str, str]]:
 
 def read_judge(reply: str, record: Record) -> dict[str, float] | None:
     """Both scores by name; None where one is missing or no number."""
-    names = MLVU_SCORES[kind_of(record)]
-    scores = read_mlvu_scores(reply, kind_of(record)) or []
+    names = MLVU_SCORES[record.meta["task"]]
+    scores = read_mlvu_scores(reply, record.meta["task"]) or []
     return dict(zip(names, scores)) if len(scores) == len(names) else None
 
 
@@ -265,7 +260,7 @@ def judge_figures(rows: Sequence[Row], readings: Mapping[str, Mapping[str, Any]]
     figures: dict[str, float] = {}
     totals = []
     for kind, names in MLVU_SCORES.items():
-        ids = [row.record.id for row in rows if kind_of(row.record) == kind]
+        ids = [row.record.id for row in rows if row.record.meta["task"] == kind]
         if not ids:
             continue
 
@@ -282,7 +277,9 @@ JUDGE = Judge(judge_messages, read_judge, judge_figures, max_tokens=MLVU_MAX_TOK
 
 
 def _choice_protocols(lmms: choices.Prompt) -> dict[str, Protocol]:
-    def protocol(text, parse, settings=choices.SETTINGS) -> Protocol:
+    def protocol(
+        text: choices.Prompt, parse: choices.Parse, settings: Settings = choices.SETTINGS
+    ) -> Protocol:
         return Protocol(text, parse, choices.is_answer, settings, METRIC)
 
     return {

@@ -101,7 +101,7 @@ METRIC = Metric(labels=choices.labels_of("area", "reasoning", "tag"))
 
 
 def _protocols(lmms_letter: choices.Parse) -> dict[str, Protocol]:
-    def protocol(text, parse, settings: Settings) -> Protocol:
+    def protocol(text: choices.Prompt, parse: choices.Parse, settings: Settings) -> Protocol:
         return Protocol(text, parse, choices.is_answer, settings, METRIC)
 
     return {

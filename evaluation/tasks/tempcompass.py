@@ -1,6 +1,6 @@
 """TempCompass: five temporal aspects of a video, asked in four ways. Three have rules, captioning a judge."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,12 @@ def _fine_types(folder: Path) -> dict[str, dict[str, str]]:
     return types
 
 
-def _record(task: str, find_video, fine_types: Mapping[str, Mapping[str, str]], row: Mapping) -> Record:
+def _record(
+    task: str,
+    find_video: Callable[[str], Path],
+    fine_types: Mapping[str, Mapping[str, str]],
+    row: Mapping,
+) -> Record:
     video, aspect = str(row["video_id"]), row["dim"]
     fine_type = "order" if aspect == "order" else fine_types.get(video, {}).get(aspect)
     meta: dict[str, Any] = {"task": task, "aspect": f"{task}: {aspect}"}
@@ -259,6 +264,7 @@ ALL = (
             "vlmevalkit": _rule_protocol(vlmevalkit_prompt, choices.VLMEVALKIT_SETTINGS),
         },
         expected=1580 + 2453 + 1503,
+        # which of the tasks the paper's single number means is not stated
         paper={"Dynamic-VLM-7B": 62.2, "Dynamic-VLM-14B": 66.2},
     ),
     Task(

@@ -1,6 +1,6 @@
 """Video-MME: 900 videos of three lengths, three questions each, with or without subtitles."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from pvc.evaluation.subtitles import (
     read_srt,
     vlmevalkit_lines,
 )
-from pvc.evaluation.task import Metric, Protocol, Row, SubmissionFile, Task
+from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task
 
 FIELDS = ("duration", "domain", "sub_category", "task_type")
 LISTED = "This video's subtitles are listed below:"
@@ -69,7 +69,8 @@ def _read(data: Path, with_subtitles: bool) -> list[Record]:
     return records
 
 
-def _subtitle_finder(folder: Path):
+def _subtitle_finder(folder: Path) -> Callable[[str], tuple[Subtitle, ...]]:
+    """Video -> its lines, read once; none where it has no file."""
     places = [folder / "subtitle", folder / "subtitles"]
 
     @cache
@@ -166,7 +167,7 @@ def submission(rows: Sequence[Row]) -> list[SubmissionFile]:
 
 
 def _protocols(lmms: Prompt, vlmevalkit: Prompt) -> dict[str, Protocol]:
-    def protocol(text: Prompt, parser: str, settings=choices.SETTINGS) -> Protocol:
+    def protocol(text: Prompt, parser: str, settings: Settings = choices.SETTINGS) -> Protocol:
         return Protocol(text, choices.read_as(parser), choices.is_answer, settings, METRIC)
 
     return {

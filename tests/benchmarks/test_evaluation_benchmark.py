@@ -70,7 +70,7 @@ def test_the_tables_hold_counts_times_and_their_ratio(loaded, unit):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_reads_the_same_videos(loaded, video, workers):
     units = Units([evaluation.questions(video, 1)] * 3, evaluation.protocol(2), 56)
-    assert evaluation.answer_all(loaded, units, workers) == 3
+    assert evaluation.answer_all(loaded.engine(), units, workers) == 3
 
 
 @pytest.mark.slow
@@ -80,4 +80,4 @@ def test_the_command_prints_and_writes_its_tables(tmp_path, capsys):
     assert printed == (tmp_path / "evaluation.md").read_text()
     assert "python -m pvc.benchmarks.evaluation --preset tiny" in printed
     assert "Three questions about a video of 4 frames" in printed
-    assert "worker reads ahead" in printed
+    assert "a wait as long as reading" in printed

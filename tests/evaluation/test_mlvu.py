@@ -133,6 +133,12 @@ def test_an_answer_that_is_no_candidate_has_the_official_letter(tmp_path):
     assert DEV.read(tmp_path)[0].answer == "@"
 
 
+def test_of_two_equal_candidates_the_last_is_right_as_officially(tmp_path):
+    write_mlvu(tmp_path, [{**SAMPLES[0], "options": ["x", "y", "x", "z"], "answer": "A"}])
+
+    assert DEV.read(tmp_path)[0].answer == "C"
+
+
 def test_open_questions_and_scoring_points_are_read(tmp_path):
     sample = {"video": "s", "question": "What?", "answer": "a text", "task": "8_sub_scene", "points": ["p"]}
     write_mlvu_generation(tmp_path, [sample])
