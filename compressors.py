@@ -3,6 +3,7 @@
     wanted = frame_tokens(frames, max_video_tokens)       # at most so many a frame
     tokens = compressor.tokens(wanted, patches)           # what the compressor makes of it
     compressor(features, tokens)                          # (F, N, C) -> (F, tokens, C)
+    clips  = budget.share(clips)                          # `Clip.tokens` of the clips of a prompt
 
 The three compressors of Dynamic-VLM (arXiv 2412.09530, equations 1 to 3) share this signature. All work on
 each frame by itself, and on all frames of a call at once. Who lays out the prompt asks `tokens`, which is
@@ -11,11 +12,15 @@ plain arithmetic; the model asks `forward`.
 Shapes: `F` frames, `N` patches of a frame in raster order, `M` tokens of a frame, `C` width.
 """
 
+from collections.abc import Sequence
 from math import isqrt
+from typing import NamedTuple
 
 import torch
 from torch import nn
 from torch.nn import functional
+
+from .clips import Clip
 
 FIRST_BIAS = 0.02  # of the selector's logits, as in Elysium's
 GOLDEN_RATIO = (5**0.5 - 1) / 2
@@ -41,7 +46,8 @@ class AdaptivePooling(nn.Module):
     rows, so windows overlap where `s` does not divide `g`. The number of tokens is a square.
     """
 
-    def tokens(self, wanted: int, patches: int) -> int:
+    @staticmethod
+    def tokens(wanted: int, patches: int) -> int:
         """The largest square up to `wanted`; all patches where that many are wanted."""
         return patches if wanted >= patches else isqrt(max(wanted, 1)) ** 2
 
@@ -73,7 +79,8 @@ class TokenMerging(nn.Module):
     plain mean of a seed and what joined it. The last `N mod k` tokens are dropped.
     """
 
-    def tokens(self, wanted: int, patches: int) -> int:
+    @staticmethod
+    def tokens(wanted: int, patches: int) -> int:
         """`N // k` for the least `k` that makes at most `wanted`."""
         return patches // _stride(wanted, patches)
 
@@ -139,20 +146,11 @@ class TokenPruning(nn.Module):
         super().__init__()
         self.score = nn.Linear(width, 1)
         self.mix = nn.Linear(num_patches, num_patches)
-        self.reset_parameters()
+        self.mix.starts_even = True
+        init_even_start(self.mix)
 
-    @torch.no_grad()
-    def reset_parameters(self):
-        """At the start patches are kept by position alone: an even subset, whatever number is wanted.
-
-        Multiples of the golden ratio, modulo 1, are spread evenly, however many of them are taken.
-        """
-        self.score.reset_parameters()
-        self.mix.weight.zero_()
-        positions = torch.arange(len(self.mix.bias), dtype=torch.float64, device=self.mix.bias.device)
-        self.mix.bias.copy_(FIRST_BIAS * (1 - positions * GOLDEN_RATIO % 1))
-
-    def tokens(self, wanted: int, patches: int) -> int:
+    @staticmethod
+    def tokens(wanted: int, patches: int) -> int:
         """As many as are wanted, at most all."""
         return min(max(wanted, 1), patches)
 
@@ -187,6 +185,21 @@ class TokenPruning(nn.Module):
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
+@torch.no_grad()
+def init_even_start(module: nn.Module):
+    """Gives a selector's `mix` its start: patches are kept by position alone, an even subset of any number.
+
+    Multiples of the golden ratio, modulo 1, are spread evenly, however many of them are taken.
+    """
+    if not hasattr(module, "starts_even"):
+        return
+    nn.init.zeros_(module.weight)
+    if getattr(module.bias, "_is_hf_initialized", False):
+        return  # transformers has loaded it
+    positions = torch.arange(len(module.bias), dtype=torch.float64, device=module.bias.device)
+    module.bias.copy_(FIRST_BIAS * (1 - positions * GOLDEN_RATIO % 1))
+
+
 def _gumbel_noise(like: torch.Tensor) -> torch.Tensor:
     return -torch.empty_like(like).exponential_().log()
 
@@ -197,11 +210,40 @@ def _checked(tokens: int) -> int:
     return tokens
 
 
-COMPRESSORS = ("pooling", "merging", "pruning")
+COMPRESSORS = {"pooling": AdaptivePooling, "merging": TokenMerging, "pruning": TokenPruning}
 
 
 def make_compressor(name: str, num_patches: int, width: int) -> nn.Module:
     """The compressor of a name of `COMPRESSORS`; pruning alone has parameters."""
-    if name == "pruning":
-        return TokenPruning(num_patches, width)
-    return {"pooling": AdaptivePooling, "merging": TokenMerging}[name]()
+    return TokenPruning(num_patches, width) if name == "pruning" else COMPRESSORS[name]()
+
+
+class TokenBudget(NamedTuple):
+    """How the clips of one prompt share visual tokens.
+
+    Attributes:
+        compressor: a name of `COMPRESSORS`.
+        patches: of a tile.
+        max_video_tokens: of all frames of a video; the images of a prompt together count as a video.
+        most: of a tile.
+        fixed: tokens of every tile, whatever the budget is; None: the budget decides.
+    """
+
+    compressor: str
+    patches: int
+    max_video_tokens: int
+    most: int
+    fixed: int | None = None
+
+    def share(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips of one prompt with their numbers of tokens."""
+        num_images = sum(clip.tiles for clip in clips if clip.frames == 1)
+        return [
+            clip._replace(tokens=self.tokens(num_images if clip.frames == 1 else clip.frames * clip.tiles))
+            for clip in clips
+        ]
+
+    def tokens(self, tiles: int) -> int:
+        """Tokens of each of `tiles` tiles that share the budget."""
+        wanted = self.fixed or frame_tokens(tiles, self.max_video_tokens, self.most)
+        return COMPRESSORS[self.compressor].tokens(wanted, self.patches)
