@@ -89,16 +89,18 @@ class Conversation:
 
     def video_segments(self, frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
         """The lines of a video: a placeholder for each frame; `times_s`: each frame's time, written too."""
-        placeholder = Segment("media", IMAGE_PLACEHOLDER)
         if self.bare_images and frames == 1:
-            return [placeholder]
+            return [Segment("media", IMAGE_PLACEHOLDER)]
+        return self.frame_segments(range(1, frames + 1), times_s)
 
+    def frame_segments(self, numbers: Sequence[int], times_s: Sequence[float] | None = None) -> list[Segment]:
+        """The lines of those frames of a video, whose numbers count from 1."""
         segments = []
-        for i in range(frames):
+        for i, number in enumerate(numbers):
             gap = self.frame_gap if i else ""
-            start = self.frame_start(i + 1, None if times_s is None else times_s[i])
-            segments += [Segment("text", gap + start), placeholder]
-        return segments + ([Segment("text", self.frames_end)] if self.frames_end else [])
+            start = self.frame_start(number, None if times_s is None else times_s[i])
+            segments += [Segment("text", gap + start), Segment("media", IMAGE_PLACEHOLDER)]
+        return segments + ([Segment("text", self.frames_end)] if self.frames_end and numbers else [])
 
     def end_of_media(self, frames: int) -> str:
         """What stands behind an image (1 frame) or a video, before the text that follows."""

@@ -70,6 +70,15 @@ class DynamicVLMModel(DynamicVLMPreTrainedModel, VLMModel):
         """The clips of one dialogue with the tokens that the configuration's budget gives them."""
         return self.config.token_budget().share(clips)
 
+    def live_tokens(self, horizon: int | None, frame_tokens: int | None) -> int | None:
+        """Tokens of a frame of a video that is still coming in; raises where they do not follow."""
+        if horizon is None and frame_tokens is None:
+            raise ValueError(
+                "a frame's tokens follow from the number of frames, which an endless stream has not: pass "
+                "horizon or frame_tokens"
+            )
+        return self.config.token_budget(frame_tokens).tokens(horizon or 1)
+
     def one_image_grid(self, num_tiles: int) -> torch.Tensor:
         """The `clip_grid (num_tiles, 4)` that takes all tiles for one image."""
         return clip_grid_of(self.share_budget([Clip(1, num_tiles, 1)]))

@@ -87,6 +87,20 @@ class VLMModel(VLMPreTrainedModel):
         """The clips of one dialogue with their numbers of tokens; by default the model's own number."""
         return list(clips)
 
+    def live_tokens(self, horizon: int | None, frame_tokens: int | None) -> int | None:
+        """Tokens of a tile of a video that is still coming in; None: the model's own number.
+
+        Args:
+            horizon: frames of the whole video, where that is known.
+            frame_tokens: what the caller asks for.
+
+        Raises:
+            ValueError: where the number does not follow, or is asked of a model without a budget.
+        """
+        if frame_tokens is not None:
+            raise ValueError(f"frame_tokens={frame_tokens}: this model's frames have their own number")
+        return None
+
     def embed(
         self,
         input_ids: torch.Tensor,
