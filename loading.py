@@ -4,7 +4,7 @@ Arguments of older releases, quantisation of the LLM alone, errors for damaged f
 whole part of a model starts at random. Reading weights is left to transformers.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from json import JSONDecodeError
 from pickle import UnpicklingError
@@ -19,11 +19,14 @@ logger = logging.get_logger(__name__)
 OLD_ARGUMENTS = ("use_flash_attn", "load_in_8bit", "load_in_4bit")
 DAMAGED = (SafetensorError, JSONDecodeError, RecursionError, UnpicklingError, EOFError)
 DAMAGED_PICKLES = ("corrupt file", "PytorchStreamReader")  # in torch's RuntimeErrors
-UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
+UNQUANTIZED = ("model.vision_model", "model.projector", "lm_head")
 
 
-def translate_old_arguments(arguments: dict) -> dict:
-    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, under today's names."""
+def translate_old_arguments(arguments: dict, unquantized: Sequence[str] = UNQUANTIZED) -> dict:
+    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, under today's names.
+
+    `unquantized`: modules that keep their dtype.
+    """
     arguments = dict(arguments)
     old = {name: arguments.pop(name) for name in OLD_ARGUMENTS if name in arguments}
 
@@ -35,25 +38,25 @@ def translate_old_arguments(arguments: dict) -> dict:
             logger.warning("use_flash_attn: flash-attn is not installed, attention stays torch's sdpa")
 
     if old.get("load_in_8bit"):
-        arguments.setdefault("quantization_config", quantization_config("int8"))
+        arguments.setdefault("quantization_config", quantization_config("int8", unquantized))
     elif old.get("load_in_4bit"):
-        arguments.setdefault("quantization_config", quantization_config("nf4"))
+        arguments.setdefault("quantization_config", quantization_config("nf4", unquantized))
 
     if old:
         logger.info(f"from_pretrained: {', '.join(old)} are translated; transformers 5 has them no more")
     return arguments
 
 
-def quantization_config(kind: str) -> BitsAndBytesConfig:
+def quantization_config(kind: str, unquantized: Sequence[str] = UNQUANTIZED) -> BitsAndBytesConfig:
     """bitsandbytes settings for the LLM alone, "int8" or "nf4": ViT, projector and head keep their dtype."""
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(unquantized))
     if kind == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=UNQUANTIZED,
+            llm_int8_skip_modules=list(unquantized),
         )
     raise ValueError(f"quantisation is {kind!r}: expected 'int8' or 'nf4'")
 

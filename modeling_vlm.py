@@ -27,7 +27,7 @@ from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
 from .fast_decode import ASSISTED, fast_decode_options, generate_setting
 from .json_files import check_json_files
-from .loading import check_parts, damage_as_os_error, translate_old_arguments
+from .loading import UNQUANTIZED, check_parts, damage_as_os_error, translate_old_arguments
 from .modeling_intern_vit import check_finite, eval_mode
 from .modeling_internlm2 import InternLM2Model, causal_lm_output
 
@@ -199,6 +199,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
     """A body with its head: logits, loss, `generate` and its checks. A subclass names its `body_class`."""
 
     body_class: type[VLMModel]
+    unquantized: Sequence[str] = UNQUANTIZED  # modules that keep their dtype
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: PretrainedConfig):
@@ -244,7 +245,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             ValueError: where a whole part has no weights, and this was not asked for.
             OSError: where a file is damaged.
         """
-        kwargs = translate_old_arguments(kwargs)
+        kwargs = translate_old_arguments(kwargs, cls.unquantized)
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
 
         with damage_as_os_error(pretrained_model_name_or_path):
