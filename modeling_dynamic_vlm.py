@@ -23,7 +23,6 @@ from .clips import Clip, clip_grid_of, clips_of_grid, tokens_of_clip
 from .compressors import init_even_start, make_compressor
 from .configuration_dynamic_vlm import DynamicVLMConfig
 from .live_video import LiveVideo
-from .loading import UNQUANTIZED
 from .modeling_vlm import (
     VLMForConditionalGeneration,
     VLMModel,
@@ -177,7 +176,6 @@ class DynamicVLMForConditionalGeneration(
     """Dynamic-VLM with its head: answers about one image, several, or a video."""
 
     body_class = DynamicVLMModel
-    unquantized = (*UNQUANTIZED, "model.compressor")
 
     def live_video(self, tokenizer, **settings) -> LiveVideo:
         """A new `LiveVideo(self, tokenizer, **settings)`: frames as they come, questions at any time."""

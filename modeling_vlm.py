@@ -27,13 +27,17 @@ from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
 from .fast_decode import ASSISTED, fast_decode_options, generate_setting
 from .json_files import check_json_files
-from .loading import UNQUANTIZED, check_parts, damage_as_os_error, translate_old_arguments
+from .loading import (
+    check_parts,
+    check_savable,
+    damage_as_os_error,
+    say_casts_once,
+    translate_old_arguments,
+)
 from .modeling_intern_vit import check_finite, eval_mode
-from .modeling_internlm2 import InternLM2Model, causal_lm_output
+from .modeling_internlm2 import ENGINE_ATTENTION, InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
-
-ENGINE_ATTENTION = "vllm"  # of vLLM, which builds a model by `AutoModel.from_config`
 
 
 class VLMPreTrainedModel(PreTrainedModel):
@@ -51,7 +55,11 @@ class VLMPreTrainedModel(PreTrainedModel):
         """transformers' own; the weights get the permissions of config.json.
 
         safetensors writes files for their owner alone, whatever the umask.
+
+        Raises:
+            ValueError: for a quantised model that would not load as it is; see `loading.check_savable`.
         """
+        check_savable(self)
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         if (folder / "config.json").is_file():  # the process that saves
@@ -199,7 +207,6 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
     """A body with its head: logits, loss, `generate` and its checks. A subclass names its `body_class`."""
 
     body_class: type[VLMModel]
-    unquantized: Sequence[str] = UNQUANTIZED  # modules that keep their dtype
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: PretrainedConfig):
@@ -245,13 +252,15 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             ValueError: where a whole part has no weights, and this was not asked for.
             OSError: where a file is damaged.
         """
-        kwargs = translate_old_arguments(kwargs, cls.unquantized)
+        kwargs = translate_old_arguments(kwargs)
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
 
         with damage_as_os_error(pretrained_model_name_or_path):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
+        if getattr(model, "is_loaded_in_8bit", False):
+            say_casts_once()
         if not allow_missing_parts:
             check_parts(model, info["missing_keys"], pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model

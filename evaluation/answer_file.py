@@ -27,16 +27,20 @@ class HeaderMismatch(ValueError):
 class AnswerFile:
     """The file of one rank, open for appending.
 
+    Args:
+        is_fresh: other ranks may not have deleted their old files yet: their headers are not checked.
+
     Raises:
         HeaderMismatch: where the folder holds answers of another model, protocol, ...
     """
 
-    def __init__(self, folder: Path, rank: int, header: Mapping[str, Any]):
+    def __init__(self, folder: Path, rank: int, header: Mapping[str, Any], *, is_fresh: bool = False):
         folder.mkdir(parents=True, exist_ok=True)
-        for path in rank_files(folder):
-            check_header(path, header)
-
         self.path = folder / NAME.format(rank=rank)
+        for path in [self.path] if is_fresh else rank_files(folder):
+            if path.exists():
+                check_header(path, header)
+
         self._file = open(self.path, "ab")  # noqa: SIM115  # closed by `close`
         self._cut_torn_line()
         if self._file.tell() == 0:
@@ -81,17 +85,33 @@ def read_header(path: Path) -> dict[str, Any] | None:
 
 
 def check_header(path: Path, header: Mapping[str, Any]) -> None:
-    """Raises HeaderMismatch where the file's header is another one, with the first field that differs."""
+    """Raises HeaderMismatch where the file's header is another one, with what differs.
+
+    The model's name does not count: a folder may be renamed. Its weights do.
+    """
     there = read_header(path)
-    wanted = json.loads(json.dumps(header))
-    if there is None or there == wanted:
+    if there is None:
         return
 
-    name = next(name for name in [*there, *wanted] if there.get(name) != wanted.get(name))
-    raise HeaderMismatch(
-        f"{path} was made with {name} = {there.get(name)!r}, now it is {wanted.get(name)!r}: choose another "
-        "output folder, or start anew with --fresh"
-    )
+    old, new = flat_header(there), flat_header(json.loads(json.dumps(header)))
+    differing = [name for name in {**old, **new} if old.get(name) != new.get(name)]
+    if differing:
+        changes = ", ".join(f"{name} = {old.get(name)!r}, now {new.get(name)!r}" for name in differing)
+        raise HeaderMismatch(
+            f"{path} was made with {changes}: choose another output folder (--out), or start anew with --fresh"
+        )
+
+
+def flat_header(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What decides the answers of a run, one value a name: "settings.frames"."""
+    flat = {}
+    for name, value in header.items():
+        if isinstance(value, dict):
+            flat |= {f"{name}.{key}": x for key, x in value.items()}
+        else:
+            flat[name] = value
+    flat.pop("model.name", None)
+    return flat
 
 
 def json_lines(path: Path) -> Iterator[dict[str, Any]]:
@@ -103,7 +123,9 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield json.loads(line)
             except ValueError as error:
-                raise DataError(f"{path}, line {number} is not JSON: {error}") from error
+                raise DataError(
+                    f"{path}, line {number} is not JSON ({error}): delete the line, and its question is asked again"
+                ) from error
 
 
 def read_answers(folder: Path) -> dict[str, dict[str, Any]]:
@@ -123,6 +145,6 @@ def read_answers(folder: Path) -> dict[str, dict[str, Any]]:
             elif "error" not in line and line["answer"] != known["answer"]:
                 raise DataError(
                     f"{path}: record {line['id']} has two answers, {known['answer']!r} and "
-                    f"{line['answer']!r}: the files are of different runs; start anew with --fresh"
+                    f"{line['answer']!r}: they are of different runs; start anew with --fresh"
                 )
     return answers

@@ -1,6 +1,7 @@
 """Multiple choice, as most tasks about videos have it: options, letters, accuracy and its groups."""
 
 import re
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 
@@ -8,6 +9,7 @@ from pvc.evaluation.frames import linspace_frames, vlmevalkit_frames
 from pvc.evaluation.parse import read_letter
 from pvc.evaluation.prompts import ANSWER_LETTER, frame_lines, lettered
 from pvc.evaluation.records import Record, Shown
+from pvc.evaluation.statistics import Additive, Part
 from pvc.evaluation.task import Row, Settings, percent
 
 Parse = Callable[[str, Record], str]
@@ -67,22 +69,27 @@ def vlmevalkit_text(frames: int, *texts: str) -> str:
     return frame_lines(frames, "Frame-{number}: <image>\n") + "".join(texts)
 
 
-def accuracies(rows: Sequence[Row], key: str) -> dict[str, float]:
-    """Percent right by the value of a field of `meta`, in order of first appearance."""
+def rows_by(rows: Sequence[Row], key: str) -> dict[str, list[Row]]:
+    """The rows by the value of a field of `meta`, in order of first appearance."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
         groups.setdefault(str(row.record.meta[key]), []).append(row)
-    return {name: percent(group) for name, group in groups.items()}
+    return groups
 
 
-def mean_of_groups(key: str) -> Callable[[Sequence[Row]], float]:
+def accuracies(rows: Sequence[Row], key: str) -> dict[str, float]:
+    """Percent right by the value of a field of `meta`."""
+    return {name: percent(group) for name, group in rows_by(rows, key).items()}
+
+
+def mean_of_groups(key: str) -> Additive[Row]:
     """The mean of the groups' accuracies, each group with the same weight."""
 
-    def mean(rows: Sequence[Row]) -> float:
-        values = accuracies(rows, key).values()
-        return sum(values) / max(1, len(values))
+    def parts(rows: Sequence[Row]) -> dict[str, Part]:
+        groups = rows_by(rows, key)
+        return {name: (100 * sum(row.score for row in some), len(some)) for name, some in groups.items()}
 
-    return mean
+    return Additive(parts)
 
 
 def labels_of(*keys: str) -> Callable[[Record], Mapping[str, str | tuple[str, ...]]]:
@@ -108,6 +115,6 @@ def check_submitted(rows: Sequence[Row], ids: Sequence[str]) -> None:
     """
     if not rows:
         raise ValueError("nothing to submit: there are no rows")
-    repeated = sorted({name for name in ids if ids.count(name) > 1}) if len(set(ids)) < len(ids) else []
+    repeated = sorted(name for name, times in Counter(ids).items() if times > 1)
     if repeated:
         raise ValueError(f"ids occur twice, which a server refuses: {repeated[:5]}")

@@ -17,6 +17,7 @@ from pvc.evaluation.statistics import PairedTest, paired_test
 from pvc.reporting.markdown import markdown_table
 
 MOST_BARS = 40  # of a plot
+RESULT_FILES = ("results.json", "results.md", "samples.jsonl", "plot.svg")
 
 
 def write_result(folder: Path, result: Result) -> None:

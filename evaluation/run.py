@@ -18,8 +18,8 @@ from typing import Protocol as Interface
 
 from pvc.evaluation.answer_file import AnswerFile, check_header, rank_files, read_answers, read_header
 from pvc.evaluation.judge import Judge
-from pvc.evaluation.records import DataError, Record
-from pvc.evaluation.report import write_result
+from pvc.evaluation.records import DataError, Record, Shown
+from pvc.evaluation.report import RESULT_FILES, write_result
 from pvc.evaluation.scoring import Result, score_answers
 from pvc.evaluation.submit import write_submission
 from pvc.evaluation.task import Protocol, Settings, Task
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 COMPLETE, SOME_FAILED, BAD_USAGE, INCOMPLETE = range(4)  # exit codes
 MISSING_SHOWN = 20
+SOME_FRAMES = Shown(tuple(range(0, 8000, 1000)), tuple(range(0, 320, 40)), fps=25.0, duration_s=320.0)
 
 
 class Engine(Interface):
@@ -74,14 +75,22 @@ class Options:
 
 
 class Plan(NamedTuple):
-    """A task made ready: what will be asked, and why that may not be the whole."""
+    """A task made ready: what will be asked, and why that may not be the whole.
+
+    `all_records` are those of the benchmark, of which `records` will be asked about.
+    """
 
     task: Task
     protocol_name: str
     protocol: Protocol
     records: list[Record]
     partial: list[str]
-    data_hash: str
+    all_records: list[Record]
+
+    @property
+    def data_hash(self) -> str:
+        """Of what the benchmark asks, whether all of it is asked or not."""
+        return hash_of([hash_of([r.id, r.question, r.options, r.answer]) for r in self.all_records])
 
 
 class Outcome(NamedTuple):
@@ -97,8 +106,11 @@ Progress = Callable[[int, int], None]  # (answers done, answers in all) of this 
 # ---- plan
 
 
-def make_plan(name: str, data: Path, options: Options) -> Plan:
+def make_plan(name: str, data: Path, options: Options, *, needs_media: bool = True) -> Plan:
     """Reads a task's records and checks that their media are there.
+
+    Args:
+        needs_media: False where the answers are there already: missing media do not matter.
 
     Raises:
         ValueError: unknown task or protocol.
@@ -110,26 +122,39 @@ def make_plan(name: str, data: Path, options: Options) -> Plan:
         known = ", ".join(task.protocols)
         raise ValueError(f"{task.name} has no protocol {protocol_name!r}: choose one of {known}")
 
-    records = task.read(data)
+    records = read_records(task, data)
     check_ids(task, records)
-    data_hash = hash_of([[r.id, r.question, r.options, r.answer] for r in records])
+    everything = records
 
     partial = []
     if options.limit is not None and options.limit < len(records):
         records = records[: options.limit]
         partial.append(f"the first {options.limit} records")
 
-    missing = missing_media(records)
+    missing = missing_media(records) if needs_media or options.skip_missing else {}
     if missing:
         if not options.skip_missing:
             raise DataError(missing_text(task, missing))
         records = [record for record in records if record.id not in missing]
         partial.append(f"{len(missing)} records left out: their media are missing")
     if not records:
-        raise DataError(f"{task.name}: no record to ask about in {data}")
+        raise DataError(f"{task.name}: there is nothing to ask about in {data}")
 
     protocol = with_overrides(task.protocols[protocol_name], options)
-    return Plan(task, protocol_name, protocol, records, partial, data_hash)
+    return Plan(task, protocol_name, protocol, records, partial, everything)
+
+
+def read_records(task: Task, data: Path) -> list[Record]:
+    """The records of a task. Whatever is wrong with its files is a DataError."""
+    if not data.is_dir():
+        raise DataError(
+            f"there is no folder {data}: --data is the folder of all benchmarks, or the task's own"
+        )
+    try:
+        return task.read(data)
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise DataError(f"{task.name}: the files in {data} are not in its layout ({problem})") from error
 
 
 def check_ids(task: Task, records: Sequence[Record]) -> None:
@@ -198,6 +223,22 @@ def settings_json(settings: Settings) -> dict[str, Any]:
     return {name: getattr(x, "__name__", None) or x for name, x in values.items()}
 
 
+def prompts_hash(plan: Plan) -> str:
+    """A hash of the prompts of all records, as they would be with some frames of a video.
+
+    It changes with hints and subtitles, and with the code that writes the prompt.
+    """
+    digest = hashlib.sha256()
+    for record in plan.all_records:
+        shown = [Shown() if media.kind == "image" else SOME_FRAMES for media in record.media]
+        try:
+            prompt = plan.protocol.prompt(record, shown)
+        except Exception as error:  # the record will be one that failed
+            prompt = type(error).__name__
+        digest.update(hash_of([record.id, prompt]).encode())
+    return digest.hexdigest()[:16]
+
+
 def make_header(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the answers of a run."""
     header = {
@@ -206,6 +247,7 @@ def make_header(plan: Plan, identity: Mapping[str, Any]) -> dict[str, Any]:
         "model": dict(identity),
         "settings": settings_json(plan.protocol.settings),
         "data": plan.data_hash,
+        "prompts": prompts_hash(plan),
         "format": 1,
     }
     return json.loads(json.dumps(header, default=list))
@@ -244,22 +286,26 @@ def evaluate(
     if options.fresh:
         delete_answers(folder, rank)
 
-    with AnswerFile(folder, rank.number, header) as file:
-        ask_all(engine, plan, file, unanswered_units(plan, folder, rank), options, progress)
+    with AnswerFile(folder, rank.number, header, is_fresh=options.fresh) as file:
+        # of a fresh run, what other ranks have written may be of the run before: this rank asks its whole share
+        lines = {} if options.fresh else read_answers(folder)
+        ask_all(engine, plan, file, unanswered_units(plan, lines, rank), options, progress)
     return finish(plan, folder, header, rank, judge)
 
 
 def delete_answers(folder: Path, rank: Rank) -> None:
-    """Removes the answers of this rank, and those of ranks that are no more."""
+    """Removes the answers of this rank, and those of ranks that are no more; and the results of the run."""
     for path in rank_files(folder):
         number = int(path.stem.removeprefix("rank"))
         if number == rank.number or number >= rank.total:
-            path.unlink()
+            path.unlink(missing_ok=True)
+    for name in RESULT_FILES:
+        (folder / name).unlink(missing_ok=True)
 
 
-def unanswered_units(plan: Plan, folder: Path, rank: Rank) -> list[list[Record]]:
+def unanswered_units(plan: Plan, lines: Mapping[str, Mapping[str, Any]], rank: Rank) -> list[list[Record]]:
     """The share of this rank: every so many-th unit, without the records that any rank has answered."""
-    done = {name for name, line in read_answers(folder).items() if "error" not in line}
+    done = {name for name, line in lines.items() if "error" not in line}
     mine = units_of(plan.records)[rank.number :: rank.total]
     rest = [[record for record in unit if record.id not in done] for unit in mine]
     return [unit for unit in rest if unit]
@@ -322,9 +368,12 @@ def finish(
 ) -> Outcome:
     """Scores and reports where all records have a line; otherwise other ranks are still at work."""
     lines = read_answers(folder)
+    if rank.total > 1 and any(record.id not in lines for record in plan.records):
+        return Outcome(None, COMPLETE)
+
     result = score_answers(plan.task, plan.protocol_name, header, plan.records, lines, plan.partial, judge)
     if result.unanswered:
-        return Outcome(None, COMPLETE) if rank.total > 1 else Outcome(result, INCOMPLETE)
+        return Outcome(result, INCOMPLETE)
 
     result.warnings += write_submission(plan.task, result.rows, folder, is_whole=not plan.partial)
     write_result(folder, result)
@@ -335,25 +384,38 @@ def finish(
 def rescore(
     task: str, data: Path, *, out: Path, options: Options | None = None, judge: Judge | None = None
 ) -> Outcome:
-    """Scores the answers of a run again. Needs neither model nor torch.
+    """Scores the answers of a run again. Needs neither model nor torch, nor images and videos.
+
+    The protocol is that of the run.
 
     Raises:
-        DataError: no answers, or answers to other data.
+        DataError: no answers, or answers to other data or of another protocol.
     """
-    plan = make_plan(task, data, options or Options())
-    folder = out / plan.task.name
-    headers = [header for path in rank_files(folder) if (header := read_header(path)) is not None]
-    if not headers:
-        raise DataError(f"{folder} has no answers to score")
+    folder = out / find_task(task).name
+    header = header_of_run(folder)
+    options = options or Options()
+    protocol = options.protocol or header["protocol"]
+    plan = make_plan(task, data, replace(options, protocol=protocol), needs_media=False)
 
-    header = headers[0]
-    for path in rank_files(folder):
-        check_header(path, header)
     same = {"protocol": plan.protocol_name, "data": plan.data_hash}
     for name, value in same.items():
         if header[name] != value:
             raise DataError(f"{folder} was made with {name} {header[name]!r}, not {value!r}")
     return finish(plan, folder, header, Rank(), judge)
+
+
+def header_of_run(folder: Path) -> dict[str, Any]:
+    """What the answers in a folder were made with.
+
+    Raises:
+        DataError: there are none. HeaderMismatch: they are of different runs.
+    """
+    headers = [header for path in rank_files(folder) if (header := read_header(path)) is not None]
+    if not headers:
+        raise DataError(f"{folder} has no answers to score: is --out the folder of the run?")
+    for path in rank_files(folder):
+        check_header(path, headers[0])
+    return headers[0]
 
 
 # ---- dry run

@@ -3,14 +3,15 @@
     Wilson         of a proportion p of n:  (p + z²/2n ± z sqrt(p(1-p)/n + z²/4n²)) / (1 + z²/n)
     clustered      the same with n divided by the design effect: how much larger the variance of the mean is,
                    where rows of a cluster go together, than of independent rows
-    bootstrap      percentiles of a figure over resampled clusters, with a fixed seed
+    bootstrap      percentiles of a figure over resampled clusters, with a fixed seed; see `Additive`
     sign flips     of the clusters' differences between two models: the share of flips as far from 0
 
 scipy has a bootstrap and a permutation test, but would be a dependency for a few lines of numpy.
 """
 
-from collections.abc import Callable, Hashable, Sequence
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import numpy as np
 
@@ -20,6 +21,28 @@ FLIPS = 10_000
 SEED = 0
 
 T = TypeVar("T")
+Part = tuple[float, float]  # (sum, number): their ratio is a share or a mean
+
+
+@dataclass(frozen=True)
+class Additive(Generic[T]):
+    """A figure of rows that needs sums of them alone: the mean or the sum of some ratios.
+
+    A bootstrap adds up what each cluster gives, instead of going through all rows for each resample.
+
+    Attributes:
+        parts: rows -> by name, the sum and the number whose ratio is wanted. Parts of the clusters add up to
+            the parts of all rows.
+        is_sum: the figure is the sum of the ratios, instead of their mean.
+    """
+
+    parts: Callable[[Sequence[T]], Mapping[Any, Part]]
+    is_sum: bool = False
+
+    def __call__(self, rows: Sequence[T]) -> float:
+        """The figure; 0 of no rows."""
+        ratios = [total / number for total, number in self.parts(rows).values() if number]
+        return sum(ratios) if self.is_sum else sum(ratios) / max(1, len(ratios))
 
 
 class Interval(NamedTuple):
@@ -79,17 +102,40 @@ def bootstrap_interval(
     members: dict[Hashable, list[T]] = {}
     for row, group in zip(rows, groups):
         members.setdefault(group, []).append(row)
-    clusters = list(members.values())
-
-    rng = np.random.default_rng(SEED)
-    figures = []
-    for _ in range(RESAMPLES if clusters else 0):
-        drawn = rng.integers(len(clusters), size=len(clusters))
-        figures.append(figure([row for i in drawn for row in clusters[i]]))
-    if not figures:
+    if not members:
         return Interval(0.0, 0.0, "bootstrap")
+
+    clusters = list(members.values())
+    if isinstance(figure, Additive):
+        figures = _additive_figures(figure, clusters)
+    else:
+        resamples = ([row for i in drawn for row in clusters[i]] for drawn in _resamples(len(clusters)))
+        figures = np.array([figure(resample) for resample in resamples])
     low, high = np.percentile(figures, [2.5, 97.5])
     return Interval(float(low), float(high), "bootstrap")
+
+
+def _resamples(number: int) -> Iterable[np.ndarray]:
+    """So many numbers of clusters, drawn with replacement, for each resample."""
+    rng = np.random.default_rng(SEED)
+    return (rng.integers(number, size=number) for _ in range(RESAMPLES))
+
+
+def _additive_figures(figure: Additive[T], clusters: Sequence[Sequence[T]]) -> np.ndarray:
+    """The figure of each resample, from the sums of its clusters."""
+    parts = [figure.parts(cluster) for cluster in clusters]
+    names = list(dict.fromkeys(name for of_cluster in parts for name in of_cluster))
+    table = np.array([[of_cluster.get(name, (0, 0)) for name in names] for of_cluster in parts], dtype=float)
+
+    times = (np.bincount(drawn, minlength=len(clusters)) for drawn in _resamples(len(clusters)))
+    flat = table.reshape(len(clusters), -1)  # (clusters, 2 * names)
+    sums = np.stack([count @ flat for count in times]).reshape(-1, len(names), 2)  # (resamples, names, 2)
+
+    totals, numbers = sums[..., 0], sums[..., 1]
+    ratios = np.divide(totals, numbers, out=np.zeros_like(totals), where=numbers > 0)
+    if figure.is_sum:
+        return ratios.sum(axis=1)
+    return ratios.sum(axis=1) / np.maximum(1, (numbers > 0).sum(axis=1))
 
 
 class PairedTest(NamedTuple):

@@ -18,6 +18,7 @@ from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.prompts import ANSWER_LETTER, ANSWER_LETTER_CN
 from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.released_parsers import offered_letter
+from pvc.evaluation.statistics import Additive, Part
 from pvc.evaluation.tables import Base64Image, read_csv
 from pvc.evaluation.task import Metric, Protocol, Row, Settings, SubmissionFile, Task, percent
 from pvc.evaluation.tasks.released import greedy, released_settings
@@ -110,11 +111,13 @@ def read_inferred_letter(answer: str, record: Record) -> str:
     return letter if letter in options else ""
 
 
-def circular(rows: Sequence[Row]) -> float:
-    """The share of questions of which all rotations are right, times 100."""
+def _right_questions(rows: Sequence[Row]) -> Mapping[str, Part]:
     questions = rows_together(rows, lambda record: record.group)
     right = [all(row.score for row in rotations) for rotations in questions]
-    return 100 * sum(right) / max(1, len(right))
+    return {"": (100 * sum(right), len(right))}
+
+
+circular = Additive(_right_questions)  # the share of questions of which all rotations are right, times 100
 
 
 def vanilla(rows: Sequence[Row]) -> Mapping[str, float]:

@@ -8,13 +8,14 @@ Source: `eval/mme` of the released code, and MME's `calculation.py`.
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from pvc.evaluation.choices import is_answer
+from pvc.evaluation.choices import is_answer, rows_by
 from pvc.evaluation.layout import unique_ids
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.released_parsers import plain_yes_no, yes_or_no
+from pvc.evaluation.statistics import Additive, Part
 from pvc.evaluation.tables import first_existing
-from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, percent
+from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task
 from pvc.evaluation.tasks.released import single_word_question
 
 PERCEPTION = (
@@ -119,32 +120,28 @@ def read_yes_or_no(answer: str, record: Record) -> str:
     return yes_or_no(plain_yes_no(answer))
 
 
-def both_right(rows: Sequence[Row]) -> float:
-    """The percentage of images with two right answers."""
+def _both_right(rows: Sequence[Row]) -> Part:
+    """(100 times the number of images with two right answers, number of images)."""
     pairs = rows_together(rows, lambda record: record.meta["pair"])
     right = [len(pair) == 2 and all(row.score for row in pair) for pair in pairs]
-    return 100 * sum(right) / max(1, len(right))
+    return 100 * sum(right), len(right)
 
 
-def _by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    tasks: dict[str, list[Row]] = {}
-    for row in rows:
-        tasks.setdefault(row.record.meta["task"], []).append(row)
-    return tasks
-
-
-def total(rows: Sequence[Row]) -> float:
-    """The sum of the tasks' scores."""
-    return sum(percent(part) + both_right(part) for part in _by_task(rows).values())
-
-
-def _parts(rows: Sequence[Row]) -> Mapping[str, float]:
+def _task_parts(rows: Sequence[Row]) -> Mapping[str, Part]:
     """acc and acc_plus of each task."""
-    figures = {}
-    for task, part in _by_task(rows).items():
-        figures[f"{task} acc"] = percent(part)
-        figures[f"{task} acc_plus"] = both_right(part)
-    return figures
+    parts: dict[str, Part] = {}
+    for task, some in rows_by(rows, "task").items():
+        parts[f"{task} acc"] = 100 * sum(row.score for row in some), len(some)
+        parts[f"{task} acc_plus"] = _both_right(some)
+    return parts
+
+
+total = Additive(_task_parts, is_sum=True)  # the sum of the tasks' scores
+
+
+def _values(rows: Sequence[Row]) -> Mapping[str, float]:
+    """acc and acc_plus of each task, in percent."""
+    return {name: value / number for name, (value, number) in _task_parts(rows).items()}
 
 
 def _labels(record: Record) -> Mapping[str, str]:
@@ -178,7 +175,7 @@ MME = Task(
                 headline=total,
                 labels=_labels,
                 sub_score=total,
-                others=_parts,
+                others=_values,
                 is_proportion=False,
             ),
         ),

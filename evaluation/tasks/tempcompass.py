@@ -169,17 +169,11 @@ def is_right(parsed: str, record: Record) -> float:
     return float(parsed == RIGHT)
 
 
-def by_task(rows: Sequence[Row]) -> dict[str, list[Row]]:
-    """The rows of each task that has some."""
-    groups = {task: [row for row in rows if row.record.meta["task"] == task] for task in RULE_TASKS}
-    return {task: group for task, group in groups.items() if group}
-
-
 def others(rows: Sequence[Row]) -> dict[str, float]:
     """How often the rules matched at all, by task."""
     return {
         f"match rate {task}": 100 * sum(bool(row.parsed) for row in group) / len(group)
-        for task, group in by_task(rows).items()
+        for task, group in choices.rows_by(rows, "task").items()
     }
 
 
@@ -204,7 +198,9 @@ def judge_figures(rows: Sequence[Row], readings: Mapping[str, Mapping[str, Any]]
     judged = [
         row._replace(score=max(row.score, readings.get(row.record.id, {}).get("rating", 0))) for row in rows
     ]
-    figures = {f"judged_accuracy {task}": percent(group) for task, group in by_task(judged).items()}
+    figures = {
+        f"judged_accuracy {task}": percent(group) for task, group in choices.rows_by(judged, "task").items()
+    }
     figures["judged_accuracy"] = sum(figures.values()) / max(1, len(figures))
     return figures
 

@@ -58,7 +58,8 @@ def test_a_failed_sample_ends_with_1(data, tmp_path, engine):
         ([], "no TASK is given"),
         (["countin"], "did you mean counting"),
         (["counting", "--protocol", "mine"], "choose one of default"),
-        (["counting", "--data", "nowhere"], "files are missing"),
+        (["counting", "--data", "nowhere"], "there is no folder nowhere"),
+        (["counting", "--data", "."], "files are missing"),
     ],
 )
 def test_wrong_usage_ends_with_2_before_weights_are_loaded(arguments, message, monkeypatch):

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import counting_task
@@ -184,12 +185,49 @@ def test_answers_of_another_model_are_refused_by_name(data, tmp_path):
     run(data, tmp_path)
     other = AddingEngine()
     other.identity = {"name": "adder", "weights": "1"}
-    with pytest.raises(HeaderMismatch, match="model.*'weights': '0'.*'weights': '1'.*--fresh"):
+    with pytest.raises(HeaderMismatch, match="model.weights = '0', now '1'.*--fresh"):
         run(data, tmp_path, other)
-    with pytest.raises(HeaderMismatch, match="settings"):
+    with pytest.raises(HeaderMismatch, match=r"settings\.max_tiles = 1, now 2"):
         run(data, tmp_path, tiles=2)
     assert run(data, tmp_path, other, fresh=True).exit_code == COMPLETE
     assert len(other.asked) == NUMBER
+
+
+def test_a_model_may_be_renamed(data, tmp_path):
+    run(data, tmp_path, limit=5)
+    renamed = AddingEngine()
+    renamed.identity = {"name": "adder-2", "weights": "0"}
+    assert run(data, tmp_path, renamed).exit_code == COMPLETE
+    assert len(renamed.asked) == NUMBER - 5
+
+
+def test_answers_to_other_prompts_are_refused(data, tmp_path, monkeypatch):
+    run(data, tmp_path, limit=5)
+    other = replace(counting_task.PROTOCOL, prompt=lambda record, shown: record.question + " Be brief.")
+    monkeypatch.setitem(counting_task.TASK.protocols, "default", other)
+    with pytest.raises(HeaderMismatch, match="prompts"):
+        run(data, tmp_path)
+
+
+def test_a_fresh_run_of_two_ranks_asks_everything_again(data, tmp_path):
+    """Whichever starts first still finds the other's old file."""
+    run(data, tmp_path)
+    run(data, tmp_path, rank=Rank(0, 2), tiles=2, fresh=True)
+    (tmp_path / "counting/rank1.jsonl").write_bytes((tmp_path / "counting/rank0.jsonl").read_bytes())
+    engines = [AddingEngine(wrong=("3",)), AddingEngine(wrong=("3",))]
+    for i in (1, 0):
+        outcome = run(data, tmp_path, engines[i], Rank(i, 2), fresh=True, tiles=3)
+    assert outcome.exit_code == COMPLETE
+    assert sorted(engines[0].asked + engines[1].asked) == sorted(ALL)
+    assert results(tmp_path)["counts"]["records"] == NUMBER
+    assert results(tmp_path)["header"]["settings"]["max_tiles"] == 3
+
+
+def test_a_fresh_run_that_is_interrupted_leaves_no_old_results(data, tmp_path):
+    run(data, tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run(data, tmp_path, AddingEngine(stop_after=4), fresh=True)
+    assert [path.name for path in (tmp_path / "counting").glob("*results*")] == []
 
 
 def test_two_answers_to_a_record_are_an_error(data, tmp_path):
@@ -207,6 +245,14 @@ def test_rescoring_needs_no_model(data, tmp_path, monkeypatch):
     (tmp_path / "counting/results.json").unlink()
     assert rescore("counting", data, out=tmp_path).exit_code == COMPLETE
     assert results(tmp_path) == before
+
+
+def test_rescoring_takes_the_protocol_of_the_run_and_needs_no_media(data, tmp_path):
+    run(data, tmp_path, protocol="judged")
+    (data / "1.png").unlink()
+    assert rescore("counting", data, out=tmp_path).result.protocol == "judged"
+    with pytest.raises(DataError, match="made with protocol 'judged', not 'default'"):
+        rescore("counting", data, out=tmp_path, options=Options(protocol="default"))
 
 
 def test_rescoring_refuses_other_data_and_incomplete_answers(data, tmp_path, monkeypatch):

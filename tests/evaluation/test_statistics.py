@@ -4,12 +4,14 @@ import numpy as np
 import pytest
 
 from pvc.evaluation.statistics import (
+    Additive,
     bootstrap_interval,
     clustered_variance,
     paired_test,
     proportion_interval,
     wilson,
 )
+from pvc.evaluation.tasks import TASKS
 
 
 def test_wilson_has_its_published_values():
@@ -109,3 +111,31 @@ def test_the_paired_test_of_many_groups_samples_flips():
 def test_runs_without_common_records_cannot_be_compared():
     with pytest.raises(ValueError, match="no record in common"):
         paired_test([], [], [])
+
+
+def by_colour(rows):
+    """Percent right of the reds and of the blues, as parts."""
+    parts = {}
+    for colour, score in rows:
+        total, number = parts.get(colour, (0, 0))
+        parts[colour] = (total + 100 * score, number + 1)
+    return parts
+
+
+@pytest.mark.parametrize("is_sum", [False, True])
+def test_an_additive_figure_has_the_bootstrap_of_a_plain_function(is_sum):
+    rng = np.random.default_rng(4)
+    rows = [("red" if i % 7 else "blue", float(rng.random() < 0.6)) for i in range(60)]
+    groups = [i // 3 for i in range(60)]
+    figure = Additive(by_colour, is_sum)
+    fast = bootstrap_interval(figure, rows, groups)
+    slow = bootstrap_interval(lambda some: figure(some), rows, groups)
+    assert fast[:2] == pytest.approx(slow[:2], abs=1e-9)
+    assert figure([]) == 0
+
+
+@pytest.mark.parametrize("name", ["mmbench-dev-en", "mme", "mlvu-dev", "chartqa"])
+def test_headlines_of_tasks_are_additive(name):
+    """Else their bootstrap over a whole benchmark takes minutes."""
+    for protocol in TASKS[name].protocols.values():
+        assert isinstance(protocol.metric.headline, Additive)
