@@ -17,6 +17,7 @@ import weakref
 from typing import NamedTuple
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 from transformers import PretrainedConfig, PreTrainedModel
 from transformers.cache_utils import DynamicCache
 
@@ -41,7 +42,7 @@ class PrefixCache:
         """Forgets everything."""
         self.prompt_keys = torch.empty(0, dtype=torch.long)
         self.past = DynamicCache()  # made without a configuration, it keeps all positions of all layers
-        self.lengths = range(0)  # of calls, see `_rope_span`
+        self.lengths = range(0)  # of calls, see `rope_span`
         self.model = lambda: None
         self.state = None
 
@@ -78,7 +79,7 @@ class PrefixCache:
             inputs_embeds = model.model.merge_visual_tokens(input_ids, inputs_embeds, visual_tokens)
             keys = keys.masked_scatter(keys == model.config.image_token_id, visual_token_keys.to(keys))
         keys = keys[0].cpu()  # (L,)
-        self._cut_to_common(keys, _rope_span(model.config.llm_config, len(keys)))
+        self._cut_to_common(keys, rope_span(model.config.llm_config, len(keys)))
 
         if fast_decode:
             options = fast_decode_options(model, input_ids, options, prefix=self.past)
@@ -136,7 +137,7 @@ class PrefixCache:
         self.prompt_keys = keys[: max(0, min(held, self.lengths.stop - 1))]
 
 
-def _rope_span(llm_config: PretrainedConfig, length: int) -> range:
+def rope_span(llm_config: PretrainedConfig, length: int) -> range:
     """The lengths of calls that rotate keys by the same angles as one that reaches `length` positions.
 
     Empty where no other call is known to: beyond its limit, dynamic NTK has a base for each length,
@@ -163,16 +164,22 @@ def _state(model: PreTrainedModel) -> tuple:
 def _sample(model: PreTrainedModel) -> tuple:
     """A few values of each parameter: what is written through `.data` does not count as a version."""
     of_device: dict[torch.device, list[torch.Tensor]] = {}
-    for parameter in model.parameters():
-        # of a DTensor the rank's own part
-        values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
-        values = values.detach()
-
+    for values in (values for parameter in model.parameters() for values in _plain_tensors(parameter)):
         is_readable = values.device.type != "meta" and values.is_contiguous() and values.numel() > 0
         if is_readable:
             step = -(-values.numel() // SAMPLED_VALUES)
             of_device.setdefault(values.device, []).append(values.view(-1)[::step].float())
     return tuple(torch.cat(values).cpu().numpy().tobytes() for values in of_device.values())
+
+
+def _plain_tensors(parameter: torch.Tensor) -> list[torch.Tensor]:
+    """A parameter as plain tensors: of a DTensor the rank's own part, of a quantised one its parts."""
+    values = parameter.to_local() if hasattr(parameter, "to_local") else parameter
+    values = values.detach()
+    if not is_traceable_wrapper_subclass(values):
+        return [values]
+    names, _ = values.__tensor_flatten__()
+    return [getattr(values, name) for name in names]
 
 
 class EncodedClip(NamedTuple):

@@ -4,14 +4,16 @@ Arguments of older releases, quantisation of the LLM alone, errors for damaged f
 whole part of a model starts at random. Reading weights is left to transformers.
 """
 
+import logging as logging_of_python
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from json import JSONDecodeError
 from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig, PreTrainedModel, TorchAoConfig
 from transformers.utils import is_flash_attn_2_available, logging
 
 logger = logging.get_logger(__name__)
@@ -44,8 +46,16 @@ def translate_old_arguments(arguments: dict) -> dict:
     return arguments
 
 
-def quantization_config(kind: str) -> BitsAndBytesConfig:
-    """bitsandbytes settings for the LLM alone, "int8" or "nf4": ViT, projector and head keep their dtype."""
+def quantization_config(kind: str) -> BitsAndBytesConfig | TorchAoConfig:
+    """Settings that quantise the LLM alone: ViT, projector and head keep their dtype.
+
+    Args:
+        kind: "int8" or "nf4", by bitsandbytes; "int8-weight-only", by torchao.
+
+    Raises:
+        ValueError: another kind.
+        ImportError: torchao is not installed.
+    """
     if kind == "int8":
         return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=UNQUANTIZED)
     if kind == "nf4":
@@ -55,7 +65,47 @@ def quantization_config(kind: str) -> BitsAndBytesConfig:
             bnb_4bit_compute_dtype=torch.bfloat16,
             llm_int8_skip_modules=UNQUANTIZED,
         )
-    raise ValueError(f"quantisation is {kind!r}: expected 'int8' or 'nf4'")
+    if kind == "int8-weight-only":
+        try:
+            torchao = import_module("torchao.quantization")
+        except ImportError as error:
+            raise ImportError("int8-weight-only needs torchao: pip install torchao") from error
+        return TorchAoConfig(torchao.Int8WeightOnlyConfig(), modules_to_not_convert=UNQUANTIZED)
+    raise ValueError(f"quantisation is {kind!r}: expected 'int8' or 'nf4', or 'int8-weight-only'")
+
+
+def check_savable(model: PreTrainedModel):
+    """Raises a ValueError where bitsandbytes would save weights that load as others.
+
+    On some CPUs its 4-bit layers pack their weights anew in the first forward pass, and what is saved after
+    it loads wrong (bitsandbytes 0.50.2).
+    """
+    for parameter in model.parameters():
+        if getattr(getattr(parameter, "quant_state", None), "packing_format_for_cpu", False):
+            raise ValueError(
+                "an nf4 model that has run on the CPU cannot be saved: bitsandbytes has packed its weights "
+                "anew; load it again and save it before its first use"
+            )
+
+
+class _Once(logging_of_python.Filter):
+    """Lets each message through once, whatever its arguments."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen: set[str] = set()
+
+    def filter(self, record):
+        is_new = record.msg not in self.seen
+        self.seen.add(record.msg)
+        return is_new
+
+
+def say_casts_once():
+    """bitsandbytes says at each matrix product that it casts to float16: once is enough."""
+    casts = logging_of_python.getLogger("bitsandbytes.autograd._functions")
+    if not any(isinstance(x, _Once) for x in casts.filters):
+        casts.addFilter(_Once())
 
 
 @contextmanager

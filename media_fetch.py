@@ -33,6 +33,7 @@ MAX_REDIRECTS = 10
 REDIRECTS = (301, 302, 303, 307, 308)
 PORTS = {"http": 80, "https": 443}
 ANSWER_TIMEOUT_S = 30  # until the first byte of an answer, and between two
+POLL_S = 0.5  # between two looks at whether reading is cancelled
 SLOWEST_BYTES_PER_S, SLOW_FOR_S = 1000, 10  # an answer that is slower for so long is given up
 ENCODINGS = ("identity", "gzip", "x-gzip", "deflate")
 GZIP_OR_ZLIB = 47  # zlib's window bits that detect the format by its header
@@ -163,18 +164,23 @@ class _TimedReader(io.RawIOBase):
         if seconds > SLOW_FOR_S and self._received < SLOWEST_BYTES_PER_S * seconds:
             raise TimeoutError(f"the answer comes at less than {SLOWEST_BYTES_PER_S} bytes a second")
 
-        # one read may wait no longer than the whole budget has left
-        self._sock.settimeout(min(ANSWER_TIMEOUT_S, self._budget.remaining_s()))
-        try:
-            number = self._sock.recv_into(buffer)
-        except TimeoutError:
-            self._budget.remaining_s()  # raises its own error where the budget has run out
-            raise
-
+        number = self._receive_into(buffer)
         if self._first_s is None:
             self._first_s = time.monotonic()
         self._received += number
         return number
+
+    def _receive_into(self, buffer: Any) -> int:
+        """Waits for bytes, no longer than the whole budget has left."""
+        ends_s = time.monotonic() + ANSWER_TIMEOUT_S
+        while True:
+            self._sock.settimeout(min(POLL_S, self._budget.remaining_s()))
+            try:
+                return self._sock.recv_into(buffer)
+            except TimeoutError:
+                self._budget.remaining_s()  # raises its own error where the budget has run out
+                if time.monotonic() > ends_s:
+                    raise
 
 
 class _TimedSocket:

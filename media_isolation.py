@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from threading import Timer
+from threading import Event, Thread
 from typing import Any, BinaryIO
 
 from PIL import Image
@@ -36,6 +36,7 @@ except ImportError:  # in a clone, where this folder is not a package, and in th
 BASE_BYTES = 2 * 2**30  # of address space, for libraries and threads
 BYTES_PER_PIXEL = 32  # of address space, for copies of a frame
 CPU_S = 600  # where the policy has no deadline
+POLL_S = 0.1  # between two looks at whether the process must end
 MAX_HEADER = 2**24  # bytes of a line
 KEPT_VARIABLES = ("PATH", "LD_LIBRARY_PATH", "LANG", "TMPDIR", "TEMP", "SYSTEMROOT")
 LIMITS = ("max_bytes", "max_pixels", "max_frames", "max_duration_s", "backends")  # that the child gets
@@ -125,7 +126,7 @@ class _Child:
 
 @contextmanager
 def _child(file: BinaryIO, request: dict, budget: Budget) -> Iterator[_Child]:
-    """Starts the process with the file as its input, and ends it at the deadline or after use."""
+    """Starts the process with the file as its input, and ends it when it is over, or after use."""
     name = file_name(file)
     seconds = budget.remaining_s()
     has_deadline = seconds != float("inf")
@@ -150,12 +151,20 @@ def _child(file: BinaryIO, request: dict, budget: Budget) -> Iterator[_Child]:
         stack.callback(process.kill)
         child = _Child(process, name, budget)
         stack.callback(child.output.close)
-        if has_deadline:
-            timer = Timer(seconds, process.kill)
-            timer.daemon = True
-            timer.start()
-            stack.callback(timer.cancel)
+        is_done = Event()
+        stack.callback(is_done.set)
+        Thread(target=_kill_when_over, args=(process, budget, is_done), daemon=True).start()
         yield child
+
+
+def _kill_when_over(process: subprocess.Popen, budget: Budget, is_done: Event) -> None:
+    """Ends the process at the deadline, or where reading is cancelled."""
+    while not is_done.wait(POLL_S):
+        try:
+            budget.remaining_s()
+        except MediaRefused:
+            process.kill()
+            return
 
 
 def _environment() -> dict[str, str]:

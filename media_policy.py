@@ -54,6 +54,8 @@ class MediaPolicy:
         backends: readers of videos that a call may name. A message never names one.
         isolate: whether files are decoded in a process of their own, with limits of memory and CPU time: a
             decoder that crashes is then an error of one prompt.
+        is_cancelled: asked while media are read, by several threads; where it says yes, reading ends, and a
+            process that decodes is killed. None: it is never cancelled.
 
     Raises:
         ValueError: a field of a wrong type or out of range, with its name.
@@ -70,6 +72,7 @@ class MediaPolicy:
     deadline_s: float | None = 300.0
     backends: tuple[str, ...] = BACKENDS
     isolate: bool = False
+    is_cancelled: Callable[[], bool] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_bytes", "max_pixels", "max_frames", "max_tiles"):
@@ -88,6 +91,9 @@ class MediaPolicy:
         is_taken = self.hosts in (None, False) or callable(self.hosts) or _is_names(self.hosts)
         if self.hosts is True or not is_taken:
             raise ValueError(f"hosts={self.hosts!r}: expected None (any), names, a function, or False (none)")
+
+        if self.is_cancelled is not None and not callable(self.is_cancelled):
+            raise ValueError(f"is_cancelled={self.is_cancelled!r}: expected None or a function")
 
         if not self.backends or not set(self.backends) <= set(BACKENDS):
             raise ValueError(f"backends={self.backends!r}: expected some of {', '.join(BACKENDS)}")
@@ -200,7 +206,13 @@ class Budget:
         self._tiles = policy.max_tiles  # that are left
 
     def remaining_s(self) -> float:
-        """Seconds that are left; infinite without a deadline. Raises MediaRefused where there are none."""
+        """Seconds that are left; infinite without a deadline.
+
+        Raises:
+            MediaRefused: none are left, or the reading was cancelled.
+        """
+        if self.policy.is_cancelled is not None and self.policy.is_cancelled():
+            raise MediaRefused("the reading of the media of this prompt was cancelled")
         if self._ends_s is None:
             return float("inf")
 

@@ -27,6 +27,7 @@ except ImportError:  # in a clone, where this folder is not a package
     from media_fetch import NamedBytes, fetch
     from media_policy import Budget, MediaPolicy, MediaRefused, check_size, shown
 
+WHITE_SPACE = b" \t\n\r\v\f"
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # of two characters or more: C: is a drive
 
 
@@ -248,7 +249,8 @@ def _of_text(text: str, budget: Budget, kind: str) -> NamedBytes | None:
 
 def _looks_like_base64(text: str) -> bool:
     """Whether a text that names no file is long enough to be a file itself."""
-    return len(text) > 255 and re.fullmatch(r"[A-Za-z0-9+/\s]+=*\s*", text) is not None
+    # a single class of characters: what could end in several ways would be tried in all of them
+    return len(text) > 255 and re.fullmatch(r"[A-Za-z0-9+/\s]+", text.rstrip().rstrip("=")) is not None
 
 
 def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
@@ -257,7 +259,9 @@ def _from_base64(text: str, policy: MediaPolicy, kind: str) -> NamedBytes:
     check_size(len(content) * 3 // 4 - 2, policy.max_bytes, f"{kind} of base64")  # before it is decoded
 
     try:
-        return NamedBytes(base64.b64decode("".join(content.split()), validate=True), shown(text))
+        # not by `split`: a space after each letter would be as many texts
+        letters = content.encode("ascii").translate(None, WHITE_SPACE)
+        return NamedBytes(base64.b64decode(letters, validate=True), shown(text))
     except ValueError as error:
         noun = "an image" if kind == "image" else "a video"
         if policy.files is False:

@@ -29,13 +29,16 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_pvc import ROPE_TYPES, InternLM2Config
 
+ENGINE_ATTENTION = "vllm"  # of vLLM, which registers it under this name
+
 
 @torch.no_grad()
 def rotary_cos_sin(config: InternLM2Config, position_ids: torch.Tensor, dtype: torch.dtype):
     """Cosine and sine of RoPE's angles, `(B, S, d)` each, computed in float32.
 
     "linear" divides positions by the factor. "dynamic" (NTK) raises the base for rows longer than
-    `max_position_embeddings`, by each row's own length: its largest position + 1.
+    `max_position_embeddings`, by each row's own length: its largest position + 1. A row of a serving engine
+    holds tokens of several prompts: there each token counts by its own position.
     """
     rope = config.rope_parameters
     if rope["rope_type"] not in ROPE_TYPES:  # set after the configuration was made and checked
@@ -51,7 +54,8 @@ def rotary_cos_sin(config: InternLM2Config, position_ids: torch.Tensor, dtype: t
     if rope["rope_type"] == "linear":
         positions = positions / rope["factor"]
     elif rope["rope_type"] == "dynamic":
-        length = positions.amax(dim=-1, keepdim=True) + 1
+        is_engine = config._attn_implementation == ENGINE_ATTENTION
+        length = positions + 1 if is_engine else positions.amax(dim=-1, keepdim=True) + 1  # (B, S or 1)
         stretch = rope["factor"] * length / config.max_position_embeddings - (rope["factor"] - 1)
         base = base * stretch.clamp(min=1) ** (dim / (dim - 2))
 

@@ -10,6 +10,7 @@ What it does with tiles, and prompts, are left to the other files; loading's own
 Shapes: `B` rows of `S` tokens, a prompt of `L`; `H` width of the LLM.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,18 +21,23 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
+from .clips import Clip
 from .configuration_pvc import llm_family
 from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
 from .fast_decode import ASSISTED, fast_decode_options, generate_setting
 from .json_files import check_json_files
-from .loading import check_parts, damage_as_os_error, translate_old_arguments
+from .loading import (
+    check_parts,
+    check_savable,
+    damage_as_os_error,
+    say_casts_once,
+    translate_old_arguments,
+)
 from .modeling_intern_vit import check_finite, eval_mode
-from .modeling_internlm2 import InternLM2Model, causal_lm_output
+from .modeling_internlm2 import ENGINE_ATTENTION, InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
-
-ENGINE_ATTENTION = "vllm"  # of vLLM, which builds a model by `AutoModel.from_config`
 
 
 class VLMPreTrainedModel(PreTrainedModel):
@@ -49,7 +55,11 @@ class VLMPreTrainedModel(PreTrainedModel):
         """transformers' own; the weights get the permissions of config.json.
 
         safetensors writes files for their owner alone, whatever the umask.
+
+        Raises:
+            ValueError: for a quantised model that would not load as it is; see `loading.check_savable`.
         """
+        check_savable(self)
         super().save_pretrained(save_directory, *args, **kwargs)
         folder = Path(save_directory)
         if (folder / "config.json").is_file():  # the process that saves
@@ -80,6 +90,24 @@ class VLMModel(VLMPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None, **kwargs):
         """`pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order."""
         raise NotImplementedError
+
+    def share_budget(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips of one dialogue with their numbers of tokens; by default the model's own number."""
+        return list(clips)
+
+    def live_tokens(self, horizon: int | None, frame_tokens: int | None) -> int | None:
+        """Tokens of a tile of a video that is still coming in; None: the model's own number.
+
+        Args:
+            horizon: frames of the whole video, where that is known.
+            frame_tokens: what the caller asks for.
+
+        Raises:
+            ValueError: where the number does not follow, or is asked of a model without a budget.
+        """
+        if frame_tokens is not None:
+            raise ValueError(f"frame_tokens={frame_tokens}: this model's frames have their own number")
+        return None
 
     def embed(
         self,
@@ -231,6 +259,8 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             model, info = super().from_pretrained(
                 pretrained_model_name_or_path, *args, output_loading_info=True, **kwargs
             )
+        if getattr(model, "is_loaded_in_8bit", False):
+            say_casts_once()
         if not allow_missing_parts:
             check_parts(model, info["missing_keys"], pretrained_model_name_or_path)
         return (model, info) if output_loading_info else model

@@ -4,11 +4,13 @@
     pvc chat org/model --video clip.mp4               a dialogue
     pvc info org/model --frames 64                    sizes, visual tokens, memory
     pvc convert OpenGVLab/InternVL2-2B PVC-2B         make a PVC of an InternVL
+    pvc quantize PVC-2B PVC-2B-int8                   write it with 8 bits a weight
     pvc push PVC-2B org/PVC-2B                        publish it on the Hub
     pvc train check meta.json                         check training data
     pvc train tune-lora --model M --data meta.json --output run
     pvc evaluate mvbench --data data --out run        run a benchmark
     pvc compare run-a run-b                           test two runs against each other
+    pvc serve org/model                               answer OpenAI's API
     pvc bench count --preset 8B                       count FLOPs and bytes
 
 Answers and tables go to stdout, all other messages to stderr. torch and transformers are imported
@@ -21,7 +23,7 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
-from pvc.cli import bench, chat, convert, evaluate, info, push, train
+from pvc.cli import bench, chat, convert, evaluate, info, push, quantize, serve, train
 from pvc.cli.shared import CommandGroup, examples
 
 app = Typer(
@@ -47,7 +49,9 @@ app.command(epilog=chat.EXAMPLES)(chat.chat)
 app.command(epilog=info.EXAMPLES)(info.info)
 app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=push.EXAMPLES)(push.push)
+app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.add_typer(train.training, name="train")
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
+app.command(epilog=serve.EXAMPLES)(serve.serve)
 app.command(epilog=bench.EXAMPLES)(bench.bench)

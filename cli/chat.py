@@ -9,7 +9,7 @@ import shlex
 import sys
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
@@ -17,6 +17,7 @@ from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.cli.shared import (
     DTYPES,
     HUB_ID,
+    QUANTIZATIONS,
     USER_ERRORS,
     drop_none,
     examples,
@@ -57,7 +58,7 @@ def chat(
     ] = None,
     device: Annotated[str | None, Option(help="cuda, cuda:1, mps, cpu, or auto: all GPUs.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
-    quantize: Annotated[Literal["int8", "nf4"] | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
+    quantize: Annotated[QUANTIZATIONS | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
     trust: Annotated[bool, Option("--trust-remote-code", help="Run a Hub model's code unasked.")] = False,
 ) -> None:

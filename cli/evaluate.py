@@ -12,7 +12,16 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from typer import Argument, Exit, Option
 
 from pvc import CHECKPOINT
-from pvc.cli.shared import DTYPES, examples, find_model, in_one_line, log, report_errors, show_status
+from pvc.cli.shared import (
+    DTYPES,
+    QUANTIZATIONS,
+    examples,
+    find_model,
+    in_one_line,
+    log,
+    report_errors,
+    show_status,
+)
 from pvc.conversion.printable import printable
 
 EXAMPLES = examples(
@@ -56,6 +65,7 @@ def evaluate(
     list_tasks: Annotated[bool, Option("--list", help="List the tasks with their protocols.")] = False,
     device: Annotated[str | None, Option(help="cuda, cuda:1, mps or cpu. Default: the fastest.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
+    quantize: Annotated[QUANTIZATIONS | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
     trust: Annotated[bool, Option("--trust-remote-code", help="Of a Hub id: do not ask.")] = False,
 ) -> None:
@@ -86,7 +96,7 @@ def evaluate(
         if fresh:
             delete_old(tasks, out)
         with show_status("Loading") as status:
-            engine = load_engine(model, trust, status, device, dtype, attn, batch)
+            engine = load_engine(model, trust, status, device, dtype, quantize, attn, batch)
     raise Exit(run_tasks(engine, tasks, data, out, options, judge))
 
 
@@ -183,7 +193,14 @@ def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None
 
 
 def load_engine(
-    name: str, trust: bool, status: Any, device: str | None, dtype: str, attn: str | None, batch: int
+    name: str,
+    trust: bool,
+    status: Any,
+    device: str | None,
+    dtype: str,
+    quantize: str | None,
+    attn: str | None,
+    batch: int,
 ) -> Any:
     """The model of a folder or Hub id ("": PVC-Tiny), on this rank's device."""
     from pvc.cli.chat import load_model
@@ -196,10 +213,10 @@ def load_engine(
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
 
     folder = find_model(name or str(CHECKPOINT), trust, status)
-    model, processor = load_model(folder, device, dtype, None, attn)
+    model, processor = load_model(folder, device, dtype, quantize, attn)
     shown_name = os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
     identity = checkpoint_identity(Path(folder), shown_name or "PVC-Tiny")
-    identity["dtype"] = str(model.dtype).removeprefix("torch.")
+    identity["dtype"] = quantize or str(model.dtype).removeprefix("torch.")
     return ChatEngine(model, processor.tokenizer, identity, batch)
 
 

@@ -18,6 +18,7 @@ from pvc.conversion.printable import printable
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 DTYPES = Literal["auto", "bfloat16", "float16", "float32"]
+QUANTIZATIONS = Literal["int8", "nf4", "int8-weight-only"]  # of the LLM: see `loading.quantization_config`
 USER_ERRORS = (OSError, ValueError, ImportError, RuntimeError)  # reported in one line; all else is a bug
 STARTUP_ERRORS = (OSError, ValueError, ImportError)  # of training: a RuntimeError keeps its traceback
 

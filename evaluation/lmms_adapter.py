@@ -109,7 +109,7 @@ class PVC(lmms):
         self.workers = workers
         folder = pretrained or str(CHECKPOINT)
         self.engine = load_engine(folder, device, dtype, attn, trust_remote_code, int(batch_size))
-        self.device = self.engine.model.device  # lmms-eval asks for it, and shares requests out to ranks
+        self.device = self.engine.model.device  # lmms-eval asks for it where it runs as several processes
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
         """The answers in the order of the requests.
@@ -123,10 +123,8 @@ class PVC(lmms):
         answers = [""] * len(requests)
         for start in range(0, len(order), WINDOW):
             window = [self._read(number, requests[number]) for number in order[start : start + WINDOW]]
-            for (task, _), same in groupby(
-                window, key=lambda x: (x.task, json.dumps(x.options, default=str))
-            ):
-                for asked, text in self._ask(task, list(same)):
+            for _, same in groupby(window, key=lambda x: _kind(requests[x.number])):
+                for asked, text in self._ask(list(same)):
                     answers[asked.number] = cut_at_stops(text, asked.options.get("until"))
         return answers
 
@@ -136,11 +134,13 @@ class PVC(lmms):
         media = tuple(media_of(visual) for visual in _flat(visuals))
         return Asked(number, Record(str(number), media, context), task, options)
 
-    def _ask(self, task: str, asked: list[Asked]) -> Iterator[tuple[Asked, str]]:
+    def _ask(self, asked: list[Asked]) -> Iterator[tuple[Asked, str]]:
+        """The answers to questions of one task with one set of options, in order."""
+        task = asked[0].task
         protocol = protocol_of(task, asked[0].options)
-        groups = [
-            [x.record for x in same] for _, same in groupby(asked, key=lambda x: x.record.media or x.number)
-        ]
+        by_media = groupby(asked, key=lambda x: x.record.media or x.number)
+        groups = [[x.record for x in same] for _, same in by_media]
+
         units = read_ahead(Units(groups, protocol, self.engine.tile_size), self.workers)
         answers = self.engine.answer(map(_readable, units), protocol.settings)
         for x, answer in zip(asked, answers, strict=True):

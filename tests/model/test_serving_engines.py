@@ -10,7 +10,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pvc.clips import Clip, clip_grid_of
 from pvc.configuration_pvc import InternLM2Config
-from pvc.modeling_internlm2 import InternLM2Model
+from pvc.modeling_internlm2 import InternLM2Model, rotary_cos_sin
 from pvc.modeling_pvc import PVCForConditionalGeneration, PVCModel
 
 CLIPS = [Clip(1, 3, 4), Clip(1, 1, 4), Clip(5, 1, 1), Clip(2, 2, 1)]
@@ -75,6 +75,23 @@ def test_auto_model_builds_the_body_for_an_engine(engine_attention):
     AutoModel.register(type(config), PVCForConditionalGeneration, exist_ok=True)
     config.get_text_config()._attn_implementation = "vllm"
     assert type(AutoModel.from_config(config)) is PVCModel
+
+
+def test_dynamic_rope_of_a_prompt_does_not_depend_on_others_in_the_row():
+    rope = {"type": "dynamic", "factor": 2.0}
+    config = InternLM2Config(max_position_embeddings=8, rope_scaling=rope, attn_implementation="sdpa")
+    short, long = torch.arange(6)[None], torch.arange(20)[None]
+    expected = rotary_cos_sin(config, short, torch.float32)
+    whole_row = rotary_cos_sin(config, long, torch.float32)
+    config._attn_implementation_internal = "vllm"
+    joined = rotary_cos_sin(config, torch.cat([short, long], dim=1), torch.float32)
+    alone = rotary_cos_sin(config, long, torch.float32)
+    chunk = rotary_cos_sin(config, long[:, 12:], torch.float32)
+    for i in range(2):
+        torch.testing.assert_close(joined[i][:, :6], expected[i])
+        torch.testing.assert_close(joined[i][:, 6:], alone[i])
+        torch.testing.assert_close(chunk[i], alone[i][:, 12:])
+        assert (alone[i][:, 12:] - whole_row[i][:, 12:]).abs().max() > 0.01
 
 
 def test_attention_may_return_its_heads_merged(monkeypatch):
