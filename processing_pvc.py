@@ -558,8 +558,8 @@ class PVCProcessor(ProcessorMixin):
             "continue_final_message": continue_final_message,
             "first_frame": "",  # the label of a video's first frame comes with its frames
         }
-        if self._is_own(template):
-            variables["bos_token"] = ""  # the text is the released one, to which `processor(text=…)` adds BOS
+        if self._is_own(template):  # the text is the released one, to which `processor(text=…)` adds BOS
+            variables["bos_token"] = ""
 
         if not tokenize:
             texts = [render(messages, template, **variables)[0] for messages in batch]
@@ -591,13 +591,14 @@ class PVCProcessor(ProcessorMixin):
         if not self._is_own(template):
             return rendered_prompt(messages, template, self.tokenizer, load_block, variables)
 
-        return own_prompt(
+        prompt = own_prompt(
             messages,
             get_conv_template(self.template),
             load_block,
             add_generation_prompt=variables["add_generation_prompt"],
             continue_final_message=variables["continue_final_message"],
         )
+        return prompt._replace(adds_bos="bos_token" in template)
 
     def _block_media(self, block: dict, options: ProcessingOptions) -> Media:
         """The image or video of a block."""
@@ -658,7 +659,7 @@ class PVCProcessor(ProcessorMixin):
             encode_segments,
             self.tokenizer,
             media_tokens=media_tokens(clips, self.image_processor.tokens_per_tile),
-            add_special_tokens=options.add_special_tokens and not prompt.writes_bos,
+            add_special_tokens=prompt.adds_bos or (options.add_special_tokens and not prompt.writes_bos),
             max_tokens=options.length,
         )
 

@@ -1,7 +1,7 @@
 """Writes what `generate` answers, for the tests of vLLM: `python tests/vllm/reference.py FOLDER`.
 
-Runs in the repository's own environment. FOLDER gets `reference.json` and a tiny checkpoint with random
-weights whose LLM is a Qwen2, with a tokenizer of bytes. Requests are OpenAI's, media in `data:` addresses.
+Runs in the repository's own environment. FOLDER gets `reference.json` and tiny checkpoints with random
+weights and other LLMs than PVC-Tiny's. Requests are OpenAI's, media in `data:` addresses.
 """
 
 import base64
@@ -22,6 +22,11 @@ from pvc.processing_pvc import PVCImageProcessor, PVCProcessor  # noqa: E402
 
 FRAMES = 8  # the server is told as many
 NEW_TOKENS = 8
+RANDOM_MODELS = {  # name: model_type of the LLM, kind of tokenizer, template
+    "Qwen2": ("qwen2", "byte level", "internvl2_5"),
+    "Qwen3": ("qwen3", "byte level", "internvl2_5"),
+    "Phi3": ("phi3", "prefix space at the start", "phi3-chat"),
+}
 
 
 def address(name: str, kind: str) -> dict:
@@ -74,6 +79,7 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
         "hidden_size": 128,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 32,
         "max_position_embeddings": 2048,
     }
     context = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
@@ -108,8 +114,11 @@ def answers(folder: Path) -> dict[str, dict]:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    save_random_model(folder / "qwen2", "qwen2", "byte level", "internvl2_5")
-    models = {"PVC-Tiny": ROOT, "Qwen2": folder / "qwen2"}
+    models = {"PVC-Tiny": ROOT}
+    for name, settings in RANDOM_MODELS.items():
+        models[name] = folder / name
+        save_random_model(models[name], *settings)
+
     reference = {
         name: {"path": str(path), "cases": answers(path), "frames": FRAMES, "new_tokens": NEW_TOKENS}
         for name, path in models.items()
