@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
@@ -90,6 +92,23 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
     PVCProcessor(images, tokenizer, template=template, num_frames=FRAMES).save_pretrained(folder)
 
 
+def with_frames(messages: list[dict]) -> list[dict]:
+    """Messages with the frames that vLLM chooses: evenly spread, the first and the last among them."""
+    with av.open(str(ROOT / "assets" / "video.mp4")) as file:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+    chosen = frames[np.linspace(0, len(frames) - 1, FRAMES, dtype=int)]  # (FRAMES, height, width, 3)
+
+    def shown(block: dict) -> dict:
+        return {"type": "video", "video": chosen} if block["type"] == "video_url" else block
+
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message | {"content": [shown(block) for block in message["content"]]}
+        for message in messages
+    ]
+
+
 @torch.no_grad()
 def answers(folder: Path) -> dict[str, dict]:
     """Ids and text of each case by `generate`."""
@@ -98,7 +117,7 @@ def answers(folder: Path) -> dict[str, dict]:
     found = {}
     for name, messages in CASES.items():
         inputs = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, num_frames=FRAMES
+            with_frames(messages), add_generation_prompt=True, tokenize=True, return_dict=True
         )
         output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
         new = output[0, inputs["input_ids"].shape[1] :]
