@@ -479,17 +479,15 @@ class PVCProcessor(ProcessorMixin):
             expanded.append(laid_out._replace(writes_bos=begins_with_bos(prompt, self.tokenizer)))
 
         inputs = self._encode(expanded, read)
-        if not read.tells_replacements:
-            return inputs
-        labels = "first_frame" in str(self.chat_template)
-        return engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+        if read.tells_replacements:
+            labels = "first_frame" in str(self.chat_template)
+            inputs = engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+        return inputs
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
-        sources = flat(images)
-        return media_inputs(
-            [self.image_processor.image(source, options.image_tiles, budget=budget) for source in sources]
-        )
+        read = partial(self.image_processor.image, max_tiles=options.image_tiles, budget=budget)
+        return media_inputs([read(source) for source in flat(images)])
 
     def _next_media(self, unread: dict[str, Iterator], options: ProcessingOptions, token: str) -> Media:
         return self._media(token, next(unread[token]), options)
