@@ -10,6 +10,7 @@ import pytest
 from processors import IMAGE, OTHER, VIDEO, image, video
 from servers import asset, assistant, connection, head, running, talker, user
 
+from pvc import CHECKPOINT
 from pvc.preprocess import load_image
 from pvc.serving.limits import Limits
 
@@ -238,3 +239,15 @@ def test_metrics_are_prometheus_text(server):
     assert 'pvc_requests_total{code="200"}' in text
     for line in text.splitlines():
         assert line.startswith("# ") or float(line.rpartition(" ")[2]) >= 0
+
+
+def test_the_client_of_the_documentation_prints_what_its_page_shows(server, capsys, monkeypatch):
+    monkeypatch.chdir(CHECKPOINT)
+    page = (CHECKPOINT / "docs" / "serving.md").read_text(encoding="utf-8")
+    section = page[page.index("## pvc serve") :]
+    code = section.partition("```py\n")[2].partition("```")[0]
+    shown = section.partition("```output\n")[2].partition("```")[0]
+
+    code = code.replace("http://127.0.0.1:8000", server.url).replace("PVC-8B", "PVC")
+    exec(compile(code, "docs/serving.md", "exec"), {})
+    assert capsys.readouterr().out == shown
