@@ -1,5 +1,6 @@
 """`pvc serve` through HTTP and the public client: answers are the model's own, whoever asks beside."""
 
+import gc
 import json
 import threading
 import time
@@ -161,6 +162,19 @@ def test_what_is_kept_of_dialogues_stays_within_its_bound():
             ask(served, [user(f"{i} and more of it")], max_tokens=20)
             assert served.metric("cache_bytes") <= 300_000
         assert served.metric("cache_bytes") > 100_000
+
+
+def test_requests_leave_no_objects_behind():
+    def number_of_objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    with running(*talker(), limits=Limits(cache_bytes=200_000)) as served:
+        for i in range(40):
+            served.post({"messages": [user(f"{i} words")], "max_tokens": 2, "stream": bool(i % 2)})
+            if i == 19:
+                before = number_of_objects()
+        assert number_of_objects() - before < 200
 
 
 # ---- clients that go away, time, and places
