@@ -70,8 +70,16 @@ class PromptReader:
         vocabulary = processor.tokenizer.get_vocab()
         self._longest = max(map(len, vocabulary))  # characters of a token
 
-    def read(self, messages: Sequence[dict], is_cancelled: Callable[[], bool]) -> Prompt:
+    def read(
+        self,
+        messages: Sequence[dict],
+        is_cancelled: Callable[[], bool],
+        options: dict[str, Any] | None = None,
+    ) -> Prompt:
         """The prompt of messages.
+
+        Args:
+            options: of this prompt alone, in place of the reader's.
 
         Raises:
             ApiError: 400 where the messages or the length are wrong, 422 where media cannot be read.
@@ -79,9 +87,10 @@ class PromptReader:
         self._check_characters(messages)
         self._check_media(messages)
         processor = self._cancellable(is_cancelled)
+        options = self._options if options is None else options
         try:
             inputs = processor.apply_chat_template(
-                messages, add_generation_prompt=True, tokenize=True, return_dict=True, **self._options
+                messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
             )
         except (OSError, ValueError) as error:
             raise self._refused(error, messages) from None
