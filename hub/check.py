@@ -150,7 +150,9 @@ def _auto_classes(configs: dict[str, dict]) -> dict[str, str]:
         ("processor_config.json", processor, ["AutoProcessor"]),
         ("image_processor in processor_config.json", images, ["AutoImageProcessor"]),
     ]
-    if "auto_map" in tokenizer or tokenizer.get("tokenizer_class") == "InternLM2Tokenizer":
+    # the processor writes its own class into the map of any tokenizer
+    others = {"AutoProcessor": None} | (tokenizer.get("auto_map") or {})
+    if len(others) > 1 or tokenizer.get("tokenizer_class") == "InternLM2Tokenizer":
         needs.append(("tokenizer_config.json", tokenizer, ["AutoTokenizer"]))
 
     found: dict[str, str] = {}
