@@ -18,7 +18,7 @@ def require(paths: Iterable[Path]) -> None:
     """
     missing = [str(path) for path in paths if not path.exists()]
     if missing:
-        raise DataError("missing: " + ", ".join(missing))
+        raise DataError("missing:" + "".join(f"\n  {name}" for name in missing))
 
 
 def own_folder(data: Path, name: str, files: Sequence[str]) -> Path:

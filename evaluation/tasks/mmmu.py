@@ -63,7 +63,7 @@ def read_mmmu(data: Path) -> list[Record]:
 
     missing = [str(folder / subject / "validation-*.parquet") for subject in SUBJECTS if not files[subject]]
     if missing:
-        raise DataError("missing: " + ", ".join(missing))
+        raise DataError("missing:" + "".join(f"\n  {name}" for name in missing))
     return [record for subject in SUBJECTS for path in files[subject] for record in _records(path, subject)]
 
 
