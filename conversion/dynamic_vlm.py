@@ -16,15 +16,21 @@ from math import isqrt
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, CLIPVisionConfig, CLIPVisionModel, GenerationConfig
+from transformers import (
+    AutoModelForCausalLM,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+)
 
 from pvc.configuration_dynamic_vlm import DynamicVLMConfig
 from pvc.conversation import get_conv_template
 from pvc.conversion.checks import check_config, check_depth, values_of
 from pvc.conversion.configs import llm_fields
-from pvc.conversion.convert import Conversion, check_target, license_of, read_tokenizer
+from pvc.conversion.convert import Conversion, Options, check_target, license_of, read_tokenizer
 from pvc.conversion.files import CheckpointError, SourceWeights, TensorInfo, read_json
-from pvc.conversion.plan import DROPPED, Plan, main_dtype, plan_named
+from pvc.conversion.plan import DROPPED, Plan, Weights, main_dtype, plan_named
 from pvc.conversion.verify import Difference
 from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
 from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
@@ -47,6 +53,10 @@ PARTS_PREFIXES = {  # of a CLIP, whole or its ViT alone, and of an LLM
 OTHERS_OF_CLIP = ("text_model.", "text_projection.", "visual_projection.", "logit_scale")
 LAYER = re.compile(r"model\.vision_model\.encoder\.layers\.(\d+)\.")
 UNUSED_LAYER = "the ViT's last layer: features are those before it"
+CLIP_FIELDS = (
+    *("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "num_channels"),
+    *("image_size", "patch_size", "projection_dim", "hidden_act", "layer_norm_eps"),
+)
 HEAD_WIDTH = 64  # of every CLIP
 
 
@@ -111,7 +121,7 @@ class DynamicVLMConversion(Conversion):
     def __init__(
         self,
         target: Path | str,
-        options: DynamicVLMOptions,
+        settings: DynamicVLMOptions,
         *,
         released: Path | str | None = None,
         vision: Path | str | None = None,
@@ -121,7 +131,9 @@ class DynamicVLMConversion(Conversion):
 
         With a release, `vision` may give the configuration of its ViT.
         """
-        self.target, self.options = Path(target), options
+        self.target = Path(target)
+        self.settings = settings
+        self.options = Options(overwrite=settings.overwrite, seed=settings.seed)
         self.released = None if released is None else Path(released)
         self.vision = None if vision is None else Path(vision)
 
@@ -132,13 +144,13 @@ class DynamicVLMConversion(Conversion):
         check_target(self.target, *(x for x in (self.source, self.vision) if x is not None))
 
         values = _llm_values(self.source)
-        self.tokenizer = self._load_tokenizer(llm_fields(values)["model_type"])
+        self.tokenizer: PreTrainedTokenizerBase = self._load_tokenizer(llm_fields(values)["model_type"])
         with values_of(self.source / "config.json"):
             self.plan = self._plan_dynamic(values)
         self.generation = self._generation()
 
-    def _load_tokenizer(self, llm_type: str):
-        folder = self.options.tokenizer or (self.source if self.released is None else None)
+    def _load_tokenizer(self, llm_type: str) -> PreTrainedTokenizerBase:
+        folder = self.settings.tokenizer or (self.source if self.released is None else None)
         if folder is None:
             raise CheckpointError(
                 "the release has no tokenizer: name that of its LLM, --tokenizer Qwen/Qwen2.5-14B-Instruct"
@@ -151,33 +163,36 @@ class DynamicVLMConversion(Conversion):
         return tokenizer
 
     def _plan_dynamic(self, llm_values: dict) -> Plan:
-        if self.released is not None:
-            weights, prefixes, new = SourceWeights(self.released), RELEASED_PREFIXES, ()
-        else:
-            assert self.vision is not None  # one of both is given
-            weights = JoinedWeights({"vision": self.vision, "llm": self.source})
-            prefixes, new = PARTS_PREFIXES, ("model.projector.", "model.compressor.")
-
+        is_start = self.released is None
+        new = ("model.projector.", "model.compressor.") if is_start else ()
+        weights, prefixes = self._weights()
         names, dropped = _names(weights.infos, prefixes)
         vision = _vision_fields(self.vision) if self.vision else _described_vit(names, weights.infos)
         names, unused = _without_last_layer(names, vision["num_hidden_layers"])
         vision["num_hidden_layers"] -= 1
 
-        config = self._config(llm_values, vision, is_start=bool(new))
+        config = self._config(llm_values, vision, is_start)
         path = self.source / "config.json"
         check_depth(config, len(weights.infos), path)
         check_config(config, path)
 
         plan = plan_named(config, weights, names, dropped | unused, new=new, of="Dynamic-VLM")
         config.dtype = main_dtype(weights)
-        if self.released is not None and self.options.max_video_tokens is None:
+        if not is_start and self.settings.max_video_tokens is None:
             plan.remarks.append(
                 f"max_video_tokens {RELEASED_BUDGET:,}, the paper's for the 14B: no file says it"
             )
         return plan
 
+    def _weights(self) -> tuple[Weights, dict[str, str]]:
+        """The tensors of the source, and what their names begin with."""
+        if self.released is not None:
+            return SourceWeights(self.released), RELEASED_PREFIXES
+        assert self.vision is not None  # one of both is given
+        return JoinedWeights({"vision": self.vision, "llm": self.source}), PARTS_PREFIXES
+
     def _config(self, llm_values: dict, vision: dict, is_start: bool) -> DynamicVLMConfig:
-        options = self.options
+        options = self.settings
         is_pruning = options.compressor == "pruning"
         budget = options.max_video_tokens or (12_000 if is_start else RELEASED_BUDGET)
         config = DynamicVLMConfig(
@@ -248,15 +263,10 @@ class DynamicVLMConversion(Conversion):
         return llm(input_ids=ids).logits
 
     def _load(self, module: torch.nn.Module, prefix: str):
-        is_release = self.released is not None
-        weights = SourceWeights(self.released) if is_release else self._joined()
-        names, _ = _names(weights.infos, RELEASED_PREFIXES if is_release else PARTS_PREFIXES)
+        weights, prefixes = self._weights()
+        names, _ = _names(weights.infos, prefixes)
         own = {ours.removeprefix(prefix): theirs for theirs, ours in names.items() if ours.startswith(prefix)}
         module.load_state_dict({name: weights.get(theirs) for name, theirs in own.items()})
-
-    def _joined(self) -> JoinedWeights:
-        assert self.vision is not None  # else there is a release
-        return JoinedWeights({"vision": self.vision, "llm": self.source})
 
 
 def _llm_values(folder: Path) -> dict:
@@ -283,9 +293,7 @@ def _vision_fields(folder: Path) -> dict:
         raise CheckpointError(f"{path}: vision_config is {fields!r:.100}: expected an object")
     with values_of(path):
         config = CLIPVisionConfig(**fields)
-    known = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "image_size")
-    known += ("patch_size", "num_channels", "projection_dim", "hidden_act", "layer_norm_eps")
-    return {name: getattr(config, name) for name in known}
+    return {name: getattr(config, name) for name in CLIP_FIELDS}
 
 
 def _described_vit(names: dict[str, str], infos: dict[str, TensorInfo]) -> dict:

@@ -15,6 +15,7 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from einops import repeat
@@ -59,6 +60,19 @@ NATIVE_IN_LAYERS = {
     "lambda_1": "ls1",
     "lambda_2": "ls2",
 }
+
+
+class Weights(Protocol):
+    """What a plan reads of a source: `SourceWeights`, or those of several folders."""
+
+    infos: dict[str, TensorInfo]
+
+    @property
+    def folder(self) -> Any: ...
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor `name`."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -283,7 +297,7 @@ def _native_name(name: str) -> tuple[str | None, int]:
     return name, 0
 
 
-def main_dtype(weights: SourceWeights) -> torch.dtype:
+def main_dtype(weights: Weights) -> torch.dtype:
     """The dtype of most bytes."""
     sizes: dict[torch.dtype, int] = {}
     for info in weights.infos.values():
@@ -291,7 +305,7 @@ def main_dtype(weights: SourceWeights) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def _tie(config: VLMConfig, weights: SourceWeights, sources: dict, plan: Plan) -> bool:
+def _tie(config: VLMConfig, weights: Weights, sources: dict, plan: Plan) -> bool:
     """Whether embeddings and head are one tensor; sets it in the configuration.
 
     They are where the configuration ties them and there is no head, or an equal one, whose copy is dropped.
@@ -321,7 +335,7 @@ def _tie(config: VLMConfig, weights: SourceWeights, sources: dict, plan: Plan) -
     return tied
 
 
-def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) -> TensorRecipe:
+def _joined(name: str, shape, sources: tuple[str, ...], weights: Weights) -> TensorRecipe:
     """The tensor `name` from one source tensor, or from several concatenated along the rows."""
     infos = [weights.infos[source] for source in sources]
     rows = sum(info.shape[0] for info in infos if info.shape)
@@ -429,7 +443,7 @@ class NewParameters:
 
 def plan_named(
     config: VLMConfig,
-    weights: SourceWeights,
+    weights: Weights,
     names: dict[str, str],
     dropped: dict[str, str],
     *,
