@@ -14,7 +14,7 @@ Shapes: `F` frames, `N` patches of a frame in raster order, `M` tokens of a fram
 
 from collections.abc import Sequence
 from math import isqrt
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -210,7 +210,7 @@ def _checked(tokens: int) -> int:
     return tokens
 
 
-COMPRESSORS = {"pooling": AdaptivePooling, "merging": TokenMerging, "pruning": TokenPruning}
+COMPRESSORS: dict[str, Any] = {"pooling": AdaptivePooling, "merging": TokenMerging, "pruning": TokenPruning}
 
 
 def make_compressor(name: str, num_patches: int, width: int) -> nn.Module:

@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -446,7 +446,7 @@ class VLMConfig(PretrainedConfig):
     """What the configurations of both systems share: an LLM, and a folder that says which model it is of."""
 
     attribute_map = {"img_context_token_id": "image_token_id", "text_config": "llm_config"}
-    model_types = ()  # those of config.json; without a type: transformers takes annotations for fields
+    model_types: ClassVar[tuple[str, ...]] = ()  # those of config.json
 
     @classmethod
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):

@@ -9,6 +9,7 @@ Tensors: `pixel_values (F, 3, S, S)` float32, frame after frame; `clip_grid (F, 
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from PIL import Image
@@ -25,7 +26,9 @@ from .processing_pvc import PVCImageProcessor, PVCProcessor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-WITHOUT_TILES = {  # fields of PVC's image processor: a frame is one tile, shown once, of a token a patch
+WITHOUT_TILES: dict[
+    str, Any
+] = {  # fields of PVC's image processor: a frame is one tile, shown once, of a token a patch
     "downsample_ratio": 1.0,
     "min_tiles": 1,
     "max_tiles": 1,

@@ -118,7 +118,10 @@ class PVCImageProcessor(BaseImageProcessor):
     model_input_names = ["pixel_values", "clip_grid"]
     _media_policy = MediaPolicy()
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
-    _models_fields = ("image_repeats", "video_repeats")  # those of config.json, which `chat` goes by
+    _models_fields: tuple[str, ...] = (
+        "image_repeats",
+        "video_repeats",
+    )  # those of config.json, which `chat` goes by
 
     def __init__(
         self,
