@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval clean
+.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval test-quantized test-serving-load clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -33,8 +33,11 @@ evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: 
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
+# without what does not depend on the version of transformers
+OTHERS = --ignore=tests/evaluation --ignore=tests/fuzz --ignore=tests/media --ignore=tests/serving
+
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
-	.venv-oldest/bin/$(TESTS) -m "not slow"
+	.venv-oldest/bin/$(TESTS) -m "not slow" $(OTHERS)
 
 # the newest transformers that vLLM takes, and otherwise the versions of CI
 MIDDLE = 5.19.0
@@ -67,6 +70,11 @@ FUZZ_SEED ?= $(shell date +%s)
 fuzz: .venv/ready ## damaged images, videos, JSON and safetensors for FUZZ_SECONDS
 	.venv/bin/python -m tests.fuzz --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED) --jobs 2
 
+# minutes of requests: answers per second under 1, 4 and 16 clients, and the server's memory over 1,000 requests
+test-serving-load: .venv/ready ## pvc serve under load: batches must pay, memory must stay
+	.venv/bin/python -m pvc.benchmarks.serving throughput
+	.venv/bin/python -m pvc.benchmarks.serving memory
+
 # transformers' own common tests: SUITE is a folder of its sources (tests/transformers_suite/README.md)
 test-transformers: .venv-suite/ready ## transformers' common tests, from SUITE=FOLDER
 	SUITE="$(SUITE)" .venv-suite/bin/python -m pytest -c tests/transformers_suite/pytest.ini tests/transformers_suite
@@ -92,6 +100,15 @@ LMMS_EVAL = accelerate aiohttp datasets evaluate hf_transfer httpx jsonlines lat
 	.venv-lmms/bin/pip install --quiet --no-deps lmms-eval==0.7.3
 	.venv-lmms/bin/pip install --quiet torch==2.13.0 transformers==5.23.0 'av<16' 'filelock<4' --editable .
 	touch .venv-lmms/ready
+
+# bitsandbytes and torchao in an environment of their own: transformers imports torchao wherever it is installed
+test-quantized: .venv-quantized/ready ## the LLM in 8 and 4 bits: answers, saving, loading
+	.venv-quantized/bin/python -m pytest --numprocesses=0 tests/model/test_quantized.py
+
+.venv-quantized/ready: constraints.txt pyproject.toml
+	$(call make_venv,.venv-quantized,constraints.txt)
+	.venv-quantized/bin/pip install --quiet --constraint constraints.txt bitsandbytes torchao==0.18.0
+	touch .venv-quantized/ready
 
 lint: .venv/ready types ## ruff and mypy
 	.venv/bin/ruff check .

@@ -23,6 +23,9 @@ ABOUT_CHECKPOINT = (
 find_moved_modules(__name__)
 
 EXPORTS = {  # name -> module
+    "DynamicVLMConfig": "configuration_dynamic_vlm",
+    "DynamicVLMForConditionalGeneration": "modeling_dynamic_vlm",
+    "DynamicVLMProcessor": "processing_dynamic_vlm",
     "PVCConfig": "configuration_pvc",
     "PVCForConditionalGeneration": "modeling_pvc",
     "PVCProcessor": "processing_pvc",

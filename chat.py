@@ -1,4 +1,4 @@
-"""Dialogue: `chat`, `batch_chat` and `stream_chat` of `PVCForConditionalGeneration`.
+"""Dialogue: `chat`, `batch_chat` and `stream_chat` of a model.
 
 All three lay dialogues out as segments (`conversation.py`), encode them into one batch padded on the left,
 and call `generate`. What is given (tokenizer, settings, history) is left unchanged.
@@ -23,7 +23,6 @@ from transformers import (
 
 from .clips import Clip, clip_grid_of, integers, media_tokens, released_clips
 from .conversation import (
-    IMAGE_CONTEXT,
     IMAGE_PLACEHOLDER,
     AnswerTokenizer,
     Conversation,
@@ -52,7 +51,7 @@ class Dialogue(NamedTuple):
 
 
 class ChatMixin:
-    """Needs `config`, `model.tokens_per_tile`, `system_message` and `generate`."""
+    """Needs `config`, `model.tokens_per_tile`, `model.share_budget`, `system_message` and `generate`."""
 
     config: Any
     model: Any
@@ -237,6 +236,7 @@ class ChatMixin:
         else:
             clips = []
 
+        clips = self.model.share_budget(clips)
         if num_tiles and num_patches_list is None:
             _check_one_image(num_tiles, question, history)
 
@@ -276,8 +276,10 @@ class ChatMixin:
         # prompts, with as many positions as there will be visual tokens
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
         tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if clips else 0
+        marks = self.prompt_template().marks
         rows = [
-            encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile)) for d in dialogues
+            encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile), marks=marks)
+            for d in dialogues
         ]
 
         # one batch, padded on the left
@@ -302,10 +304,11 @@ class ChatMixin:
         return answers_of(tokenizer, first_of_each, template)
 
     def _tokens_per_tile(self, tokenizer, pixel_values: torch.Tensor) -> int:
-        context_id = tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+        context = self.prompt_template().marks.context
+        context_id = tokenizer.convert_tokens_to_ids(context)
         if context_id != self.config.image_token_id:
             raise ValueError(
-                f"the tokenizer's id of {IMAGE_CONTEXT} is {context_id}, config.image_token_id "
+                f"the tokenizer's id of {context} is {context_id}, config.image_token_id "
                 f"{self.config.image_token_id}: use the model's own tokenizer, or set the configuration's"
             )
         return self.model.tokens_per_tile(*pixel_values.shape[2:])

@@ -58,6 +58,7 @@ class Prompt(NamedTuple):
     media: list[Media]  # in prompt order
     answers: Sequence[Span] = ()  # which segments are answers
     writes_bos: bool = False  # whether the template's text begins with BOS
+    adds_bos: bool = False  # whether the template has a BOS that its segments lack, whatever the options
 
 
 class Rendered(NamedTuple):
@@ -147,7 +148,7 @@ def own_prompt(
     media: list[Media] = []
     answers: list[Span] = []
     for message in messages:
-        segments, found = _content_segments(message["content"], load_block)
+        segments, found = _content_segments(message["content"], conversation, load_block)
         media += found
         if message["role"] == "system":
             conversation.system_message = "".join(segment.text for segment in segments)
@@ -170,9 +171,9 @@ def own_prompt(
 
 
 def _content_segments(
-    content: str | Sequence[dict], load_block: Callable[[dict], Media]
+    content: str | Sequence[dict], template: Conversation, load_block: Callable[[dict], Media]
 ) -> tuple[list[Segment], list[Media]]:
-    """The segments of a message's content, an image or video before a line break each, and its media."""
+    """The segments of a message's content, each image or video with what ends it, and its media."""
     if isinstance(content, str):
         return [Segment("text", content)], []
 
@@ -186,7 +187,8 @@ def _content_segments(
         # an image is its placeholder, a video the lines of its frames
         loaded = load_block(block)
         media.append(loaded)
-        segments += [*loaded.segments, Segment("text", "\n")]
+        end = template.end_of_media(loaded.clip.frames)
+        segments += [*loaded.segments, *([Segment("text", end)] if end else [])]
     return segments, media
 
 

@@ -4,11 +4,13 @@ A `Clip` is one temporal sequence: a video, or an image repeated in time. A list
 written in three ways, and this file holds all of them:
 
     num_patches_list, data_flag, split_sizes   the released `chat`      -> `released_clips`
-    clip_grid (num_tiles, 3)                   the model's inputs       <- `clip_grid_of`, -> `clips_of_grid`
+    clip_grid (num_tiles, 3 or 4)              the model's inputs       <- `clip_grid_of`, -> `clips_of_grid`
     ClipLayout                                 the ViT's index tensors  <- `ClipLayout.from_grid`
 
 `clip_grid` has one row a tile, as serving engines slice it row by row with `pixel_values` (compare Qwen's
-`video_grid_thw`, which has one row a video): frames, tiles a frame and repeats of the tile's clip.
+`video_grid_thw`, which has one row a video): frames, tiles a frame and repeats of the tile's clip, and
+where a clip's number of tokens is not the model's own, the visual tokens of one showing of a tile. Whoever
+lays out the prompt decides that number (`compressors.TokenBudget`), and the model obeys.
 Pixels and prompts are left to the other files.
 
 A frame shown `r` times makes `r` time steps, so that a clip has `T = frames * repeats` of them. A tile
@@ -31,12 +33,14 @@ ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
 class Clip(NamedTuple):
     """One temporal sequence: a video (`frames` > 1) or an image.
 
-    Each frame has `tiles` tiles and is shown `repeats` times.
+    Each frame has `tiles` tiles and is shown `repeats` times. One showing of a tile makes `tokens` visual
+    tokens; None: as many as the model makes by itself.
     """
 
     frames: int
     tiles: int
     repeats: int
+    tokens: int | None = None
 
 
 # ---- number of visual tokens
@@ -49,8 +53,11 @@ def tokens_of_tile(size: tuple[int, int], patch_size: int, downsample_ratio: flo
 
 
 def tokens_of_clip(clip: Clip, tokens_per_tile: int) -> int:
-    """Visual tokens of a clip, repeats included; `tokens_per_tile` as `tokens_of_tile` counts them."""
-    return clip.frames * clip.tiles * clip.repeats * tokens_per_tile
+    """Visual tokens of a clip, repeats included.
+
+    `tokens_per_tile`: the model's own number, for clips that have none; `tokens_of_tile` counts it.
+    """
+    return clip.frames * clip.tiles * clip.repeats * (clip.tokens or tokens_per_tile)
 
 
 def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
@@ -66,12 +73,22 @@ def media_tokens(clips: Iterable[Clip], tokens_per_tile: int) -> list[int]:
 
 
 def clip_rows(clips: Iterable[Clip]) -> list[list[int]]:
-    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the tile's clip."""
-    return [list(clip) for clip in clips for _ in range(clip.frames * clip.tiles)]
+    """Rows of `clip_grid`, one a tile: frames, tiles a frame and repeats of the tile's clip.
+
+    A fourth column has the tokens of a tile where any clip has a number of its own; 0 stands for the model's.
+    """
+    clips = list(clips)
+    has_tokens = any(clip.tokens is not None for clip in clips)
+    rows = []
+    for clip in clips:
+        row = [clip.frames, clip.tiles, clip.repeats]
+        row += [clip.tokens or 0] if has_tokens else []
+        rows += [row] * (clip.frames * clip.tiles)
+    return rows
 
 
 def clip_grid_of(clips: Iterable[Clip]) -> torch.Tensor | None:
-    """`clip_grid (num_tiles, 3)` of clips in prompt order; None where there are none."""
+    """`clip_grid (num_tiles, 3 or 4)` of clips in prompt order; None where there are none."""
     rows = clip_rows(clips)
     return torch.tensor(rows) if rows else None
 
@@ -84,26 +101,32 @@ def clips_of_grid(clip_grid: torch.Tensor, num_tiles: int) -> Iterator[tuple[int
     """
     if not isinstance(clip_grid, torch.Tensor):
         raise ValueError(f"clip_grid is a {type(clip_grid).__name__}: expected a tensor ({num_tiles}, 3)")
-    if clip_grid.shape != (num_tiles, 3) or clip_grid.dtype not in (torch.int32, torch.int64):
+    is_shaped = clip_grid.shape in ((num_tiles, 3), (num_tiles, 4))
+    if not is_shaped or clip_grid.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"clip_grid is {clip_grid.dtype} {tuple(clip_grid.shape)}, expected integers ({num_tiles}, 3): "
-            f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values"
+            f"frames, tiles a frame and repeats of the clip of each of the {num_tiles} tiles of pixel_values "
+            "(and perhaps the tokens of a tile)"
         )
 
     # each clip begins where the one before ends
     rows = clip_grid.tolist()
     start = 0
     while start < num_tiles:
-        frames, tiles, repeats = row = rows[start]
+        row = rows[start]
+        frames, tiles, repeats = row[:3]
+        tokens = row[3] if len(row) == 4 else 0  # 0: the model's own number
         end = start + frames * tiles
 
         # all tiles of a clip say the same of it
-        if min(row) < 1 or rows[start:end] != [row] * (frames * tiles):
+        if min(row[:3]) < 1 or tokens < 0 or rows[start:end] != [row] * (frames * tiles):
+            said = f"{frames} frames of {tiles} tiles, {repeats} repeats"
+            said += f", {tokens} tokens a tile" if len(row) == 4 else ""
             raise ValueError(
-                f"clip_grid row {start} says {frames} frames of {tiles} tiles, {repeats} repeats: expected "
+                f"clip_grid row {start} says {said}: expected "
                 f"positive numbers and {frames * tiles} such rows in a row, got {rows[start:end]}"
             )
-        yield start, Clip(frames, tiles, repeats)
+        yield start, Clip(frames, tiles, repeats, tokens or None)
         start = end
 
 
@@ -133,7 +156,7 @@ class ClipLayout:
     def from_grid(
         cls, clip_grid: torch.Tensor, num_tiles: int, tile_repeat_order: str = "tile"
     ) -> "ClipLayout":
-        """Rows in prompt order from `clip_grid (num_tiles, 3)`.
+        """Rows in prompt order from `clip_grid (num_tiles, 3 or 4)`.
 
         An image's rows stand tile after tile with its repeats in a row ("tile"), or all tiles, then again
         ("frame"); a video's stand time step after time step.
@@ -181,7 +204,7 @@ torch.export.register_dataclass(ClipLayout)
 
 def _rows_of_clip(clip: Clip, tile_repeat_order: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Tile and time step of each row of one clip, `(R,)` both, and its tile sequences `(tiles, T)`."""
-    frames, tiles, repeats = clip
+    frames, tiles, repeats, _ = clip
     num_steps = frames * repeats
 
     tile = torch.arange(frames * tiles).view(frames, tiles)

@@ -11,7 +11,7 @@ import reprlib
 from collections.abc import Mapping
 from contextlib import contextmanager
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 from transformers import AutoConfig, PretrainedConfig
@@ -442,7 +442,38 @@ def check_internlm2_rope(rope: dict):
     )
 
 
-class PVCConfig(PretrainedConfig):
+class VLMConfig(PretrainedConfig):
+    """What the configurations of both systems share: an LLM, and a folder that says which model it is of."""
+
+    attribute_map = {"img_context_token_id": "image_token_id", "text_config": "llm_config"}
+    model_types: ClassVar[tuple[str, ...]] = ()  # those of config.json
+
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        """As transformers', but a folder without config.json is an error, where defaults would be a model."""
+        check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
+        with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
+            values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+
+        # what transformers gives where there is no file
+        if not values:
+            raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")
+        _require_dict(f"config.json of {pretrained_model_name_or_path}", values)
+
+        # another model's folder
+        model_type = values.get("model_type")
+        _require(
+            isinstance(model_type, str) and model_type in cls.model_types,
+            f"config.json of {pretrained_model_name_or_path} has model_type {_shown(model_type)}: expected "
+            f"one of {', '.join(cls.model_types)}",
+        )
+        return values, kwargs
+
+    def get_text_config(self, *args, **kwargs):
+        return self.llm_config
+
+
+class PVCConfig(VLMConfig):
     """PVC: a ViT with temporal layers, adaptive compression, an LLM, and how they are used.
 
     The defaults are those of PVC-InternVL2-8B.
@@ -483,8 +514,8 @@ class PVCConfig(PretrainedConfig):
     """
 
     model_type = "pvc"
+    model_types = MODEL_TYPES
     sub_configs = {"vision_config": InternVisionConfig, "llm_config": AutoConfig}
-    attribute_map = {"img_context_token_id": "image_token_id", "text_config": "llm_config"}
 
     def __init__(
         self,
@@ -546,27 +577,6 @@ class PVCConfig(PretrainedConfig):
         with _as_value_errors("the configuration"):
             super().__init__(**kwargs)
 
-    @classmethod
-    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
-        """As transformers', but a folder without config.json is an error, where defaults would be the 8B."""
-        check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
-            values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
-
-        # what transformers gives where there is no file
-        if not values:
-            raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")
-        _require_dict(f"config.json of {pretrained_model_name_or_path}", values)
-
-        # another model's folder
-        model_type = values.get("model_type")
-        _require(
-            isinstance(model_type, str) and model_type in MODEL_TYPES,
-            f"config.json of {pretrained_model_name_or_path} has model_type {_shown(model_type)}: expected "
-            f"one of {', '.join(MODEL_TYPES)}",
-        )
-        return values, kwargs
-
     def _check(self):
         self._check_types()
         vit, ratio = self.vision_config, self.downsample_ratio
@@ -621,9 +631,6 @@ class PVCConfig(PretrainedConfig):
             isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
             f"new_parameters is {_shown(names)}: expected a list of parts of parameter names",
         )
-
-    def get_text_config(self, *args, **kwargs):
-        return self.llm_config
 
 
 def _vision_config(config) -> InternVisionConfig:

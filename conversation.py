@@ -19,7 +19,23 @@ from typing import Any, NamedTuple
 
 IMAGE_PLACEHOLDER = "<image>"
 IMAGE_START, IMAGE_CONTEXT, IMAGE_END = "<img>", "<IMG_CONTEXT>", "</img>"
+IMAGE_PAD = "<|image_pad|>"  # of Qwen2.5's tokenizers
 FIRST_FRAME = "Frame1: "  # before the first frame of a video
+
+
+class MediaMarks(NamedTuple):
+    """Special tokens of an image or video frame in ids: `context` stands for one visual token.
+
+    `start` and `end` stand around them; empty: nothing does.
+    """
+
+    start: str
+    context: str
+    end: str
+
+
+INTERNVL_MARKS = MediaMarks(IMAGE_START, IMAGE_CONTEXT, IMAGE_END)
+QWEN_MARKS = MediaMarks("", IMAGE_PAD, "")
 
 
 class Segment(NamedTuple):
@@ -41,6 +57,11 @@ class Conversation:
 
     `sep` ends a message; in the style "INTERNVL_ZH" a question ends with `sep2` and roles are followed by a
     colon.
+
+    Media: `marks` are their tokens. `frame_line` and, with times, `timed_frame_line` stand before each frame
+    of a video and may name its `{number}`, its `{time_s}` and, to a tenth, its `{seconds}`; `frame_gap`
+    stands between frames, `frames_end` behind the last one, and `media_end` behind the whole video. With
+    `bare_images` an image, or a video of one frame, is its placeholder alone.
     """
 
     name: str
@@ -51,7 +72,39 @@ class Conversation:
     sep_style: str = "MPT"
     sep2: str | None = None
     stop_str: str | None = None
+    marks: MediaMarks = INTERNVL_MARKS
+    frame_line: str = FIRST_FRAME.replace("1", "{number}")
+    timed_frame_line: str = "Frame{number} at {time_s:.1f}s: "
+    frame_gap: str = "\n"
+    frames_end: str = ""
+    media_end: str = "\n"
+    bare_images: bool = False
     messages: list[tuple[str, str | list[Segment] | None]] = field(default_factory=list)
+
+    def frame_start(self, number: int, time_s: float | None = None) -> str:
+        """What stands before a frame of a video; `number` counts from 1."""
+        line = self.frame_line if time_s is None else self.timed_frame_line
+        seconds = None if time_s is None else f"{round(time_s, 1):g}"
+        return line.format(number=number, time_s=time_s, seconds=seconds)
+
+    def video_segments(self, frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
+        """The lines of a video: a placeholder for each frame; `times_s`: each frame's time, written too."""
+        if self.bare_images and frames == 1:
+            return [Segment("media", IMAGE_PLACEHOLDER)]
+        return self.frame_segments(range(1, frames + 1), times_s)
+
+    def frame_segments(self, numbers: Sequence[int], times_s: Sequence[float] | None = None) -> list[Segment]:
+        """The lines of those frames of a video, whose numbers count from 1."""
+        segments = []
+        for i, number in enumerate(numbers):
+            gap = self.frame_gap if i else ""
+            start = self.frame_start(number, None if times_s is None else times_s[i])
+            segments += [Segment("text", gap + start), Segment("media", IMAGE_PLACEHOLDER)]
+        return segments + ([Segment("text", self.frames_end)] if self.frames_end and numbers else [])
+
+    def end_of_media(self, frames: int) -> str:
+        """What stands behind an image (1 frame) or a video, before the text that follows."""
+        return "" if self.bare_images and frames == 1 else self.media_end
 
     def append_message(self, role: str, message: str | list[Segment] | None):
         self.messages.append((role, message))
@@ -111,7 +164,7 @@ CHATML: dict[str, Any] = {
     "system_template": "<|im_start|>system\n{system_message}",
     "roles": ("<|im_start|>user\n", "<|im_start|>assistant\n"),
 }
-TEMPLATES = {
+TEMPLATES = {  # of InternVL and PVC
     template.name: template
     for template in (
         Conversation(
@@ -129,17 +182,32 @@ TEMPLATES = {
         Conversation("internvl2_5", INTERNVL2_5_SYSTEM, sep="<|im_end|>\n", **CHATML),
     )
 }
+DYNAMIC_VLM_TEMPLATES = {
+    "dynamic-vlm": Conversation(
+        "dynamic-vlm",
+        "You are a helpful assistant.",
+        sep="<|im_end|>\n",
+        marks=QWEN_MARKS,
+        frame_line="{number}s: ",
+        timed_frame_line="{seconds}s: ",
+        frame_gap="; ",
+        frames_end="; ",
+        bare_images=True,
+        **CHATML,
+    )
+}
 
 
 def get_conv_template(name: str) -> Conversation:
     """A new, empty conversation in the template `name` (as `config.template` names it).
 
     Raises:
-        ValueError: for a name that no InternVL 2, 2.5 or 3 checkpoint uses.
+        ValueError: for a name that no InternVL 2, 2.5 or 3 checkpoint uses, nor Dynamic-VLM.
     """
-    if name not in TEMPLATES:
-        raise ValueError(f"template is {name!r}: expected one of {', '.join(map(repr, TEMPLATES))}")
-    return deepcopy(TEMPLATES[name])
+    known = TEMPLATES | DYNAMIC_VLM_TEMPLATES
+    if name not in known:
+        raise ValueError(f"template is {name!r}: expected one of {', '.join(map(repr, known))}")
+    return deepcopy(known[name])
 
 
 def dialogue_segments(
@@ -162,7 +230,8 @@ def dialogue_segments(
 
     # as released: placeholders that a first question lacks are put before it
     if not history and IMAGE_PLACEHOLDER not in question:
-        question = "".join(map(_placeholder_lines, frames_of_media)) + question
+        lines = [_placeholder_lines(template, frames) for frames in frames_of_media]
+        question = "".join(lines) + question
 
     # the template adds roles, separators and the system message
     conversation = deepcopy(template)
@@ -193,9 +262,9 @@ def _check_texts(question, history: list) -> None:
             raise ValueError(f"history[{i}] is {turn!r}: expected a pair of texts (question, answer)")
 
 
-def _placeholder_lines(frames: int) -> str:
-    lines = video_segments(frames) if frames > 1 else [Segment("media", IMAGE_PLACEHOLDER)]
-    return "".join(segment.text for segment in lines) + "\n"
+def _placeholder_lines(template: Conversation, frames: int) -> str:
+    lines = template.video_segments(frames) if frames > 1 else [Segment("media", IMAGE_PLACEHOLDER)]
+    return "".join(segment.text for segment in lines) + template.end_of_media(frames)
 
 
 def with_placeholders(text: str) -> list[Segment]:
@@ -209,12 +278,7 @@ def with_placeholders(text: str) -> list[Segment]:
 
 def video_segments(frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
     """The released lines of a video, `FrameN: <image>`; `times_s`: each frame's time, written too."""
-    segments = []
-    for i in range(frames):
-        time = "" if times_s is None else f" at {times_s[i]:.1f}s"
-        start = "\n" if i else ""
-        segments += [Segment("text", f"{start}Frame{i + 1}{time}: "), Segment("media", IMAGE_PLACEHOLDER)]
-    return segments
+    return TEMPLATES["internlm2-chat"].video_segments(frames, times_s)
 
 
 def adds_bos(tokenizer) -> bool:
@@ -245,7 +309,7 @@ MESSAGES_TO_PROMPT = """\
     {%- for block in content -%}
       {%- if block.type == "text" -%}{{- block.text -}}
       {%- elif block.type in ("video", "video_url") -%}VIDEO
-      {%- elif block.type in ("image", "image_url") -%}{{- "<image>\\n" -}}
+      {%- elif block.type in ("image", "image_url") -%}{{- IMAGE -}}
       {%- else -%}{{- raise_exception("expected blocks text, image and video, got " + block.type) -}}
       {%- endif -%}
     {%- endfor -%}
@@ -275,7 +339,7 @@ def jinja_template(
 ) -> str:
     """The Jinja template that lays messages out as `template` does.
 
-    Images become `<image>`, videos `<video>`, each with a line break.
+    Images become `<image>`, videos `<video>`, each with what ends it (a line break for PVC).
 
     Args:
         marks_answers: put what the model says, with the token that ends it, between `{% generation %}` and
@@ -312,8 +376,12 @@ def jinja_template(
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
     ]
     answer = MARKED_ANSWER if marks_answers else UNMARKED_ANSWER
+    labels_videos = labels_videos and template.frame_start(1) == FIRST_FRAME
     video = LABELLED_VIDEO if labels_videos else UNLABELLED_VIDEO
-    return "".join(settings) + bos + MESSAGES_TO_PROMPT.replace("ANSWER", answer).replace("VIDEO", video)
+    image = json.dumps(IMAGE_PLACEHOLDER + template.end_of_media(1))
+    blocks = {"ANSWER": answer, "VIDEO": video, "IMAGE": image}
+    prompt = re.sub("ANSWER|VIDEO|IMAGE", lambda found: blocks[found[0]], MESSAGES_TO_PROMPT)
+    return "".join(settings) + bos + prompt
 
 
 @cache
@@ -361,7 +429,7 @@ def control_ids(tokenizer) -> set[int]:
     are content: the grounding tokens, and what a user adds to the tokenizer, marked special or not.
     """
     added = tokenizer.added_tokens_decoder
-    names = _template_token_names() | {IMAGE_START, IMAGE_CONTEXT, IMAGE_END}
+    names = _template_token_names() | {IMAGE_START, IMAGE_CONTEXT, IMAGE_END, IMAGE_PAD}
     media = [id for id, token in added.items() if token.content in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END)]
     end_of_llm = min(media, default=max(added, default=0) + 1)
 
@@ -415,15 +483,16 @@ def encode_segments(
     segments: list[Segment],
     media_tokens: list[int],
     *,
+    marks: MediaMarks = INTERNVL_MARKS,
     add_special_tokens: bool = True,
     max_tokens: int | None = None,
 ) -> list[int]:
     """Token ids of a prompt: equal to `tokenizer(released prompt string)` for ordinary text.
 
     Args:
-        tokenizer: any transformers tokenizer that has `<img>`, `<IMG_CONTEXT>` and `</img>`; it is left
-            unchanged.
+        tokenizer: any transformers tokenizer that has the media marks; it is left unchanged.
         media_tokens: the number of visual tokens of each media segment, in order.
+        marks: the template's.
         add_special_tokens: put BOS first where the tokenizer does.
         max_tokens: a text that has too many characters for it is refused before it is encoded; the result
             may still be longer.
@@ -436,7 +505,7 @@ def encode_segments(
         _check_characters(tokenizer, segments, max_tokens)
 
     specials = tokenizer.get_added_vocab()
-    runs = _text_runs(segments, specials, iter(media_tokens))
+    runs = _text_runs(segments, specials, iter(media_tokens), marks)
     ids = [tokenizer.bos_token_id] if add_special_tokens and adds_bos(tokenizer) else []
 
     encoder = PlainTextEncoder(tokenizer, {run.id for run in runs if isinstance(run, _Special)})
@@ -469,7 +538,7 @@ class _Special(NamedTuple):
     count: int = 1  # type: ignore[assignment]  # hides the method of tuples
 
 
-def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
+def _text_runs(segments, specials: dict[str, int], media_tokens, marks: MediaMarks) -> list:
     """Segments as special tokens with stretches of plain text between them, each stretch in one piece."""
     # longest first, since one special token may begin with another
     pattern = "|".join(re.escape(text) for text in sorted(specials, key=len, reverse=True)) or r"(?!)"
@@ -483,18 +552,16 @@ def _text_runs(segments, specials: dict[str, int], media_tokens) -> list:
 
     for segment in segments:
         if segment.kind == "media":
-            missing = [text for text in (IMAGE_START, IMAGE_CONTEXT, IMAGE_END) if text not in specials]
+            missing = [text for text in marks if text and text not in specials]
             if missing:
                 raise ValueError(
                     f"the tokenizer has no {', '.join(missing)}: use one of an InternVL or PVC model"
+                    if marks == INTERNVL_MARKS
+                    else f"the tokenizer has no {', '.join(missing)}: use the model's own"
                 )
 
-            context = _Special(IMAGE_CONTEXT, specials[IMAGE_CONTEXT], next(media_tokens))
-            runs += [
-                _Special(IMAGE_START, specials[IMAGE_START]),
-                context,
-                _Special(IMAGE_END, specials[IMAGE_END]),
-            ]
+            counts = {marks.context: next(media_tokens)}
+            runs += [_Special(text, specials[text], counts.get(text, 1)) for text in marks if text]
         elif segment.kind == "template":
             # the group in the pattern makes split keep the special tokens
             for text in re.split(f"({pattern})", segment.text):

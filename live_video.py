@@ -16,6 +16,9 @@ is encoded once, at constant cost. The paper's time of time step f is f / (T - 1
   they had when they came. Each of `L~` temporal layers reaches W - 1 frames further back than the one below:
   a frame's tokens depend on the last L~ (W - 1) + 1 frames, and on no others.
 
+Where a model encodes each frame by itself (Dynamic-VLM), no frame depends on another. Its number of tokens
+follows from the horizon, or is `frame_tokens`: what was said of a frame stays as it is.
+
 Memory: per frame of the horizon or window 2 L~ hidden states (with 8 layers of a 448 x 448 tile in bf16: 34
 MB), allocated once; the visual tokens and the LLM's cache of the frames in the prompt, which `prompt_frames`
 bounds. Encoding is left to the model, the LLM's cache to `PrefixCache`.
@@ -32,7 +35,13 @@ from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerB
 
 from .chat import answer_settings, answers_of, generate_settings, sequences_of
 from .clips import Clip, ClipLayout, clip_grid_of, integers
-from .conversation import IMAGE_PLACEHOLDER, Segment, dialogue_segments, encode_segments
+from .conversation import (
+    IMAGE_PLACEHOLDER,
+    Conversation,
+    Segment,
+    dialogue_segments,
+    encode_segments,
+)
 from .dialogue_cache import PrefixCache
 from .loading import input_device
 from .modeling_intern_vit import TemporalMemory, check_finite, eval_mode
@@ -57,6 +66,11 @@ class LiveVideo:
         window: frames that a frame of an endless stream attends to, itself among them.
         prompt_frames: the prompt shows the last so many frames; None: all, as far as the LLM's positions go.
             Once earlier ones drop out, each question computes the whole prompt: all positions have moved.
+        frame_tokens: visual tokens of a frame, for models with a token budget; None: what the budget gives
+            a frame of the horizon.
+
+    Raises:
+        ValueError: where a number is not positive, or the tokens of a frame do not follow.
 
     Attributes:
         num_frames: frames so far.
@@ -71,10 +85,12 @@ class LiveVideo:
         horizon: int | None = None,
         window: int = 64,
         prompt_frames: int | None = None,
+        frame_tokens: int | None = None,
     ):
         _check_number_of_frames("horizon", horizon, is_optional=True)
         _check_number_of_frames("window", window)
         _check_number_of_frames("prompt_frames", prompt_frames, is_optional=True)
+        _check_number_of_frames("frame_tokens", frame_tokens, is_optional=True)
         self.model = model
         self.tokenizer = tokenizer
         self.horizon = horizon
@@ -82,7 +98,9 @@ class LiveVideo:
         config = model.config
         num_steps = (horizon or window) * config.video_repeats
         self.last_step = num_steps - 1
-        self.memories = [TemporalMemory(num_steps) for _ in range(config.vision_config.num_temporal_layers)]
+        temporal_layers = getattr(config.vision_config, "num_temporal_layers", 0)
+        self.memories = [TemporalMemory(num_steps) for _ in range(temporal_layers)]
+        self.tokens_of_tile = model.model.live_tokens(horizon, frame_tokens)  # None: no budget
 
         self.num_frames = 0
         self.frames_encoded = 0  # ahead of num_frames while frames are added
@@ -142,16 +160,21 @@ class LiveVideo:
 
     def _encode(self, pixel_values: torch.Tensor, tiles: int) -> torch.Tensor:
         """Visual tokens `(frames, tokens of a frame, H)` of a piece, which the temporal layers remember."""
-        clips = self._layout(len(pixel_values), tiles)
-        with eval_mode(self.model.model.vision_model):
-            features = self.model.model.get_image_features(
-                pixel_values.to(input_device(self.model)), clips=clips, past=self.memories
-            )
-
         frames = len(pixel_values) // tiles
+        pixel_values = pixel_values.to(input_device(self.model))
+        if self.tokens_of_tile is None:
+            inputs = {"clips": self._layout(len(pixel_values), tiles), "past": self.memories}
+        else:  # each frame by itself
+            inputs = {"clip_grid": clip_grid_of([Clip(frames, tiles, 1, self.tokens_of_tile)])}
+
+        # the LLM is left alone: another thread may be asking
+        body = self.model.model
+        encoders = [module for name, module in body.named_children() if name != "language_model"]
+        with eval_mode(torch.nn.ModuleList(encoders)):
+            features = body.get_image_features(pixel_values, **inputs)
         self.frames_encoded += frames
-        tokens = features.last_hidden_state  # (R, tokens of a row, H)
-        return rearrange(tokens, "(f r) n h -> f (r n) h", f=frames)  # (frames, tokens of a frame, H)
+        (tokens,) = features.pooler_output  # (frames * tokens of a frame, H)
+        return rearrange(tokens, "(f n) h -> f n h", f=frames)
 
     def _layout(self, num_tiles: int, tiles: int) -> ClipLayout:
         """Layout of the next frames of the clip, their times counted on from the frames before."""
@@ -236,7 +259,9 @@ class LiveVideo:
         model, template = self.model, self.model.prompt_template()
         # the whole dialogue, with placeholders for the frames that are still visible
         segments = self._segments(question, new, visible)
-        ids = encode_segments(self.tokenizer, segments, [tokens_of_frame] * len(visible))
+        ids = encode_segments(
+            self.tokenizer, segments, [tokens_of_frame] * len(visible), marks=template.marks
+        )
 
         settings = generate_settings(generation_config, template.stop_token_ids(self.tokenizer))
         # keys of visual tokens are negative, unlike ids, and a frame keeps its own in every prompt
@@ -254,19 +279,22 @@ class LiveVideo:
 
     def _segments(self, question: str, new: range, visible: range) -> list[Segment]:
         """The dialogue so far and the question about the frames `new`, with the lines of `visible` frames."""
-        history = [(_frame_lines(turn.frames, visible) + turn.question, turn.answer) for turn in self.turns]
+        template = self.model.prompt_template()
+        history = [
+            (_frame_lines(template, turn.frames, visible) + turn.question, turn.answer) for turn in self.turns
+        ]
         if isinstance(question, str):  # else dialogue_segments refuses it
-            question = _frame_lines(new, visible) + question
+            question = _frame_lines(template, new, visible) + question
 
-        segments, _ = dialogue_segments(
-            self.model.prompt_template(), question, history, frames_of_media=[1] * len(visible)
-        )
+        segments, _ = dialogue_segments(template, question, history, frames_of_media=[1] * len(visible))
         return segments
 
 
-def _frame_lines(frames: range, visible: range) -> str:
-    """`FrameN: <image>` lines of those of the frames that the prompt shows."""
-    return "".join(f"Frame{i + 1}: {IMAGE_PLACEHOLDER}\n" for i in frames if i in visible)
+def _frame_lines(template: Conversation, frames: range, visible: range) -> str:
+    """Lines, such as `FrameN: <image>`, of those of the frames that the prompt shows."""
+    numbers = [i + 1 for i in frames if i in visible]
+    lines = template.frame_segments(numbers)
+    return "".join(segment.text for segment in lines) + (template.media_end if numbers else "")
 
 
 def _check_number_of_frames(name: str, value: int | None, is_optional: bool = False):

@@ -125,7 +125,7 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             pixel_values: `(num_tiles, 3, H, W)`, unrepeated: clip after clip, frame after frame, tile after
                 tile.
             clip_grid: `(num_tiles, 3)` long: frames, tiles a frame and repeats of each tile's clip; None:
-                all tiles are one image.
+                all tiles are one image. Tokens a tile, in a fourth column, are this model's own number.
             clips, past: in place of `clip_grid`, for a clip that comes in pieces, see
                 `InternVisionModel.forward`.
 
@@ -143,6 +143,7 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
+            self._check_tokens(clip_grid, pixel_values)
 
         vision = self.vision_model(
             pixel_values,
@@ -186,6 +187,13 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             clips.times.to(hidden_states.device),
             size=None if torch.is_grad_enabled() else self.config.max_encoder_tiles,
         )
+
+    def _check_tokens(self, clip_grid: torch.Tensor, pixel_values: torch.Tensor):
+        """Raises a ValueError where `clip_grid` asks for tokens that the projector does not make."""
+        own = self.tokens_per_tile(*pixel_values.shape[2:])
+        if clip_grid.shape[1] == 4 and not ((clip_grid[:, 3] == own) | (clip_grid[:, 3] == 0)).all():
+            asked = clip_grid[:, 3].unique().tolist()
+            raise ValueError(f"clip_grid asks for {asked} tokens a tile, but a tile of these has {own}")
 
     def one_image_grid(self, num_tiles: int) -> torch.Tensor:
         """The `clip_grid (num_tiles, 3)` that takes all tiles for one image."""

@@ -10,6 +10,7 @@ What it does with tiles, and prompts, are left to the other files; loading's own
 Shapes: `B` rows of `S` tokens, a prompt of `L`; `H` width of the LLM.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
+from .clips import Clip
 from .configuration_pvc import llm_family
 from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
@@ -88,6 +90,24 @@ class VLMModel(VLMPreTrainedModel):
     def get_image_features(self, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None = None, **kwargs):
         """`pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order."""
         raise NotImplementedError
+
+    def share_budget(self, clips: Sequence[Clip]) -> list[Clip]:
+        """The clips of one dialogue with their numbers of tokens; by default the model's own number."""
+        return list(clips)
+
+    def live_tokens(self, horizon: int | None, frame_tokens: int | None) -> int | None:
+        """Tokens of a tile of a video that is still coming in; None: the model's own number.
+
+        Args:
+            horizon: frames of the whole video, where that is known.
+            frame_tokens: what the caller asks for.
+
+        Raises:
+            ValueError: where the number does not follow, or is asked of a model without a budget.
+        """
+        if frame_tokens is not None:
+            raise ValueError(f"frame_tokens={frame_tokens}: this model's frames have their own number")
+        return None
 
     def embed(
         self,

@@ -79,6 +79,7 @@ __all__ = [
     "tile_grid",
     "largest_grid",
     "get_index",
+    "normalised",
     "load_image",
     "load_video",
     "load_video_ahead",
@@ -118,12 +119,14 @@ def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
 
 def _image_to_tile(image: Image.Image, input_size: int) -> torch.Tensor:
     image = in_rgb(image).resize((input_size, input_size), Image.Resampling.BICUBIC)
-    pixels = torch.from_numpy(np.array(image))  # (S, S, 3)
-    tile = pixels.permute(2, 0, 1).contiguous().to(torch.float32) / 255  # (3, S, S)
+    return normalised(image, IMAGENET_MEAN, IMAGENET_STD)
 
-    mean = tile.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = tile.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    return (tile - mean) / std
+
+def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """An RGB image as (3, H, W) float32: from 0 to 1, less the mean, over the standard deviation."""
+    pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
+    tile = pixels.permute(2, 0, 1).contiguous().to(torch.float32) / 255  # (3, H, W)
+    return (tile - tile.new_tensor(mean).view(3, 1, 1)) / tile.new_tensor(std).view(3, 1, 1)
 
 
 def find_closest_aspect_ratio(

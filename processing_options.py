@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .media_policy import BACKENDS, Budget, MediaPolicy, shown
+from .media_policy import BACKENDS, Budget, MediaPolicy, check_whole, shown
 
 logger = logging.get_logger(__name__)
 
@@ -20,7 +20,11 @@ IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"  # placeholders of finished prom
 FRAME_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s")  # of a call or a block
 VIDEO_OPTIONS = (*FRAME_OPTIONS, "backend")  # of a call
 TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_multiple_of")
-ENCODING = {*VIDEO_OPTIONS, *TEXT_OPTIONS, "max_tiles", "frame_times", "add_special_tokens", "return_tensors"}
+TOKEN_OPTIONS = ("max_video_tokens", "frame_tokens")
+ENCODING = {
+    *(*VIDEO_OPTIONS, *TEXT_OPTIONS, *TOKEN_OPTIONS),
+    *("max_tiles", "frame_times", "add_special_tokens", "return_tensors"),
+}
 
 # Options of transformers that ask for what is done anyway, or for what the model does not take.
 HARMLESS = (
@@ -74,6 +78,7 @@ class ProcessingOptions(NamedTuple):
     length: int | None  # tokens to pad to; None: those of the longest prompt
     multiple_of: int  # of which the padded length is
     tells_replacements: bool  # whether a serving engine asks what stands for each placeholder
+    tokens: dict  # `max_video_tokens` and `frame_tokens`, where the call has them
     budget: Budget | None = None  # what the media policy still allows the media of one prompt
 
     def with_budget(self, policy: MediaPolicy) -> "ProcessingOptions":
@@ -104,6 +109,10 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
     video["max_tiles"] = left.pop("videos_kwargs.max_tiles", max_tiles)
     video["frame_times"] = left.pop("frame_times", False)
 
+    # visual tokens of a frame
+    tokens = {name: left.pop(name) for name in TOKEN_OPTIONS if name in left}
+    tokens = {name: check_whole(name, value) for name, value in tokens.items() if value is not None}
+
     # text
     if left.pop("return_tensors", None) not in (None, "pt", "auto"):
         raise ValueError("return_tensors: expected 'pt'")
@@ -123,6 +132,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
         length=length,
         multiple_of=multiple_of or 1,
         tells_replacements=bool(left.pop("return_text_replacement_offsets", False)),
+        tokens=tokens,
     )
     _warn_of_unknown(left)
     return options

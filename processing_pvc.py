@@ -50,7 +50,6 @@ from .chat_template import (
 )
 from .clips import Clip, clip_grid_of, media_tokens, tokens_of_tile
 from .conversation import (
-    IMAGE_CONTEXT,
     TEMPLATES,
     AnswerTokenizer,
     Conversation,
@@ -66,7 +65,16 @@ from .conversation import (
 from .engine_inputs import VideoInputs, count_media, engine_batch, size_of_most_tiles
 from .json_files import READ_BY_PROCESSOR, check_json_files
 from .media_policy import Budget, MediaPolicy, check_whole, shown
-from .preprocess import MAX_TILES, ChosenFrames, image_tiles, open_frames, read_image, tile_grid
+from .preprocess import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    MAX_TILES,
+    ChosenFrames,
+    image_tiles,
+    open_frames,
+    read_image,
+    tile_grid,
+)
 from .processing_options import (
     ENCODING,
     IMAGE_TOKEN,
@@ -109,6 +117,11 @@ class PVCImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values", "clip_grid"]
     _media_policy = MediaPolicy()
+    pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
+    _models_fields: tuple[str, ...] = (
+        "image_repeats",
+        "video_repeats",
+    )  # those of config.json, which `chat` goes by
 
     def __init__(
         self,
@@ -166,11 +179,13 @@ class PVCImageProcessor(BaseImageProcessor):
 
     def _follow_model(self, path, given: dict) -> None:
         config = _model_config(path, given)
-        for name in ("image_repeats", "video_repeats"):
+        for name in self._models_fields:
             own = getattr(self, name)
             models = config.get(name)
             # what config.json gets wrong, the model's own check tells
-            is_usable = type(models) is int and models >= 1
+            is_usable = (
+                type(models) is type(own) and bool(models) and not (type(models) is int and models < 1)
+            )
             if name in given or not is_usable or models == own:
                 continue
 
@@ -223,9 +238,14 @@ class PVCImageProcessor(BaseImageProcessor):
         """
         budget = Budget(self.media_policy)
         sources = [images] if images is None else flat(images)  # None is refused by its name
-        media = [self.image(source, max_tiles, budget=budget) for source in sources]
+        media = self.with_tokens([self.image(source, max_tiles, budget=budget) for source in sources])
         num_patches = torch.tensor([len(item.tiles) for item in media], dtype=torch.long)  # (num_images,)
         return BatchFeature({**media_inputs(media), "num_patches": num_patches})
+
+    def with_tokens(self, media: Sequence[Media], **options) -> list[Media]:
+        """The media of one prompt with their numbers of tokens; `options` as of `share_budget`."""
+        clips = self.share_budget([item.clip for item in media], **options)
+        return [item._replace(clip=clip) for item, clip in zip(media, clips)]
 
     def image(self, source: Any, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
         """One image as a clip of one frame.
@@ -268,8 +288,26 @@ class PVCImageProcessor(BaseImageProcessor):
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)
-        segments = video_segments(num_frames, chosen.times_s if frame_times else None)
+        segments = self.video_lines(num_frames, chosen.times_s if frame_times else None)
         return Media(tiles.flatten(0, 1), clip, segments)  # (frames * tiles, 3, S, S)
+
+    def video_lines(self, num_frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
+        """What stands for a video in a prompt."""
+        return video_segments(num_frames, times_s)
+
+    def share_budget(
+        self, clips: Sequence[Clip], *, max_video_tokens: int | None = None, frame_tokens: int | None = None
+    ) -> list[Clip]:
+        """The clips of one prompt with their numbers of tokens; here all have the model's own.
+
+        Raises:
+            ValueError: where another number is asked for.
+        """
+        asked = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
+        for name, value in asked.items():
+            if value is not None:
+                raise ValueError(f"{name}={value}: this model makes {self.tokens_per_tile} tokens of a tile")
+        return list(clips)
 
     def _frame_tiles(self, chosen: ChosenFrames, max_tiles: int, budget: Budget) -> torch.Tensor:
         """Tiles (frames, tiles, 3, S, S). One frame at a time is held at its full size."""
@@ -405,12 +443,12 @@ class PVCProcessor(ProcessorMixin):
 
     @property
     def image_token_id(self) -> int:
-        """Id of `<IMG_CONTEXT>`, one for each visual token."""
-        return self.tokenizer.convert_tokens_to_ids(IMAGE_CONTEXT)
+        """Id of `<IMG_CONTEXT>`, or of the template's token for it, one for each visual token."""
+        return self.tokenizer.convert_tokens_to_ids(get_conv_template(self.template).marks.context)
 
     @property
     def video_token_id(self) -> int:
-        """Id of `<IMG_CONTEXT>`, as for images."""
+        """As `image_token_id`."""
         return self.image_token_id
 
     def prompt_template(self) -> Conversation:
@@ -475,21 +513,23 @@ class PVCProcessor(ProcessorMixin):
         for prompt in prompts:
             own = read.with_budget(self.media_policy)
             load = partial(self._next_media, unread, own)
-            laid_out = expand_placeholders(placeholder_segments(prompt), load)
+            laid_out = self._with_tokens(expand_placeholders(placeholder_segments(prompt), load), read)
             expanded.append(laid_out._replace(writes_bos=begins_with_bos(prompt, self.tokenizer)))
 
         inputs = self._encode(expanded, read)
-        if not read.tells_replacements:
-            return inputs
-        labels = "first_frame" in str(self.chat_template)
-        return engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+        if read.tells_replacements:
+            labels = "first_frame" in str(self.chat_template)
+            inputs = engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+        return inputs
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
-        sources = flat(images)
-        return media_inputs(
-            [self.image_processor.image(source, options.image_tiles, budget=budget) for source in sources]
-        )
+        read = partial(self.image_processor.image, max_tiles=options.image_tiles, budget=budget)
+        media = [read(source) for source in flat(images)]
+        return media_inputs(self.image_processor.with_tokens(media, **options.tokens))
+
+    def _with_tokens(self, prompt: Prompt, options: ProcessingOptions) -> Prompt:
+        return prompt._replace(media=self.image_processor.with_tokens(prompt.media, **options.tokens))
 
     def _next_media(self, unread: dict[str, Iterator], options: ProcessingOptions, token: str) -> Media:
         return self._media(token, next(unread[token]), options)
@@ -558,8 +598,8 @@ class PVCProcessor(ProcessorMixin):
             "continue_final_message": continue_final_message,
             "first_frame": "",  # the label of a video's first frame comes with its frames
         }
-        if self._is_own(template):
-            variables["bos_token"] = ""  # the text is the released one, to which `processor(text=…)` adds BOS
+        if self._is_own(template):  # the text is the released one, to which `processor(text=…)` adds BOS
+            variables["bos_token"] = ""
 
         if not tokenize:
             texts = [render(messages, template, **variables)[0] for messages in batch]
@@ -567,7 +607,9 @@ class PVCProcessor(ProcessorMixin):
 
         read = read_options({"return_tensors": return_tensors} | merged, self.tokenizer)
         variables["marks_answers"] = return_assistant_tokens_mask
-        prompts = [self._prompt(messages, template, variables, read) for messages in batch]
+        prompts = [
+            self._with_tokens(self._prompt(messages, template, variables, read), read) for messages in batch
+        ]
         inputs = self._encode(prompts, read, return_assistant_tokens_mask)
         return inputs if return_dict else inputs["input_ids"]
 
@@ -591,13 +633,14 @@ class PVCProcessor(ProcessorMixin):
         if not self._is_own(template):
             return rendered_prompt(messages, template, self.tokenizer, load_block, variables)
 
-        return own_prompt(
+        prompt = own_prompt(
             messages,
             get_conv_template(self.template),
             load_block,
             add_generation_prompt=variables["add_generation_prompt"],
             continue_final_message=variables["continue_final_message"],
         )
+        return prompt._replace(adds_bos="bos_token" in template)
 
     def _block_media(self, block: dict, options: ProcessingOptions) -> Media:
         """The image or video of a block."""
@@ -615,9 +658,13 @@ class PVCProcessor(ProcessorMixin):
 
         # frames that somebody listed are all meant
         is_listed = not isinstance(source, (str, dict, os.PathLike)) and not hasattr(source, "read")
-        num_frames = None if is_listed else self.num_frames
-        chosen = {"num_frames": num_frames} | options.video | (own or {})
-        return self.image_processor.video(source, **chosen, budget=options.budget)
+        asked = options.video | (own or {})
+        chosen = {"num_frames": None} if is_listed else self.frame_choice(asked)
+        return self.image_processor.video(source, **(chosen | asked), budget=options.budget)
+
+    def frame_choice(self, asked: dict) -> dict:
+        """Which frames of a video are read where a call does not say; `asked`: what it says."""
+        return {"num_frames": self.num_frames}
 
     def _encode(
         self, prompts: list[Prompt], options: ProcessingOptions, marks_answers: bool = False
@@ -658,7 +705,8 @@ class PVCProcessor(ProcessorMixin):
             encode_segments,
             self.tokenizer,
             media_tokens=media_tokens(clips, self.image_processor.tokens_per_tile),
-            add_special_tokens=options.add_special_tokens and not prompt.writes_bos,
+            marks=get_conv_template(self.template).marks,
+            add_special_tokens=prompt.adds_bos or (options.add_special_tokens and not prompt.writes_bos),
             max_tokens=options.length,
         )
 
@@ -693,7 +741,7 @@ def _model_config(path, given: dict) -> dict:
         config, _ = PretrainedConfig.get_config_dict(path, **hub)
     except OSError:
         return {}
-    return config if config.get("model_type") == "pvc" else {}
+    return config if config.get("model_type") in ("pvc", "dynamic_vlm") else {}
 
 
 PVCImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -1,6 +1,7 @@
 """`pvc evaluate` and `pvc compare`: benchmarks. The work is `evaluation/`'s."""
 
 import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,18 +90,14 @@ def evaluate(
             show_dry_run(tasks, model, data, options)
             raise Exit(0)
         if score_again:
-            from pvc.evaluation.run import rescore
-
-            raise Exit(
-                max(report(rescore(task, data, out=out, options=options, judge=judge), out) for task in tasks)
-            )
+            raise Exit(max(score_task(task, data, out, options, judge) for task in tasks))
 
         check_plans(tasks, data, options)
+        if fresh:
+            delete_old(tasks, out)
         with show_status("Loading") as status:
-            engine = load_engine(
-                model or str(CHECKPOINT), trust, status, device, dtype, quantize, attn, batch
-            )
-    raise Exit(max(run_task(engine, task, data, out, options, judge) for task in tasks))
+            engine = load_engine(model, trust, status, device, dtype, quantize, attn, batch)
+    raise Exit(run_tasks(engine, tasks, data, out, options, judge))
 
 
 @contextmanager
@@ -110,6 +107,9 @@ def usage_errors() -> Iterator[None]:
         yield
     except Exit:  # a RuntimeError too
         raise
+    except KeyboardInterrupt:
+        log("stopped before the first question")
+        raise Exit(INCOMPLETE) from None
     except (OSError, ValueError, ImportError, RuntimeError) as error:
         log(f"error: {error}", style="red")
         raise Exit(BAD_USAGE) from None
@@ -165,6 +165,22 @@ def check_plans(tasks: list[str], data: Path, options: Any) -> None:
         make_plan(task, data, options)
 
 
+def delete_old(tasks: list[str], out: Path) -> None:
+    """Deletes this rank's old answers, before another rank that is faster could take them for new ones."""
+    from pvc.evaluation.run import delete_answers
+    from pvc.evaluation.tasks import find_task
+
+    for task in tasks:
+        delete_answers(out / find_task(task).name, this_rank())
+
+
+def score_task(task: str, data: Path, out: Path, options: Any, judge: Any) -> int:
+    """Scores the answers of a task again and prints the result; returns the exit code."""
+    from pvc.evaluation.run import rescore
+
+    return report(rescore(task, data, out=out, options=options, judge=judge), out)
+
+
 def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None:
     """Prints the first questions of each task."""
     from pvc.cli.shared import read_config
@@ -186,7 +202,7 @@ def load_engine(
     attn: str | None,
     batch: int,
 ) -> Any:
-    """The model of a folder or Hub id, on this rank's device."""
+    """The model of a folder or Hub id ("": PVC-Tiny), on this rank's device."""
     from pvc.cli.chat import load_model
     from pvc.evaluation.engine import ChatEngine, checkpoint_identity
 
@@ -196,34 +212,61 @@ def load_engine(
 
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
 
-    folder = find_model(name, trust, status)
+    folder = find_model(name or str(CHECKPOINT), trust, status)
     model, processor = load_model(folder, device, dtype, quantize, attn)
-    identity = checkpoint_identity(Path(folder), os.path.basename(os.path.realpath(folder)))
+    shown_name = os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
+    identity = checkpoint_identity(Path(folder), shown_name or "PVC-Tiny")
     identity["dtype"] = quantize or str(model.dtype).removeprefix("torch.")
     return ChatEngine(model, processor.tokenizer, identity, batch)
+
+
+def this_rank() -> Any:
+    """As torchrun says."""
+    from pvc.evaluation.run import Rank
+
+    return Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+
+
+def run_tasks(engine: Any, tasks: list[str], data: Path, out: Path, options: Any, judge: Any) -> int:
+    """Runs tasks one after another; returns the highest exit code. Ctrl-C ends them all."""
+    codes = []
+    try:
+        for task in tasks:
+            codes.append(run_task(engine, task, data, out, options, judge))
+    except KeyboardInterrupt:
+        log(f"{task}: stopped; the same command goes on.")
+        codes.append(INCOMPLETE)
+    return max(codes)
 
 
 def run_task(engine: Any, task: str, data: Path, out: Path, options: Any, judge: Any) -> int:
     """Runs a task and prints its result; returns the exit code."""
     from pvc.evaluation import run
 
-    rank = run.Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+    rank = this_rank()
     try:
         with answers_progress(task, is_shown=rank.number == 0) as progress:
             outcome = run.evaluate(
                 engine, task, data, out=out, options=options, rank=rank, judge=judge, progress=progress
             )
-    except KeyboardInterrupt:
-        log(f"{task}: stopped; the same command goes on.")
-        return INCOMPLETE
+        return report(outcome, out)
     except ValueError as error:
         log(f"error: {error}", style="red")
         return BAD_USAGE
     except (OSError, RuntimeError) as error:
-        log(f"error: {in_one_line(error)}", style="red")
-        log(f"{task} is incomplete: all answers so far are kept; the same command goes on.")
-        return INCOMPLETE
-    return report(outcome, out)
+        log(f"error: {in_one_line(error)}{worker_advice(error)}", style="red")
+    except Exception:  # a bug: exit code 1 would mean that the run is complete
+        log(traceback.format_exc(), style="red")
+    log(f"{task} is incomplete: all answers so far are kept; the same command goes on.")
+    return INCOMPLETE
+
+
+def worker_advice(error: Exception) -> str:
+    """What helps where a process that reads media was killed: torch may say so at any line."""
+    from pvc.evaluation.media import WORKER_ADVICE
+
+    text = str(error)
+    return f" ({WORKER_ADVICE})" if "DataLoader worker" in text and WORKER_ADVICE not in text else ""
 
 
 @contextmanager
@@ -257,7 +300,7 @@ def report(outcome: Any, out: Path) -> int:
         return outcome.exit_code
 
     folder = out / result.task.name
-    print(printable(as_markdown(result)), end="")
+    print(printable(as_markdown(result)))
     if result.unanswered:
         log(f"{result.unanswered} records are unanswered: run the command again to go on.", style="yellow")
         return outcome.exit_code

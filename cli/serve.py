@@ -3,13 +3,22 @@
 import logging
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from typer import Argument, Option
 
 from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.cli.chat import load_model
-from pvc.cli.shared import DTYPES, drop_none, examples, find_model, log, report_errors, show_status
+from pvc.cli.shared import (
+    DTYPES,
+    QUANTIZATIONS,
+    drop_none,
+    examples,
+    find_model,
+    log,
+    report_errors,
+    show_status,
+)
 
 EXAMPLES = examples(
     "pvc serve",
@@ -54,7 +63,7 @@ def serve(
     timeout: Annotated[float | None, Option(help="Seconds of a request. Default: 300.")] = None,
     device: Annotated[str | None, Option(help="cuda, cuda:1, mps, cpu, or auto: all GPUs.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
-    quantize: Annotated[Literal["int8", "nf4"] | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
+    quantize: Annotated[QUANTIZATIONS | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
     trust: Annotated[bool, Option("--trust-remote-code", help="Run a Hub model's code unasked.")] = False,
 ) -> None:

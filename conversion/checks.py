@@ -14,7 +14,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import PretrainedConfig
 from transformers.activations import ACT2FN
 
-from pvc.configuration_pvc import InternLM2Config, InternVisionConfig, PVCConfig
+from pvc.configuration_pvc import InternLM2Config, InternVisionConfig, PVCConfig, VLMConfig
 from pvc.conversion.files import CheckpointError
 
 MOST_TILES = 1000  # of an image: InternVL's have 6 to 40
@@ -53,7 +53,7 @@ def values_of(path: Path | str, kinds: tuple = (*WRONG_VALUES, RuntimeError)) ->
         ) from error
 
 
-def check_config(config: PVCConfig, path: Path | str):
+def check_config(config: VLMConfig, path: Path | str):
     """Checks types and ranges of `config`, which was made from the file `path`.
 
     Raises:
@@ -127,8 +127,11 @@ def _check_rope(llm: PretrainedConfig, path: Path | str):
             raise CheckpointError(f"{path}: {name} of RoPE is {rope[name]!r:.100}: expected a number above 0")
 
 
-def _check_relations(config: PVCConfig, path: Path | str):
-    if not 1 <= config.min_dynamic_patch <= config.max_dynamic_patch <= MOST_TILES:
+def _check_relations(config: VLMConfig, path: Path | str):
+    if (
+        isinstance(config, PVCConfig)
+        and not 1 <= config.min_dynamic_patch <= config.max_dynamic_patch <= MOST_TILES
+    ):
         raise CheckpointError(
             f"{path}: min_dynamic_patch is {config.min_dynamic_patch}, max_dynamic_patch "
             f"{config.max_dynamic_patch}: expected 1 to {MOST_TILES} tiles of an image"
@@ -140,7 +143,7 @@ def _check_relations(config: PVCConfig, path: Path | str):
         )
 
 
-def check_depth(config: PVCConfig, num_tensors: int, path: Path | str):
+def check_depth(config: VLMConfig, num_tensors: int, path: Path | str):
     """Refuses more layers than the weights can have, before a model with so many is built."""
     for part in ("vision_config", "llm_config"):
         layers = getattr(config, part).num_hidden_layers

@@ -104,10 +104,7 @@ class Conversion:
         self.target = Path(target)
         self.options = options
 
-        real_source = Path(os.path.realpath(source))
-        if real_target(target) in (real_source, *real_source.parents):
-            raise ValueError(f"TARGET {target} is, or holds, the source: choose another")
-
+        check_target(self.target, self.source)
         values = read_config(self.source)
         self.tokenizer = load_tokenizer(self.source, values) if options.tokenizer else None
         with values_of(self.source / "config.json"):
@@ -189,19 +186,35 @@ class Conversion:
         config.save_pretrained(folder)
 
         if self.tokenizer is not None:
-            images = PVCImageProcessor.from_model_config(config)
-            PVCProcessor(images, self.tokenizer, template=config.template).save_pretrained(folder)
+            self._processor().save_pretrained(folder)
         self.generation.save_pretrained(folder)
 
         card = model_card(
             config,
             base_model=base_model,
-            license=_license(self.source),
+            license=self.license(),
             name=self.target.name,
             notes=self.plan.notice,
         )
         (folder / "README.md").write_text(card, encoding="utf-8")
         (folder / "conversion.tsv").write_text(self.plan.report(), encoding="utf-8")
+
+    def _processor(self) -> PVCProcessor:
+        config = self.plan.config
+        images = PVCImageProcessor.from_model_config(config)
+        return PVCProcessor(images, self.tokenizer, template=config.template)
+
+    def license(self) -> str | None:
+        """The licence that the source's model card names."""
+        return license_of(self.source)
+
+
+def check_target(target: Path, *sources: Path):
+    """Raises a ValueError where a conversion into `target` would replace a source."""
+    for source in sources:
+        real_source = Path(os.path.realpath(source))
+        if real_target(target) in (real_source, *real_source.parents):
+            raise ValueError(f"TARGET {target} is, or holds, the source: choose another")
 
 
 def load_tokenizer(folder: Path, values: dict) -> PreTrainedTokenizerBase:
@@ -216,7 +229,18 @@ def load_tokenizer(folder: Path, values: dict) -> PreTrainedTokenizerBase:
             "convert the weights alone with --no-tokenizer"
         )
 
-    llm_type = llm_fields(llm_values(values))["model_type"]
+    tokenizer = read_tokenizer(folder, llm_fields(llm_values(values))["model_type"])
+    if IMAGE_CONTEXT not in tokenizer.get_added_vocab():
+        raise CheckpointError(f"the tokenizer of {folder} has no {IMAGE_CONTEXT}: is it an InternVL's?")
+    return tokenizer
+
+
+def read_tokenizer(folder: Path, llm_type: str) -> PreTrainedTokenizerBase:
+    """The tokenizer among the files of `folder`, without what they say of a model.
+
+    Raises:
+        CheckpointError: where it cannot be read.
+    """
     with tempfile.TemporaryDirectory() as alone:  # without config.json, which names code and another class
         for file in folder.iterdir():
             if file.suffix in (".json", ".txt", ".model", ".jinja") and not _is_models(file.name):
@@ -232,9 +256,6 @@ def load_tokenizer(folder: Path, values: dict) -> PreTrainedTokenizerBase:
         except Exception as error:  # of any type: tokenizers and sentencepiece raise their own
             reason = " ".join(str(error).split())
             raise CheckpointError(f"the tokenizer of {folder} cannot be read: {reason:.500}") from error
-
-    if IMAGE_CONTEXT not in tokenizer.get_added_vocab():
-        raise CheckpointError(f"the tokenizer of {folder} has no {IMAGE_CONTEXT}: is it an InternVL's?")
     return tokenizer
 
 
@@ -276,7 +297,7 @@ def _generation_config(source: Path, config: PVCConfig, tokenizer) -> Generation
     return generation
 
 
-def _license(source: Path) -> str | None:
+def license_of(source: Path) -> str | None:
     """The licence that the source's model card names."""
     card = source / "README.md"
     if not card.is_file():

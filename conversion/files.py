@@ -510,7 +510,7 @@ def _is_models(folder: Path) -> bool:
     if not values:
         return len(list(folder.iterdir())) == 1
     model_type = values.get("model_type")
-    return isinstance(model_type, str) and model_type in {*MODEL_TYPES, *CONFIG_MAPPING}
+    return isinstance(model_type, str) and model_type in {*MODEL_TYPES, "dynamic_vlm", *CONFIG_MAPPING}
 
 
 def foreign_files(folder: Path) -> list[str]:

@@ -15,16 +15,19 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import torch
 from einops import repeat
 from torch import nn
 
-from pvc.configuration_pvc import PVCConfig
+from pvc.configuration_pvc import PVCConfig, VLMConfig
 from pvc.conversion.files import CheckpointError, SourceWeights, TensorInfo, shard_names
 from pvc.conversion.matching import internvl_name, match_parameters
 from pvc.conversion.printable import in_a_line
+from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
 from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.modeling_vlm import VLMForConditionalGeneration
 
 INITIALISATION = "The result is an initialisation: its new parameters are untrained, fine-tune it before use."
 NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
@@ -59,6 +62,19 @@ NATIVE_IN_LAYERS = {
 }
 
 
+class Weights(Protocol):
+    """What a plan reads of a source: `SourceWeights`, or those of several folders."""
+
+    infos: dict[str, TensorInfo]
+
+    @property
+    def folder(self) -> Any: ...
+
+    def get(self, name: str) -> torch.Tensor:
+        """The tensor `name`."""
+        ...
+
+
 @dataclass(frozen=True)
 class TensorRecipe:
     """How one tensor of the target is made: from `sources`, or initialised where there are none."""
@@ -79,7 +95,7 @@ class Plan:
         remarks: further lines of the summary.
     """
 
-    config: PVCConfig
+    config: VLMConfig
     recipes: dict[str, TensorRecipe]
     dropped: dict[str, str]
     remarks: list[str] = field(default_factory=list)
@@ -205,10 +221,11 @@ def plan_internvl(
     return plan
 
 
-def meta_model(config: PVCConfig) -> PVCForConditionalGeneration:
+def meta_model(config: VLMConfig) -> VLMForConditionalGeneration:
     """The model of `config` without memory for its parameters."""
+    classes = (PVCForConditionalGeneration, DynamicVLMForConditionalGeneration)
     with torch.device("meta"):
-        return PVCForConditionalGeneration(config)
+        return next(x for x in classes if isinstance(config, x.config_class))(config)
 
 
 def new_parameters(projector_init: str) -> list[str]:
@@ -220,7 +237,7 @@ def _is_new(name: str) -> bool:
     return name.startswith("model.projector.norm.") or any(part in name for part in NEW_IN_LAYERS)
 
 
-def _target_shapes(model: PVCForConditionalGeneration, tied: bool) -> dict[str, torch.Size]:
+def _target_shapes(model: VLMForConditionalGeneration, tied: bool) -> dict[str, torch.Size]:
     shapes = {name: parameter.shape for name, parameter in model.state_dict().items()}
     if tied:
         shapes.pop("lm_head.weight", None)
@@ -252,11 +269,11 @@ def sources_by_target(weights: SourceWeights) -> dict[str, tuple[str, ...]]:
     return {name: tuple(parts[i] for i in sorted(parts)) for name, parts in groups.items()}
 
 
-def _refuse_left_over(names: list[str]):
+def _refuse_left_over(names: list[str], of: str = "InternVL"):
     names = sorted(names)
     more = f" and {len(names) - 8} more" if len(names) > 8 else ""
     raise CheckpointError(
-        f"the source has tensors that are no InternVL's: {', '.join(names[:8])}{more}; "
+        f"the source has tensors that are no {of}'s: {', '.join(names[:8])}{more}; "
         "this model is not supported"
     )
 
@@ -280,7 +297,7 @@ def _native_name(name: str) -> tuple[str | None, int]:
     return name, 0
 
 
-def main_dtype(weights: SourceWeights) -> torch.dtype:
+def main_dtype(weights: Weights) -> torch.dtype:
     """The dtype of most bytes."""
     sizes: dict[torch.dtype, int] = {}
     for info in weights.infos.values():
@@ -288,7 +305,7 @@ def main_dtype(weights: SourceWeights) -> torch.dtype:
     return max(sizes, key=lambda dtype: sizes[dtype])
 
 
-def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -> bool:
+def _tie(config: VLMConfig, weights: Weights, sources: dict, plan: Plan) -> bool:
     """Whether embeddings and head are one tensor; sets it in the configuration.
 
     They are where the configuration ties them and there is no head, or an equal one, whose copy is dropped.
@@ -318,7 +335,7 @@ def _tie(config: PVCConfig, weights: SourceWeights, sources: dict, plan: Plan) -
     return tied
 
 
-def _joined(name: str, shape, sources: tuple[str, ...], weights: SourceWeights) -> TensorRecipe:
+def _joined(name: str, shape, sources: tuple[str, ...], weights: Weights) -> TensorRecipe:
     """The tensor `name` from one source tensor, or from several concatenated along the rows."""
     infos = [weights.infos[source] for source in sources]
     rows = sum(info.shape[0] for info in infos if info.shape)
@@ -397,7 +414,7 @@ def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:
 class NewParameters:
     """Initial values of parameters that no source has, by the model's own `_init_weights`."""
 
-    def __init__(self, model: PVCForConditionalGeneration, dtype: torch.dtype):
+    def __init__(self, model: VLMForConditionalGeneration, dtype: torch.dtype):
         self.model = model
         self.dtype = dtype
 
@@ -419,6 +436,51 @@ class NewParameters:
 
         module._parameters = empty
         return made.detach()
+
+
+# ---- parts under names that are known
+
+
+def plan_named(
+    config: VLMConfig,
+    weights: Weights,
+    names: dict[str, str],
+    dropped: dict[str, str],
+    *,
+    new: tuple[str, ...] = (),
+    of: str,
+) -> Plan:
+    """The plan that gives tensors of the source our names, one for one.
+
+    Args:
+        names: our names, by those of the source that are neither dropped nor left over.
+        dropped: names of the source, with the reason.
+        new: beginnings of our names that the source need not have.
+        of: whose tensors the source's are expected to be.
+
+    Raises:
+        CheckpointError: where tensors are missing, left over, or of other shapes than the configuration's.
+    """
+    sources = {ours: (theirs,) for theirs, ours in names.items()}
+    if left_over := weights.infos.keys() - names.keys() - dropped.keys():
+        _refuse_left_over(list(left_over), of)
+
+    model = meta_model(config)
+    made_anew = NewParameters(model, main_dtype(weights))
+    plan = Plan(config, {}, dict(dropped))
+    is_tied = _tie(config, weights, sources, plan)
+    for name, shape in _target_shapes(model, is_tied).items():
+        found = sources.pop(name, ())
+        if found:
+            plan.recipes[name] = _joined(name, shape, found, weights)
+        elif name.startswith(new):
+            plan.recipes[name] = made_anew.recipe(name)
+        else:
+            raise CheckpointError(f"{weights.folder} has nothing for {name} {tuple(shape)}")
+
+    if sources:
+        _refuse_left_over([x for found in sources.values() for x in found], of)
+    return plan
 
 
 # ---- the released PVC -> ours

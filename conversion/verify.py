@@ -26,6 +26,12 @@ class Difference:
     largest: float
     size: float
 
+    @classmethod
+    def of(cls, what: str, ours: torch.Tensor, theirs: torch.Tensor) -> "Difference":
+        """How `ours` differs from `theirs`."""
+        difference = (ours.float() - theirs.float()).abs().max()
+        return cls(what, difference.item(), theirs.float().square().mean().sqrt().item())
+
     def __str__(self):
         return f"{self.what}: largest difference {self.largest:.3g}, of values of size {self.size:.3g}"
 
@@ -54,10 +60,8 @@ def verify(folder: Path, target: Path, seed: int = 0) -> list[Difference]:
     del result
 
     theirs = _run_source(folder, pixels, ids)
-    return [
-        Difference(what, (a.float() - b.float()).abs().max().item(), b.float().square().mean().sqrt().item())
-        for what, a, b in zip(("ViT's features", "LLM's logits"), ours, theirs)
-    ]
+    pairs = zip(("ViT's features", "LLM's logits"), ours, theirs)
+    return [Difference.of(what, a, b) for what, a, b in pairs]
 
 
 def _run_source(folder: Path, pixels: torch.Tensor, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -98,13 +98,13 @@ def check_header(path: Path, header: Mapping[str, Any]) -> None:
     if differing:
         changes = ", ".join(f"{name} = {old.get(name)!r}, now {new.get(name)!r}" for name in differing)
         raise HeaderMismatch(
-            f"{path} was made with {changes}: choose another output folder (--out), or start anew with --fresh"
+            f"{path} was made with {changes}: choose another folder (--out), or start anew with --fresh"
         )
 
 
 def flat_header(header: Mapping[str, Any]) -> dict[str, Any]:
     """What decides the answers of a run, one value a name: "settings.frames"."""
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in header.items():
         if isinstance(value, dict):
             flat |= {f"{name}.{key}": x for key, x in value.items()}
@@ -124,7 +124,7 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
                 yield json.loads(line)
             except ValueError as error:
                 raise DataError(
-                    f"{path}, line {number} is not JSON ({error}): delete the line, and its question is asked again"
+                    f"{path}, line {number} is not JSON ({error}): delete it, and its question is asked again"
                 ) from error
 
 

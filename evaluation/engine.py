@@ -19,7 +19,10 @@ from pvc.evaluation.task import Settings
 
 logger = logging.get_logger(__name__)
 
-SAMPLED_BYTES = 2**20  # of each end of a file of weights, see `checkpoint_hash`
+# see `checkpoint_hash`
+HASHED_FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer.model")
+SAMPLED_BLOCKS = 1024
+BLOCK_BYTES = 4096
 OUT_OF_MEMORY = (torch.OutOfMemoryError, MemoryError)
 
 
@@ -70,7 +73,9 @@ class ChatEngine:
                 texts = self._batch_chat(units, settings)
             except OUT_OF_MEMORY:
                 logger.warning(f"a batch of {len(units)} does not fit in memory: one question at a time")
-            except ValueError as error:
+            except (ValueError, RuntimeError) as error:
+                if is_fatal(error):
+                    raise
                 logger.warning(f"one of {len(units)} questions cannot be asked ({error}): one at a time")
             else:
                 seconds = (time.perf_counter() - start) / len(units)
@@ -110,8 +115,8 @@ class ChatEngine:
             error = f"{type(problem).__name__}: {problem}"
             self.cache.clear()  # it may hold much of what is full
         except (ValueError, RuntimeError) as problem:
-            if "CUDA error" in str(problem):
-                raise  # the device answers no further question
+            if is_fatal(problem):
+                raise
             error = f"{type(problem).__name__}: {problem}"
         tokens = 0 if text is None else self._count_tokens(text)
         return Answer(request, text, error, time.perf_counter() - start, tokens)
@@ -122,6 +127,14 @@ class ChatEngine:
 
     def _count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def is_fatal(error: Exception) -> bool:
+    """Whether no further question can be asked: the device is lost, or a process that reads media was killed.
+
+    torch raises the latter wherever the main process is at that time.
+    """
+    return "CUDA error" in str(error) or "DataLoader worker" in str(error)
 
 
 def chat_lists(request: Request, settings: Settings) -> dict[str, list[int]]:
@@ -150,16 +163,28 @@ def checkpoint_identity(folder: Path, name: str) -> dict[str, str]:
 
 
 def checkpoint_hash(folder: Path) -> str:
-    """A hash of config.json and of each file of weights: name, size, first and last megabyte.
+    """A hash of what decides a checkpoint's answers: its configuration, tokenizer and weights.
 
-    A whole hash of an 8B's weights would take a minute; a training changes all of them.
+    Of a file of weights, its size and a sample of blocks all over it: a whole hash of an 8B's weights would
+    take a minute. A tensor of more than a thousandth of the file has one, so that adapters that were merged
+    into some of the layers are noticed.
     """
-    digest = hashlib.sha256((folder / "config.json").read_bytes())
+    digest = hashlib.sha256()
+    for name in HASHED_FILES:
+        path = folder / name
+        digest.update(f"{name} ".encode() + (path.read_bytes() if path.exists() else b""))
     for path in sorted([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
-        with open(path, "rb") as file:
-            digest.update(file.read(SAMPLED_BYTES))
-            file.seek(max(0, size - SAMPLED_BYTES))
-            digest.update(file.read())
+        digest.update(f"{path.name} {path.stat().st_size}".encode())
+        for block in sampled_blocks(path):
+            digest.update(block)
     return digest.hexdigest()[:16]
+
+
+def sampled_blocks(path: Path) -> Iterator[bytes]:
+    """Blocks of a file at equal distances; all of a small one."""
+    size = path.stat().st_size
+    step = max(BLOCK_BYTES, size // SAMPLED_BLOCKS)
+    with open(path, "rb") as file:
+        for start in range(0, size, step):
+            file.seek(start)
+            yield file.read(BLOCK_BYTES)

@@ -24,6 +24,7 @@ PATH = "/chat/completions"
 KEY_VARIABLE = "OPENAI_API_KEY"
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # status codes that may be temporary
 LONGEST_WAIT_S = 60.0
+MOST_ERRORS = 20  # in a row, after all tries of each
 LARGEST_RESPONSE = 10_000_000  # bytes
 
 
@@ -79,7 +80,7 @@ class ReplyCache:
 
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with self.path.open("ab") as file:
-                file.write(json.dumps(line, ensure_ascii=False).encode() + b"\n")
+                file.write(json.dumps(line, ensure_ascii=False).encode("utf-8", "surrogatepass") + b"\n")
 
     def _read(self, path: Path) -> None:
         content = path.read_bytes()
@@ -147,13 +148,24 @@ class Judge:
         return reply
 
     def ask_all(self, asked: Sequence[Messages], *, max_tokens: int = 128, workers: int = 8) -> list[Reply]:
-        """A reply or an error for each, in order; with up to `workers` requests at a time."""
+        """A reply or an error for each, in order; with up to `workers` requests at a time.
+
+        After so many errors in a row that the server or the key must be at fault, it is not asked any more.
+        """
+        in_a_row: list[str] = []  # errors since the last reply
 
         def ask(messages: Messages) -> Reply:
+            is_kept = self.cache.get(prompt_hash(messages, max_tokens), self.model) is not None
+            if len(in_a_row) >= MOST_ERRORS and not is_kept:
+                return Reply(None, f"not asked after {MOST_ERRORS} errors in a row, such as: {in_a_row[0]}")
             try:
-                return Reply(self.ask(messages, max_tokens=max_tokens))
+                reply = Reply(self.ask(messages, max_tokens=max_tokens))
             except JudgeError as error:
+                in_a_row.append(str(error))
                 return Reply(None, str(error))
+            if not is_kept:
+                in_a_row.clear()
+            return reply
 
         with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
             return list(pool.map(ask, asked))

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
+from pvc.conversion.printable import in_a_line
 from pvc.evaluation.frames import VideoFacts
 from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.task import ImagePlan, Protocol, Settings
@@ -24,6 +25,8 @@ from pvc.video_readers import open_video
 
 VIDEO, IMAGE, IMAGES = 3, 1, 2  # values of `data_flag`
 READ_AHEAD = 2  # units that each worker keeps ready
+LONGEST_READ_S = 1800.0  # of one unit
+WORKER_ADVICE = "a process that reads media ended: with fewer --workers, or 0, less memory is used"
 
 
 class Request(NamedTuple):
@@ -224,11 +227,40 @@ class Units(Dataset):
         records = list(self.groups[i])
         try:
             return prepare(records, self.protocol, self.tile_size)
-        except (OSError, ValueError, MemoryError) as error:
+        except Exception as error:  # decoders and prompts may raise anything: one unit fails, the run goes on
             return Broken(records, f"{type(error).__name__}: {error}")
 
 
-def read_ahead(units: Units, workers: int) -> Iterator[Unit | Broken]:
-    """The units in order; `workers` processes read the next ones meanwhile (0: none)."""
-    ahead = {"prefetch_factor": READ_AHEAD} if workers else {}
-    yield from DataLoader(units, batch_size=None, num_workers=workers, **ahead)
+def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) -> Iterator[Unit | Broken]:
+    """The units in order; `workers` processes read the next ones meanwhile (0: none).
+
+    A unit that is not read within `timeout_s` is broken; the others go on. Without workers there is no limit.
+
+    Raises:
+        RuntimeError: a worker was killed, such as by the system where memory is short.
+    """
+    done = 0
+    while done < len(units):
+        rest = Units(units.groups[done:], units.protocol, units.tile_size)
+        problem = ""
+        try:
+            for unit in _loader(rest, workers, timeout_s):
+                yield unit
+                done += 1
+        except RuntimeError as error:
+            problem = in_a_line(str(error))
+
+        # here, where nothing holds the loader any more, its processes have ended
+        if "timed out" in problem:
+            yield Broken(list(units.groups[done]), f"TimeoutError: not read within {timeout_s:g} s")
+            done += 1
+        elif problem:
+            raise RuntimeError(f"{problem} ({WORKER_ADVICE})")
+
+
+def _loader(units: Units, workers: int, timeout_s: float) -> DataLoader:
+    if workers == 0:
+        return DataLoader(units, batch_size=None)
+    return DataLoader(
+        units, batch_size=None, num_workers=workers, prefetch_factor=READ_AHEAD, timeout=timeout_s
+    )

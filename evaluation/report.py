@@ -16,7 +16,7 @@ from pvc.evaluation.scoring import Figure, Judgement, Result
 from pvc.evaluation.statistics import PairedTest, paired_test
 from pvc.reporting.markdown import markdown_table
 
-MOST_BARS = 40  # of a plot
+MOST_BARS = 60  # of a plot
 RESULT_FILES = ("results.json", "results.md", "samples.jsonl", "plot.svg")
 
 
@@ -30,8 +30,11 @@ def write_result(folder: Path, result: Result) -> None:
 def write_whole(path: Path, text: str) -> None:
     """Writes a file so that nobody ever sees half of it."""
     draft = path.with_name(f".{path.name}.{os.getpid()}")
-    draft.write_text(text, encoding="utf-8", errors="surrogatepass")
-    draft.replace(path)
+    try:
+        draft.write_text(text, encoding="utf-8", errors="surrogatepass")
+        draft.replace(path)
+    finally:
+        draft.unlink(missing_ok=True)  # of a full disk
 
 
 def samples_text(result: Result) -> str:
@@ -219,58 +222,89 @@ def header_table(header: Mapping[str, Any]) -> str:
 
 
 def plot(result: Result, path: Path) -> None:
-    """Draws the sub-scores as bars with their intervals, the headline as a line.
+    """Draws the sub-scores as bars with their intervals, a panel a kind; the headline is in the title.
 
     Raises:
         ImportError: where matplotlib is not installed.
     """
     from pvc.reporting.plots import bar_plot
 
-    bars = [
-        (kind, name, figure)
-        for kind, figures in result.sub_scores.items()
-        for name, figure in figures.items()
-    ]
     headline = result.headline
     if headline is None:
         return
 
+    panels = {kind: [bar_of(*item) for item in figures.items()] for kind, figures in some_of(result).items()}
+    if not panels:
+        panels = {"": [bar_of("overall", headline)]}
+
     name = result.task.protocols[result.protocol].metric.name
-    shown = [
-        (f"{label} (n={figure.n})", figure.value, figure.interval and figure.interval[:2])
-        for _, label, figure in bars[:MOST_BARS]
-    ]
-    overall = ("overall", headline.value, headline.interval and headline.interval[:2])
-    bar_plot([*shown, overall], f"{result.task.name} ({result.protocol}): {name}", path)
+    value, interval, _ = figure_cells(headline)
+    bar_plot(panels, f"{result.task.name} ({result.protocol}): {name} {value} ({interval})", path)
+
+
+def some_of(result: Result) -> dict[str, dict[str, Figure]]:
+    """The first kinds of sub-scores that a page holds; at least one."""
+    shown: dict[str, dict[str, Figure]] = {}
+    number = 0
+    for kind, figures in result.sub_scores.items():
+        number += len(figures)
+        if shown and number > MOST_BARS:
+            break
+        shown[kind] = figures
+    return shown
+
+
+def bar_of(name: str, figure: Figure) -> tuple[str, float, tuple[float, float] | None]:
+    """A bar of a plot."""
+    interval = None if figure.interval is None else (figure.interval.low, figure.interval.high)
+    return f"{name} (n={figure.n})", figure.value, interval
 
 
 # ---- two runs
 
 
 def compare(a: Path, b: Path) -> dict[str, PairedTest]:
-    """The paired test of each task that two runs have in common.
+    """The paired test of each task with a score that two runs have in common.
 
     Raises:
-        DataError: where they have none, or a task was run by different protocols.
+        DataError: where they have none, or a task was run by different protocols or on different data.
     """
-    tasks = sorted(result_folders(a) & result_folders(b))
-    if not tasks:
+    for run in (a, b):
+        if not result_folders(run):
+            raise DataError(f"{run} holds no results: expected {run / 'TASK' / 'results.json'}")
+
+    common = sorted(result_folders(a) & result_folders(b))
+    if not common:
         raise DataError(f"{a} and {b} have no task with results in common")
-    return {task: compare_task(a / task, b / task) for task in tasks}
+
+    results = {task: [read_results(run / task) for run in (a, b)] for task in common}
+    scored = [task for task, both in results.items() if all(result["headline"] for result in both)]
+    if not scored:
+        raise DataError(f"{', '.join(common)}: answers without scores cannot be compared")
+    return {task: compare_task(a / task, b / task) for task in scored}
 
 
 def result_folders(run: Path) -> set[str]:
     """Names of the tasks that have results in a run."""
-    return {path.parent.name for path in run.glob("*/samples.jsonl")}
+    return {path.parent.name for path in run.glob("*/results.json")}
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    """The content of results.json."""
+    return json.loads((folder / "results.json").read_bytes())
 
 
 def compare_task(a: Path, b: Path) -> PairedTest:
     """The paired test of two runs of one task, on the records that both answered."""
-    protocols = [json.loads((x / "results.json").read_text())["protocol"] for x in (a, b)]
-    if protocols[0] != protocols[1]:
-        raise DataError(
-            f"{a.name} was run by the protocols {protocols[0]} and {protocols[1]}: not comparable"
-        )
+    left_result, right_result = read_results(a), read_results(b)
+    for name, left_value, right_value in (
+        ("protocol", left_result["protocol"], right_result["protocol"]),
+        ("data", left_result["header"].get("data"), right_result["header"].get("data")),
+    ):
+        if left_value != right_value:
+            raise DataError(
+                f"{a.name}: the runs differ in {name} ({left_value}, {right_value}): not comparable"
+            )
 
     left, right = ({line["id"]: line for line in json_lines(x / "samples.jsonl")} for x in (a, b))
     common = [name for name in left if name in right]

@@ -152,6 +152,8 @@ def read_records(task: Task, data: Path) -> list[Record]:
         )
     try:
         return task.read(data)
+    except DataError as error:
+        raise DataError(f"{task.name}: {error}") from error
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         problem = f"{type(error).__name__}: {error}"
         raise DataError(f"{task.name}: the files in {data} are not in its layout ({problem})") from error
@@ -233,7 +235,7 @@ def prompts_hash(plan: Plan) -> str:
         shown = [Shown() if media.kind == "image" else SOME_FRAMES for media in record.media]
         try:
             prompt = plan.protocol.prompt(record, shown)
-        except Exception as error:  # the record will be one that failed
+        except Exception as error:  # the record will be one of those that fail
             prompt = type(error).__name__
         digest.update(hash_of([record.id, prompt]).encode())
     return digest.hexdigest()[:16]
@@ -287,7 +289,7 @@ def evaluate(
         delete_answers(folder, rank)
 
     with AnswerFile(folder, rank.number, header, is_fresh=options.fresh) as file:
-        # of a fresh run, what other ranks have written may be of the run before: this rank asks its whole share
+        # a fresh run: files of other ranks may be those of the run before, so this rank asks its whole share
         lines = {} if options.fresh else read_answers(folder)
         ask_all(engine, plan, file, unanswered_units(plan, lines, rank), options, progress)
     return finish(plan, folder, header, rank, judge)

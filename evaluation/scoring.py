@@ -12,7 +12,7 @@ from typing import Any
 from pvc.evaluation.judge import Judge as Client
 from pvc.evaluation.judge import prompt_hash
 from pvc.evaluation.records import Record
-from pvc.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
+from pvc.evaluation.statistics import Additive, Interval, bootstrap_interval, proportion_interval
 from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
 
 SHOWN_SAMPLES = 5  # of a warning
@@ -21,6 +21,10 @@ MOST_UNPARSED = 0.1  # rates above which a warning is given
 MOST_EMPTY = 0.05
 MOST_EQUAL = 0.9
 LEAST_FOR_EQUAL = 20  # answers that are few may well be equal
+
+
+class ScoringError(RuntimeError):
+    """An answer cannot be parsed or scored: a fault of the task's rules, or of a reference in the data."""
 
 
 @dataclass(frozen=True)
@@ -140,8 +144,14 @@ def score_row(record: Record, line: Mapping[str, Any], protocol: Protocol) -> Ro
     """One record with its answer read and scored; an error is no answer, and scores 0."""
     if "error" in line:
         return Row(record, None, None, 0.0)
-    parsed = protocol.parse(line["answer"], record)
-    score = 0.0 if record.answer is None else float(protocol.score(parsed, record))
+    try:
+        parsed = protocol.parse(line["answer"], record)
+        score = 0.0 if record.answer is None else float(protocol.score(parsed, record))
+    except Exception as error:
+        raise ScoringError(
+            f"record {record.id}: the answer {line['answer'][:80]!r} cannot be compared with the reference "
+            f"{str(record.answer)[:80]!r} ({type(error).__name__}: {error})"
+        ) from error
     return Row(record, line["answer"], parsed, score)
 
 
@@ -211,9 +221,13 @@ def sub_score_figures(metric: Metric, rows: Sequence[Row]) -> dict[str, dict[str
 
 
 def _sub_score(metric: Metric, rows: Sequence[Row]) -> Figure:
-    is_proportion = metric.sub_score is percent and all(row.score in (0, 1) for row in rows)
-    interval = percent_interval(rows) if is_proportion else None
-    return Figure(metric.sub_score(rows), len(rows), interval)
+    figure = metric.sub_score
+    interval = None
+    if figure is percent and all(row.score in (0, 1) for row in rows):
+        interval = percent_interval(rows)
+    elif isinstance(figure, Additive):  # any other would take minutes
+        interval = bootstrap_interval(figure, rows, groups_of(rows))
+    return Figure(figure(rows), len(rows), interval)
 
 
 # ---- what the reader should know
@@ -243,8 +257,9 @@ def doubts(rows: Sequence[Row], counts: Mapping[str, int]) -> list[str]:
         found.append(f"{len(unparsed)} of {number} answers could not be read: {_samples(unparsed)}")
 
     answer, times = Counter(row.answer for row in answered).most_common(1)[0]
-    references = Counter(repr(row.record.answer) for row in answered).most_common(1)[0][1]
-    is_constant = times / number > MOST_EQUAL and times > references
+    references = Counter(repr(row.record.answer) for row in answered if row.record.answer is not None)
+    most_of_one = max(references.values(), default=0)  # 0: they are held back
+    is_constant = times / number > MOST_EQUAL and times > most_of_one
     if number >= LEAST_FOR_EQUAL and is_constant:
         found.append(f"{times} of {number} answers are the same: {answer!r}")
     return found

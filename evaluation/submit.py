@@ -3,12 +3,16 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
 from pvc.evaluation.report import write_whole
 from pvc.evaluation.task import Row, SubmissionFile, Task
+
+SURROGATES = re.compile("[\ud800-\udfff]")
+NOT_IN_XML = re.compile("[\\x00-\\x08\\x0b\\x0c\\x0e-\\x1f\ud800-\udfff\ufffe\uffff]")
 
 
 def write_submission(task: Task, rows: Sequence[Row], folder: Path, *, is_whole: bool) -> list[str]:
@@ -34,16 +38,21 @@ def write_submission(task: Task, rows: Sequence[Row], folder: Path, *, is_whole:
 def write_file(path: Path, file: SubmissionFile) -> list[str]:
     """Writes one file in the format of its ending; returns warnings."""
     if path.suffix == ".json":
-        write_whole(path, json.dumps(file.content, ensure_ascii=False))
+        write_whole(path, encodable(json.dumps(file.content, ensure_ascii=False)))
     elif path.suffix in (".csv", ".tsv"):
-        write_whole(path, table_text(file.content, "," if path.suffix == ".csv" else "\t"))
+        write_whole(path, encodable(table_text(file.content, "," if path.suffix == ".csv" else "\t")))
     elif path.suffix == ".xlsx":
         # the same table as text: readable where openpyxl is missing
-        write_whole(path.with_suffix(".tsv"), table_text(file.content, "\t"))
+        write_whole(path.with_suffix(".tsv"), encodable(table_text(file.content, "\t")))
         return write_xlsx(path, file.content)
     else:
         raise ValueError(f"{path}: expected .json, .csv, .tsv or .xlsx")
     return []
+
+
+def encodable(text: str) -> str:
+    """The text with U+FFFD for halves of characters, which no server's decoder takes."""
+    return SURROGATES.sub("\ufffd", text)
 
 
 def table_text(rows: Sequence[dict], delimiter: str) -> str:
@@ -66,8 +75,7 @@ def write_xlsx(path: Path, rows: Sequence[dict]) -> list[str]:
     sheet = book.active
     sheet.append(list(rows[0]) if rows else [])
     for row in rows:
-        illegal = openpyxl.cell.cell.ILLEGAL_CHARACTERS_RE
-        sheet.append([illegal.sub("", x) if isinstance(x, str) else x for x in row.values()])
+        sheet.append([NOT_IN_XML.sub("", x) if isinstance(x, str) else x for x in row.values()])
 
     # an answer that begins with "=" is a text, no formula
     for cell in (cell for cells in sheet.iter_rows() for cell in cells):

@@ -7,18 +7,19 @@ from string import Template
 from huggingface_hub import ModelCard, ModelCardData
 from huggingface_hub.utils import validate_repo_id
 
-from pvc.configuration_pvc import PVCConfig, llm_family
+from pvc.configuration_dynamic_vlm import DynamicVLMConfig
+from pvc.configuration_pvc import PVCConfig, VLMConfig, llm_family
+from pvc.conversion.files import read_json
 from pvc.processing_pvc import PVCImageProcessor
 from pvc.reporting.markdown import markdown_table
 
 README = "README.md"
-TAGS = ["pvc", "multimodal", "video-text-to-text", "conversational", "custom_code"]
+TAGS = ["multimodal", "video-text-to-text", "conversational", "custom_code"]
 
 CARD = Template("""\
 # $name
 
-A vision-language model for images and videos with Progressive Visual Token Compression \
-([PVC](https://arxiv.org/abs/2412.09613), CVPR 2025), which encodes every visual input as a video.
+$intro
 
 $facts
 
@@ -60,8 +61,20 @@ $provenance
 """)
 
 
+INTROS = {  # by model_type
+    "pvc": (
+        "A vision-language model for images and videos with Progressive Visual Token Compression "
+        "([PVC](https://arxiv.org/abs/2412.09613), CVPR 2025), which encodes every visual input as a video."
+    ),
+    "dynamic_vlm": (
+        "A vision-language model for images and videos that compresses each frame's visual tokens to fit a "
+        "budget ([Dynamic-VLM](https://arxiv.org/abs/2412.09530), ICCV 2025)."
+    ),
+}
+
+
 def model_card(
-    config: PVCConfig, *, base_model: str | None, license: str | None, name: str, notes: str = ""
+    config: VLMConfig, *, base_model: str | None, license: str | None, name: str, notes: str = ""
 ) -> str:
     """The README.md of a checkpoint.
 
@@ -83,12 +96,13 @@ def model_card(
         library_name="transformers",
         license=license,
         pipeline_tag="image-text-to-text",
-        tags=TAGS,
+        tags=[config.model_type.replace("_", "-"), *TAGS],
     )
     text = CARD.substitute(
         name=name.rpartition("/")[2],
         path=json.dumps(name, ensure_ascii=False),
-        facts=_facts(config),
+        intro=INTROS[config.model_type],
+        facts=_facts(config) if isinstance(config, PVCConfig) else _dynamic_vlm_facts(config),
         provenance=_provenance(base_model, license, notes),
     )
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n{text}"))
@@ -96,9 +110,32 @@ def model_card(
 
 def write_card(folder: Path, repo_id: str) -> None:
     """Writes a card for the checkpoint in `folder` that names neither a base model nor a license."""
-    config = PVCConfig.from_pretrained(folder)
+    config = read_model_config(folder)
     card = model_card(config, base_model=None, license=None, name=repo_id)
     (folder / README).write_text(card, encoding="utf-8")
+
+
+def read_model_config(folder: Path) -> VLMConfig:
+    """The configuration of the checkpoint in `folder`, of either system."""
+    is_dynamic = read_json(folder / "config.json").get("model_type") == DynamicVLMConfig.model_type
+    return (DynamicVLMConfig if is_dynamic else PVCConfig).from_pretrained(folder)
+
+
+def _dynamic_vlm_facts(config: DynamicVLMConfig) -> str:
+    vit = config.vision_config
+    llm = config.llm_config
+    size = vit.image_size
+    rows = [
+        ("LLM", f"{llm_family(llm).name}, {llm.num_hidden_layers} layers of width {llm.hidden_size}"),
+        ("ViT", f"CLIP, {vit.num_hidden_layers} layers of width {vit.hidden_size}"),
+        ("compressor", f"{config.compressor}, before the projector"),
+        ("frame", f"{size} x {size} pixels, {config.num_patches} patches"),
+        (
+            "budget",
+            f"{config.max_video_tokens} visual tokens a video, at most {config.max_frame_tokens} a frame",
+        ),
+    ]
+    return markdown_table(("", ""), rows)
 
 
 def _facts(config: PVCConfig) -> str:

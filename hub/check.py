@@ -8,12 +8,12 @@ import ast
 from fnmatch import fnmatch
 from pathlib import Path
 
-import torch
 import yaml
 from huggingface_hub import ModelCard
 
 from pvc import CHECKPOINT
-from pvc.configuration_pvc import AUTO_MAP, PVCConfig
+from pvc.configuration_dynamic_vlm import AUTO_MAP as DYNAMIC_VLM_AUTO_MAP
+from pvc.configuration_pvc import AUTO_MAP
 from pvc.conversion.checks import check_config, check_depth, values_of
 from pvc.conversion.files import (
     CONFIG_FILES,
@@ -25,9 +25,10 @@ from pvc.conversion.files import (
     is_within,
     read_json,
 )
-from pvc.hub.card import README
-from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.conversion.plan import meta_model
+from pvc.hub.card import README, read_model_config
 
+AUTO_MAPS = {"pvc": AUTO_MAP, "dynamic_vlm": DYNAMIC_VLM_AUTO_MAP}  # by model_type
 VOCABULARIES = ("tokenizer.json", "tokenizer.model", "vocab.json")  # one of them is needed
 OPTIONAL_FILES = (  # patterns of other files that may belong to a checkpoint
     "generation_config.json",
@@ -127,7 +128,7 @@ def _read_json(folder: Path, name: str) -> dict:
 
 
 def _check_config(folder: Path, values: dict) -> None:
-    if values.get("model_type") != "pvc":
+    if values.get("model_type") not in AUTO_MAPS:
         raise CheckpointError(
             f"{folder} is not a PVC: model_type in its config.json is {values.get('model_type')!r}, not 'pvc'"
         )
@@ -145,11 +146,13 @@ def _auto_classes(configs: dict[str, dict]) -> dict[str, str]:
     images = processor.get("image_processor")
     images = images if isinstance(images, dict) else {}
     needs = [
-        ("config.json", configs["config.json"], AUTO_MAP),
+        ("config.json", configs["config.json"], AUTO_MAPS[configs["config.json"]["model_type"]]),
         ("processor_config.json", processor, ["AutoProcessor"]),
         ("image_processor in processor_config.json", images, ["AutoImageProcessor"]),
     ]
-    if "auto_map" in tokenizer or tokenizer.get("tokenizer_class") == "InternLM2Tokenizer":
+    # the processor writes its own class into the map of any tokenizer
+    others = {"AutoProcessor": None} | (tokenizer.get("auto_map") or {})
+    if len(others) > 1 or tokenizer.get("tokenizer_class") == "InternLM2Tokenizer":
         needs.append(("tokenizer_config.json", tokenizer, ["AutoTokenizer"]))
 
     found: dict[str, str] = {}
@@ -205,11 +208,10 @@ def _weight_files(folder: Path) -> list[str]:
     """The files of the weights, after a check that they hold each weight of the model in its shape."""
     infos = SourceWeights(folder).infos
     with values_of(folder / "config.json"):
-        config = PVCConfig.from_pretrained(folder)
+        config = read_model_config(folder)
         check_depth(config, len(infos), folder / "config.json")
         check_config(config, folder / "config.json")
-        with torch.device("meta"):
-            model = PVCForConditionalGeneration(config)
+        model = meta_model(config)
 
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     tied = {name for name in model.all_tied_weights_keys if name not in infos}

@@ -8,7 +8,7 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], *
 
     Args:
         header: names of the columns.
-        rows: cells, written by `str`.
+        rows: cells, written by `str`; line breaks become blanks, and a bar is escaped.
         align: a letter a column, "l" (left) or "r" (right); empty: all left.
 
     Raises:
@@ -22,6 +22,11 @@ def markdown_table(header: Sequence[object], rows: Iterable[Sequence[object]], *
         lengths = [len(line) for line in lines]
         raise ValueError(f"align is {align!r} and the rows have {lengths} cells: expected {columns} columns")
 
-    texts = ["| " + " | ".join(str(cell) for cell in line) + " |" for line in lines]
+    texts = ["| " + " | ".join(map(_cell, line)) + " |" for line in lines]
     rule = "|" + "|".join("---:" if letter == "r" else "---" for letter in align) + "|"
     return "\n".join([texts[0], rule, *texts[1:]])
+
+
+def _cell(value: object) -> str:
+    """A cell that ends neither its column nor its row."""
+    return " ".join(str(value).splitlines()).replace("|", "\\|")

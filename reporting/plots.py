@@ -3,7 +3,7 @@
 matplotlib is optional: it is imported where a plot is made, with an error that names the package.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -56,20 +56,32 @@ def line_plot(lines: Lines, title: str, path: Path, x_title: str = "frames") -> 
         save_figure(figure, path)
 
 
-def bar_plot(bars: Sequence[Bar], title: str, path: Path) -> None:
-    """Writes a plot of named horizontal bars, in order from the top, with intervals where there are any."""
-    with new_figure(7.6, 1.2 + 0.22 * len(bars)) as figure:
-        axes = figure.subplots()
-        names = [name for name, _, _ in bars]
-        axes.barh(range(len(bars)), [value for _, value, _ in bars], color=COLOURS[1], height=0.7)
+def bar_plot(panels: Mapping[str, Sequence[Bar]], title: str, path: Path) -> None:
+    """Writes a plot of named horizontal bars, in order from the top, with intervals where there are any.
 
-        for i, (_, _, interval) in enumerate(bars):
-            if interval is not None:
-                axes.plot(interval, (i, i), color="black", linewidth=1)
-
-        axes.set_title(title, loc="left")
-        axes.set_yticks(range(len(bars)), names)
-        axes.invert_yaxis()
-        axes.set_xlim(left=0)
-        axes.grid(axis="x", alpha=0.3)
+    Each panel has its title and its own axis: their values may be of different size.
+    """
+    heights = [len(bars) + 2.5 for bars in panels.values()]
+    with new_figure(7.6, 0.4 + 0.22 * sum(heights)) as figure:
+        figure.suptitle(title)
+        columns = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
+        for axes, (name, bars) in zip(columns[:, 0], panels.items()):
+            _draw_bars(axes, name, bars)
         save_figure(figure, path)
+
+
+def _draw_bars(axes: Any, name: str, bars: Sequence[Bar]) -> None:
+    axes.barh(range(len(bars)), [value for _, value, _ in bars], color=COLOURS[1], height=0.7)
+    for i, (_, _, interval) in enumerate(bars):
+        if interval is not None:
+            axes.plot(interval, (i, i), color="black", linewidth=1)
+
+    axes.set_title(name, loc="left", fontsize="medium")
+    axes.set_yticks(range(len(bars)), [label for label, _, _ in bars])
+    for label in axes.get_yticklabels():
+        label.set_parse_math(False)  # a "$" is no formula
+
+    axes.set_ylim(len(bars) - 0.4, -0.6)
+    axes.set_xlim(left=0)
+    axes.set_axisbelow(True)
+    axes.grid(axis="x", alpha=0.3)

@@ -85,6 +85,7 @@ class PromptReader:
             ApiError: 400 where the messages or the length are wrong, 422 where media cannot be read.
         """
         self._check_characters(messages)
+        self._check_media(messages)
         processor = self._cancellable(is_cancelled)
         options = self._options if options is None else options
         try:
@@ -125,6 +126,18 @@ class PromptReader:
                 "the messages have half of a surrogate pair: send Unicode", "messages"
             ) from None
 
+    def _check_media(self, messages: Sequence[dict]) -> None:
+        """Refuses more images and videos than the LLM has positions for, before any is read."""
+        image = self._processor.image_processor
+        repeats = {"image": image.image_repeats, "video": image.video_repeats}
+        least = sum(repeats[block["type"]] * image.tokens_per_tile for block in _media_blocks(messages))
+        if least >= self._max_positions:
+            raise bad_request(
+                f"the images and videos have {least} tokens or more, and the LLM was made for "
+                f"{self._max_positions}: show fewer",
+                "messages",
+            )
+
     def _cancellable(self, is_cancelled: Callable[[], bool]) -> Any:
         """The processor for one request, whose reading ends where that is cancelled."""
         policy = replace(self._processor.media_policy, is_cancelled=is_cancelled)
@@ -132,8 +145,7 @@ class PromptReader:
 
     def _refused(self, error: Exception, messages: Sequence[dict]) -> ApiError:
         """The error for a client: 400 for messages that the template does not take, 422 for media."""
-        blocks = [block for m in messages if not isinstance(m["content"], str) for block in m["content"]]
-        media = [block for block in blocks if block["type"] != "text"]
+        media = _media_blocks(messages)
         quoted = "\n".join(block[block["type"]][:8192] for block in media)
 
         message = without_paths(str(error), quoted)
@@ -166,3 +178,8 @@ class PromptReader:
         digest.update(tiles.contiguous().numpy().data)
         first = int.from_bytes(digest.digest(), "big") % (2**KEY_BITS - number)
         return -1 - first - torch.arange(number)
+
+
+def _media_blocks(messages: Sequence[dict]) -> list[dict]:
+    contents = [message["content"] for message in messages if not isinstance(message["content"], str)]
+    return [block for content in contents for block in content if block["type"] != "text"]

@@ -18,3 +18,11 @@ def test_columns_are_aligned_left_where_nothing_is_said():
 def test_another_number_of_columns_is_refused(rows, align):
     with pytest.raises(ValueError, match="expected 2 columns"):
         markdown_table(("a", "b"), rows, align=align)
+
+
+def test_a_cell_ends_neither_its_column_nor_its_row():
+    assert markdown_table(("a|b", "c"), [("x\ny\r\nz", "1|2")]).splitlines() == [
+        "| a\\|b | c |",
+        "|---|---|",
+        "| x y z | 1\\|2 |",
+    ]

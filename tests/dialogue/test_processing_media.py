@@ -294,7 +294,8 @@ def test_tiles_of_images_and_frames_can_be_limited(processor):
         assert torch.equal(inputs["pixel_values"], load_image(OTHER, SIDE, limit))
     wide = [Image.new("RGB", (200, 100))] * 2
     for limit, tiles in ((None, 1), (1, 1), (2, 3)):  # the thumbnail is one more
-        assert processor.image_processor.video(wide, num_frames=None, max_tiles=limit).clip == (2, tiles, 1)
+        clip = processor.image_processor.video(wide, num_frames=None, max_tiles=limit).clip
+        assert clip[:3] == (2, tiles, 1)
 
 
 def test_images_alone_and_text_alone_are_processed(processor):

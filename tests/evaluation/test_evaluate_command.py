@@ -1,7 +1,9 @@
 """`pvc evaluate` and `pvc compare` as people call them: exit codes, messages, files."""
 
 import json
+from dataclasses import replace
 
+import counting_task
 import pytest
 from counting_task import NUMBER, AddingEngine, write_images
 from typer.testing import CliRunner
@@ -101,6 +103,32 @@ def test_an_interrupted_run_ends_with_3_and_goes_on(data, tmp_path, engine, monk
     assert len(engine.asked) == NUMBER - 4
 
 
+def test_an_interrupt_ends_all_tasks(data, tmp_path, engine, monkeypatch):
+    asked = []
+
+    def stops(engine, task, *rest, **options):
+        asked.append(task)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("pvc.evaluation.run.evaluate", stops)
+    result = call("evaluate", "counting", "counting", "--data", data, "--out", tmp_path)
+    assert result.exit_code == 3
+    assert asked == ["counting"]
+
+
+def test_a_fault_in_a_rule_is_no_complete_run(data, tmp_path, engine, monkeypatch):
+    """Python would end with 1, which says that some samples failed."""
+
+    def fails(parsed, record):
+        raise IndexError("string index out of range")
+
+    faulty = replace(counting_task.PROTOCOL, score=fails)
+    monkeypatch.setitem(counting_task.TASK.protocols, "default", faulty)
+    result = evaluate(data, tmp_path / "run")
+    assert result.exit_code == 3
+    assert "record 0: the answer '1' cannot be compared with the reference '1'" in result.stderr
+
+
 def test_a_dry_run_loads_no_weights_and_writes_nothing(data, tmp_path, monkeypatch):
     def load(*arguments):
         raise AssertionError("weights were loaded")
@@ -136,7 +164,7 @@ def test_two_runs_are_compared_by_a_command(data, tmp_path, engine):
     assert "| counting | 12 | +8.33 |" in result.stdout
     result = call("compare", tmp_path / "a", tmp_path)
     assert result.exit_code == 1
-    assert "no task with results in common" in result.stderr
+    assert "holds no results" in result.stderr
 
 
 def test_results_keep_what_they_were_made_with(data, tmp_path, engine):

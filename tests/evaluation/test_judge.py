@@ -7,7 +7,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from builders import golden
 
-from pvc.evaluation.judge import Judge, JudgeError, ReplyCache, endpoint, prompt_hash
+from pvc.evaluation.judge import MOST_ERRORS, Judge, JudgeError, ReplyCache, endpoint, prompt_hash
 from pvc.evaluation.judge_protocols import (
     CaptionVerdict,
     captioning_judge_messages,
@@ -347,6 +347,24 @@ def test_concurrent_replies_are_all_kept(server, tmp_path):
     assert all(reply == (VERDICT, None) for reply in replies)
     kept = {json.loads(line)["prompt_hash"] for line in cache.read_text().splitlines()}
     assert kept == {prompt_hash(messages, 128) for messages in asked}
+
+
+def test_a_server_that_refuses_everything_is_not_asked_for_ever(server):
+    server.responses = [(401, b"wrong key", {})] * 100
+    judge = Judge(server.url, "judge")
+    replies = judge.ask_all([qa_judge_messages("q", "a", str(n)) for n in range(100)], workers=1)
+
+    assert all(reply.text is None and "wrong key" in reply.error for reply in replies)
+    assert len(server.requests) == MOST_ERRORS
+    assert replies[-1].error.startswith(f"not asked after {MOST_ERRORS} errors in a row")
+
+
+def test_half_a_character_in_a_reply_is_kept(server, tmp_path):
+    server.responses = [completion("yes \ud800")]
+    cache = tmp_path / "judge.jsonl"
+    assert Judge(server.url, "judge", cache=cache).ask(MESSAGES) == "yes \ud800"
+    assert Judge(server.url, "judge", cache=cache).ask(MESSAGES) == "yes \ud800"
+    assert len(server.requests) == 1
 
 
 def test_an_unfinished_last_line_is_cut_off(tmp_path):

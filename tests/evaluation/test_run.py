@@ -16,6 +16,8 @@ from pvc.evaluation.answer_file import AnswerFile, HeaderMismatch, json_lines, r
 from pvc.evaluation.judge import Reply
 from pvc.evaluation.records import DataError
 from pvc.evaluation.run import COMPLETE, INCOMPLETE, SOME_FAILED, Options, Rank, dry_run, rescore
+from pvc.evaluation.scoring import doubts
+from pvc.evaluation.task import Row
 
 ALL = {str(i) for i in range(NUMBER)}
 
@@ -295,6 +297,29 @@ def test_two_runs_are_compared_on_common_records(data, tmp_path):
     assert (test.n, test.only_a, test.only_b) == (NUMBER, 0, 2)
     assert test.difference == pytest.approx(2 / 12)
     assert test.p_value == 0.5  # two groups differ: a quarter of the flips on each side
+
+
+def test_runs_that_cannot_be_compared_say_why(data, tmp_path, monkeypatch):
+    run(data, tmp_path / "a")
+    run(data, tmp_path / "answers", protocol="judged")
+    monkeypatch.setattr(counting_task, "NUMBER", 8)
+    run(data, tmp_path / "less")
+    for other, reason in [
+        ("nowhere", "nowhere holds no results"),
+        ("less", "counting: the runs differ in data"),
+    ]:
+        with pytest.raises(DataError, match=reason):
+            report.compare(tmp_path / "a", tmp_path / other)
+    with pytest.raises(DataError, match="answers without scores"):
+        report.compare(tmp_path / "answers", tmp_path / "answers")
+
+
+def test_equal_answers_are_doubted_where_references_are_held_back(data, tmp_path):
+    records = [replace(record, answer=None) for record in counting_task.read(data)] * 2
+    rows = [Row(record, "B", "B", 0.0) for record in records]
+    assert doubts(rows, {"empty": 0}) == ["24 of 24 answers are the same: 'B'"]
+    right = [Row(replace(record, answer="B"), "B", "B", 1.0) for record in records]
+    assert doubts(right, {"empty": 0}) == []
 
 
 class FixedJudge:

@@ -19,6 +19,7 @@ from builders import tiny_model
 from checkpoint_files import (
     AUTO_MAP,
     CHECKPOINT_FILES,
+    DYNAMIC_VLM_FILES,
     MEDIA_FILES,
     MODEL_FILES,
     NEEDED,
@@ -35,29 +36,30 @@ from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
 OTHER_FILES = ("processor_config.json", "py.typed", "tiny/synthetic/tasks.yaml")
+ROOT_FILES = [*MODEL_FILES, *DYNAMIC_VLM_FILES, *MEDIA_FILES]
 
 # ---- the files themselves
 
 
-@pytest.mark.parametrize("name", [*MODEL_FILES, *MEDIA_FILES])
+@pytest.mark.parametrize("name", ROOT_FILES)
 def test_root_file_asks_for_few_packages(name):
     packages = set(get_imports(ROOT / name)) - sys.stdlib_module_names
     assert packages <= NEEDED | ({"sentencepiece"} if name.startswith("tokenization") else set())
 
 
-@pytest.mark.parametrize("name", [*MODEL_FILES, *MEDIA_FILES])
+@pytest.mark.parametrize("name", ROOT_FILES)
 def test_relative_imports_are_those_that_transformers_finds_and_copies(name):
     tree = ast.parse((ROOT / name).read_text())
     imported = {(n.level, n.module) for n in ast.walk(tree) if isinstance(n, ast.ImportFrom) and n.level}
     assert imported == {(1, module) for module in get_relative_imports(ROOT / name)}
-    assert all(f"{module}.py" in MODEL_FILES + MEDIA_FILES for _, module in imported)
+    assert all(f"{module}.py" in ROOT_FILES for _, module in imported)
 
 
 def test_model_files_import_without_any_optional_package(tmp_path):
     (tmp_path / "pvc").mkdir()
     for file in ROOT.glob("*.py"):
         shutil.copy(file, tmp_path / "pvc")
-    modules = [f"pvc.{name[:-3]}" for name in [*MODEL_FILES, *MEDIA_FILES] if "tokenization" not in name]
+    modules = [f"pvc.{name[:-3]}" for name in ROOT_FILES if "tokenization" not in name]
     script = "for name in sys.argv[1:]:\n    __import__(name)\nprint(sys.modules['pvc'].__file__)"
     printed = run_python(script, *modules, cwd=tmp_path, hidden=(*NEVER_NEEDED, "sentencepiece"))
     assert Path(printed.strip()).is_relative_to(tmp_path)

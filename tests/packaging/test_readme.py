@@ -31,7 +31,7 @@ SCRIPTS = sorted((ROOT / "examples").glob("*.py"))
 NOTEBOOK = ROOT / "examples" / "quickstart.ipynb"
 
 RUN = ("python", "bash")
-SHOWN = ("output", "text", "json", "yaml", "bibtex")
+SHOWN = ("output", "text", "json", "yaml", "bibtex", "sh", "py")  # sh, py: for what is not here, such as vLLM
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", flags=re.M | re.S)
 README_BYTES = 14_000
 

@@ -23,6 +23,11 @@ MODEL_FILES = [
     "modeling_vlm.py",
     "tokenization_internlm2.py",
 ]
+DYNAMIC_VLM_FILES = [  # beside those, where a model is a Dynamic-VLM
+    "compressors.py",
+    "configuration_dynamic_vlm.py",
+    "modeling_dynamic_vlm.py",
+]
 MEDIA_FILES = [  # those of the processor that also serve a clone, each importable by itself
     "frame_choice.py",
     "image_files.py",

@@ -1,6 +1,9 @@
 """vLLM's OpenAI server with the public client: answers of `generate`, streamed or not, several at once."""
 
+import contextlib
+import io
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -8,10 +11,12 @@ import time
 import urllib.error
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import openai
 import pytest
 
+ROOT = Path(__file__).resolve().parents[2]
 START_S = 900
 
 
@@ -89,3 +94,13 @@ def test_a_broken_image_and_a_prompt_that_is_too_long_are_the_clients_errors(cli
         with pytest.raises(openai.BadRequestError):
             answer(client, {"messages": [{"role": "user", "content": content}]}, 1)
     assert answer(client, tiny["cases"]["text"], 1).choices
+
+
+def test_the_block_of_the_documentation_prints_what_it_shows(client, monkeypatch):
+    page = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+    code = next(x for x in re.findall(r"^```py\n(.*?)^```$", page, flags=re.M | re.S) if "OpenAI(" in x)
+    shown = re.search(r"^```output\n(.*?)^```$", page, flags=re.M | re.S)[1]
+    monkeypatch.chdir(ROOT)
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        exec(code.replace("http://localhost:8000/v1", str(client.base_url)), {})
+    assert printed.getvalue() == shown

@@ -20,17 +20,16 @@ from PIL import Image
 
 from pvc.clips import Clip, media_tokens
 from pvc.conversation import (
+    Conversation,
     Segment,
     encode_segments,
     get_conv_template,
-    video_segments,
     with_placeholders,
 )
 from pvc.preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    build_transform,
-    tile_grid,
+    normalised,
 )
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.data.samples import BrokenSample, Sample
@@ -150,11 +149,14 @@ class Encoder:
                 raise BrokenSample(encoded.sample.where, _naming(file.source, error)) from error
 
             # the prompt was laid out for what the header said
-            if loaded.clip != file.clip:
+            if loaded.clip != file.clip._replace(tokens=loaded.clip.tokens):
                 why = f"{file.source}: its header promised {file.clip}, but it holds {loaded.clip}"
                 raise BrokenSample(encoded.sample.where, why)
-            tiles.append(loaded.tiles if rng is None else as_jpeg(loaded.tiles, rng))
+            tiles.append(loaded.tiles if rng is None else self._as_jpeg(loaded.tiles, rng))
         return torch.cat(tiles) if tiles else None
+
+    def _as_jpeg(self, tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+        return as_jpeg(tiles, rng, self.images.pixel_mean, self.images.pixel_std)
 
     def _load(self, file: MediaFile, sample: Sample):
         source = file.source.open()
@@ -177,7 +179,9 @@ class Encoder:
         sizes = [source.size() for source in sample.images]
 
         def at_most(tiles: int) -> list[MediaFile]:
-            clips = [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
+            clips = self.images.share_budget(
+                [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
+            )
             return [MediaFile(source, clip, tiles) for source, clip in zip(sample.images, clips)]
 
         wanted = at_most(max_tiles)
@@ -196,7 +200,8 @@ class Encoder:
         tiles = self._num_tiles(video.size(), self.frame_tiles) if self.frame_tiles > 1 else 1
 
         def showing(frames: int) -> list[MediaFile]:
-            return [MediaFile(video, Clip(frames, tiles, self.images.video_repeats), self.frame_tiles)]
+            clips = self.images.share_budget([Clip(frames, tiles, self.images.video_repeats)])
+            return [MediaFile(video, clip, self.frame_tiles) for clip in clips]
 
         def smaller(tokens: int) -> list[MediaFile]:
             fewer = range(FEWEST_FRAMES, frames)
@@ -209,9 +214,7 @@ class Encoder:
 
     def _num_tiles(self, size: tuple[int, int], max_tiles: int) -> int:
         """Tiles that an image of that size is cut into, the thumbnail counted."""
-        fewest = min(self.images.min_tiles, max_tiles)
-        columns, rows = tile_grid(*size, fewest, max_tiles, self.images.image_size)
-        return columns * rows + (self.images.use_thumbnail and columns * rows > 1)
+        return self.images.count_tiles(*size, max_tiles)
 
     def _visual_tokens(self, media: Sequence[MediaFile]) -> int:
         return sum(media_tokens([file.clip for file in media], self.images.tokens_per_tile))
@@ -234,7 +237,7 @@ class Encoder:
 
         for question, answer in sample.turns:
             frames = media[0].clip.frames if sample.video else None
-            conversation.append_message(conversation.roles[0], _segments(question, frames))
+            conversation.append_message(conversation.roles[0], _segments(conversation, question, frames))
             conversation.append_message(conversation.roles[1], None)
 
             prompt = conversation.segments()[start:]
@@ -247,6 +250,7 @@ class Encoder:
                     self.tokenizer,
                     segments,
                     left,
+                    marks=conversation.marks,
                     add_special_tokens=start == 0,
                     max_tokens=self.max_tokens,
                 )
@@ -267,12 +271,16 @@ class Encoder:
         return ids, labels
 
 
-def _segments(question: str, frames: int | None) -> list[Segment]:
+def _segments(template: Conversation, question: str, frames: int | None) -> list[Segment]:
     """A question with its media; `frames`: of the video that `<video>` in it stands for, None: of none."""
     before, placeholder, after = question.partition(VIDEO_TOKEN)
     if frames is None or not placeholder:
         return with_placeholders(question)
-    parts = [Segment("text", before), *video_segments(frames), Segment("text", after)]
+
+    # the lines of a frame may end with a separator: then what ends a video is not left out
+    end = template.end_of_media(frames) if template.frames_end and not after.startswith("\n") else ""
+    lines = template.video_segments(frames)
+    parts = [Segment("text", before), *lines, Segment("text", end), Segment("text", after)]
     return [part for part in parts if part.text]
 
 
@@ -288,16 +296,20 @@ def _place_behind(id: int, ids: list[int]) -> int:
 # ----------------------------------------------------------------------------------------------------- images
 
 
-def as_jpeg(tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+def as_jpeg(
+    tiles: torch.Tensor,
+    rng: np.random.Generator,
+    mean: Sequence[float] = IMAGENET_MEAN,
+    std: Sequence[float] = IMAGENET_STD,
+) -> torch.Tensor:
     """Normalised tiles as they are after JPEG of a quality drawn for each: InternVL's augmentation."""
-    normalise = build_transform(tiles.shape[-1])
-    mean, std = (tiles.new_tensor(values).view(3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
-    bytes_of_tiles = ((tiles * std + mean) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    means, stds = (tiles.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    bytes_of_tiles = ((tiles * stds + means) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     degraded = []
     for tile, quality in zip(bytes_of_tiles, rng.integers(*JPEG_QUALITIES, size=len(tiles), endpoint=True)):
         file = BytesIO()
         Image.fromarray(np.ascontiguousarray(tile)).save(file, "JPEG", quality=int(quality))
-        degraded.append(normalise(Image.open(file)))
+        degraded.append(normalised(Image.open(file), mean, std))
     return torch.stack(degraded)
 
 

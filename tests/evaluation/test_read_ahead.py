@@ -1,0 +1,53 @@
+"""Media that hang, processes that die, prompts that fail: the others are read, in order."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+
+import pytest
+from counting_task import PROTOCOL, read, write_images
+
+from pvc.evaluation.media import Broken, Units, read_ahead
+
+
+@pytest.fixture
+def groups(tmp_path):
+    return [[record] for record in read(write_images(tmp_path))[:6]]
+
+
+def units(groups, at_third):
+    """Units whose third one does something as it is read."""
+
+    def prompt(record, shown):
+        if record.id == "2":
+            at_third()
+        return record.question
+
+    return Units(groups, replace(PROTOCOL, prompt=prompt), tile_size=28)
+
+
+def named(found):
+    """Ids, and of what is broken its error."""
+    return [unit.error if isinstance(unit, Broken) else unit.requests[0].record.id for unit in found]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("error", [KeyError("hint"), ZeroDivisionError("fps"), MemoryError(), EOFError("x")])
+def test_whatever_goes_wrong_with_a_record_is_its_own(groups, workers, error):
+    def fails():
+        raise error
+
+    problem = f"{type(error).__name__}: {error}"
+    assert named(read_ahead(units(groups, fails), workers)) == ["0", "1", problem, "3", "4", "5"]
+
+
+def test_media_that_hang_are_given_up(groups):
+    found = read_ahead(units(groups, lambda: time.sleep(600)), workers=2, timeout_s=3)
+    assert named(found) == ["0", "1", "TimeoutError: not read within 3 s", "3", "4", "5"]
+
+
+def test_a_process_that_is_killed_ends_the_run_with_advice(groups):
+    found = read_ahead(units(groups, lambda: os.kill(os.getpid(), signal.SIGKILL)), workers=1)
+    with pytest.raises(RuntimeError, match="a process that reads media ended: with fewer --workers"):
+        named(found)
