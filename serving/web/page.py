@@ -34,7 +34,7 @@ DELETE_S = (3600, 86400)  # how often files are looked at, and the age at which 
 QUEUE = 32  # questions that wait; one more is refused
 
 CSS = """
-#pvc-dialogue {height: max(22rem, calc(100dvh - 20rem)) !important}
+#pvc-dialogue {height: max(22rem, calc(100dvh - 18rem)) !important}
 #pvc-dialogue .message img, #pvc-dialogue .message video {max-height: 14rem; width: auto; object-fit: contain}
 #pvc-dialogue button[title=Share], footer .divider {display: none}
 #pvc-dialogue .message video {margin: auto}
