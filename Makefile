@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval test-quantized clean
+.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval test-quantized test-serving-load clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10

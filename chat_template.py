@@ -58,6 +58,7 @@ class Prompt(NamedTuple):
     media: list[Media]  # in prompt order
     answers: Sequence[Span] = ()  # which segments are answers
     writes_bos: bool = False  # whether the template's text begins with BOS
+    adds_bos: bool = False  # whether the template has a BOS that its segments lack, whatever the options
 
 
 class Rendered(NamedTuple):

@@ -517,15 +517,15 @@ class PVCProcessor(ProcessorMixin):
             expanded.append(laid_out._replace(writes_bos=begins_with_bos(prompt, self.tokenizer)))
 
         inputs = self._encode(expanded, read)
-        if not read.tells_replacements:
-            return inputs
-        labels = "first_frame" in str(self.chat_template)
-        return engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+        if read.tells_replacements:
+            labels = "first_frame" in str(self.chat_template)
+            inputs = engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+        return inputs
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
-        sources = flat(images)
-        media = [self.image_processor.image(source, options.image_tiles, budget=budget) for source in sources]
+        read = partial(self.image_processor.image, max_tiles=options.image_tiles, budget=budget)
+        media = [read(source) for source in flat(images)]
         return media_inputs(self.image_processor.with_tokens(media, **options.tokens))
 
     def _with_tokens(self, prompt: Prompt, options: ProcessingOptions) -> Prompt:
@@ -598,8 +598,8 @@ class PVCProcessor(ProcessorMixin):
             "continue_final_message": continue_final_message,
             "first_frame": "",  # the label of a video's first frame comes with its frames
         }
-        if self._is_own(template):
-            variables["bos_token"] = ""  # the text is the released one, to which `processor(text=…)` adds BOS
+        if self._is_own(template):  # the text is the released one, to which `processor(text=…)` adds BOS
+            variables["bos_token"] = ""
 
         if not tokenize:
             texts = [render(messages, template, **variables)[0] for messages in batch]
@@ -633,13 +633,14 @@ class PVCProcessor(ProcessorMixin):
         if not self._is_own(template):
             return rendered_prompt(messages, template, self.tokenizer, load_block, variables)
 
-        return own_prompt(
+        prompt = own_prompt(
             messages,
             get_conv_template(self.template),
             load_block,
             add_generation_prompt=variables["add_generation_prompt"],
             continue_final_message=variables["continue_final_message"],
         )
+        return prompt._replace(adds_bos="bos_token" in template)
 
     def _block_media(self, block: dict, options: ProcessingOptions) -> Media:
         """The image or video of a block."""
@@ -705,7 +706,7 @@ class PVCProcessor(ProcessorMixin):
             self.tokenizer,
             media_tokens=media_tokens(clips, self.image_processor.tokens_per_tile),
             marks=get_conv_template(self.template).marks,
-            add_special_tokens=options.add_special_tokens and not prompt.writes_bos,
+            add_special_tokens=prompt.adds_bos or (options.add_special_tokens and not prompt.writes_bos),
             max_tokens=options.length,
         )
 

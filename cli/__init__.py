@@ -11,6 +11,7 @@
     pvc evaluate mvbench --data data --out run        run a benchmark
     pvc compare run-a run-b                           test two runs against each other
     pvc serve org/model                               answer OpenAI's API
+    pvc web org/model                                 ask in the browser
     pvc bench count --preset 8B                       count FLOPs and bytes
 
 Answers and tables go to stdout, all other messages to stderr. torch and transformers are imported
@@ -23,7 +24,7 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
-from pvc.cli import bench, chat, convert, evaluate, info, push, quantize, serve, train
+from pvc.cli import bench, chat, convert, evaluate, info, push, quantize, serve, train, web
 from pvc.cli.shared import CommandGroup, examples
 
 app = Typer(
@@ -54,4 +55,5 @@ app.add_typer(train.training, name="train")
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
 app.command(epilog=serve.EXAMPLES)(serve.serve)
+app.command(epilog=web.EXAMPLES)(web.web)
 app.command(epilog=bench.EXAMPLES)(bench.bench)

@@ -254,11 +254,19 @@ def run_task(engine: Any, task: str, data: Path, out: Path, options: Any, judge:
         log(f"error: {error}", style="red")
         return BAD_USAGE
     except (OSError, RuntimeError) as error:
-        log(f"error: {in_one_line(error)}", style="red")
+        log(f"error: {in_one_line(error)}{worker_advice(error)}", style="red")
     except Exception:  # a bug: exit code 1 would mean that the run is complete
         log(traceback.format_exc(), style="red")
     log(f"{task} is incomplete: all answers so far are kept; the same command goes on.")
     return INCOMPLETE
+
+
+def worker_advice(error: Exception) -> str:
+    """What helps where a process that reads media was killed: torch may say so at any line."""
+    from pvc.evaluation.media import WORKER_ADVICE
+
+    text = str(error)
+    return f" ({WORKER_ADVICE})" if "DataLoader worker" in text and WORKER_ADVICE not in text else ""
 
 
 @contextmanager

@@ -6,7 +6,7 @@ defects are kept, because published numbers rest on them. `strict_letter.py` has
 """
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from string import ascii_uppercase
 
 UNPARSED = ""
@@ -36,6 +36,11 @@ LMMS_LONGVIDEOBENCH_PREFIXES = (
     "Best answer:",
     "Best option:",
 )
+
+
+def letter_choices(options: Sequence[str]) -> dict[str, str]:
+    """Letter -> option, from A on."""
+    return {chr(ord("A") + index): option for index, option in enumerate(options)}
 
 
 # ---------------------------------------------------------------- the first capital letter

@@ -7,7 +7,7 @@ reproduced rule by rule, and `default`, the rules of `strict_letter.py`.
 import re
 from collections.abc import Sequence
 
-from pvc.evaluation.letter_protocols import PROTOCOLS, UNPARSED, vlmevalkit_can_infer
+from pvc.evaluation.letter_protocols import PROTOCOLS, UNPARSED, letter_choices, vlmevalkit_can_infer
 from pvc.evaluation.strict_letter import read_strict_letter
 
 __all__ = [
@@ -47,11 +47,6 @@ def read_letter(answer: str, options: Sequence[str], protocol: str = "default") 
         raise ValueError(f"protocol {protocol!r} is unknown: expected one of {', '.join(LETTER_PROTOCOLS)}")
 
     return PROTOCOLS[protocol](answer, letter_choices(options))
-
-
-def letter_choices(options: Sequence[str]) -> dict[str, str]:
-    """Letter -> option, from A on."""
-    return {chr(ord("A") + index): option for index, option in enumerate(options)}
 
 
 def mlvu_correct(answer: str, right: str) -> bool:

@@ -6,15 +6,8 @@ What raises there is unparsed here. Letters are read by the protocols of `letter
 import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from string import ascii_uppercase
 
 from pvc.evaluation.letter_protocols import internvl
-
-
-def lettered_options(options: Sequence[str]) -> dict[str, str]:
-    """The options by letter, from A."""
-    return dict(zip(ascii_uppercase, options, strict=False))
-
 
 # choices
 

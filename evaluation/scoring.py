@@ -12,7 +12,7 @@ from typing import Any
 from pvc.evaluation.judge import Judge as Client
 from pvc.evaluation.judge import prompt_hash
 from pvc.evaluation.records import Record
-from pvc.evaluation.statistics import Interval, bootstrap_interval, proportion_interval
+from pvc.evaluation.statistics import Additive, Interval, bootstrap_interval, proportion_interval
 from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
 
 SHOWN_SAMPLES = 5  # of a warning
@@ -114,13 +114,7 @@ def score_answers(
     metric = protocol.metric
     is_complete = len(rows) == len(records)
 
-    counts = {
-        "records": len(records),
-        "answered": sum(row.answer is not None for row in rows),
-        "failed": sum(row.answer is None for row in rows),
-        "empty": sum(row.answer is not None and not row.answer.strip() for row in rows),
-        "unparsed": sum(row.answer is not None and row.parsed in ("", None) for row in rows),
-    }
+    counts = counts_of(len(records), rows)
     return Result(
         task,
         protocol_name,
@@ -138,6 +132,17 @@ def score_answers(
         unanswered=len(records) - len(rows),
         judgement=judge_rows(protocol, rows, judge) if judge is not None and is_complete else None,
     )
+
+
+def counts_of(records: int, rows: Sequence[Row]) -> dict[str, int]:
+    """Numbers of records by what became of them."""
+    return {
+        "records": records,
+        "answered": sum(row.answer is not None for row in rows),
+        "failed": sum(row.answer is None for row in rows),
+        "empty": sum(row.answer is not None and not row.answer.strip() for row in rows),
+        "unparsed": sum(row.answer is not None and row.parsed in ("", None) for row in rows),
+    }
 
 
 def score_row(record: Record, line: Mapping[str, Any], protocol: Protocol) -> Row:
@@ -221,9 +226,13 @@ def sub_score_figures(metric: Metric, rows: Sequence[Row]) -> dict[str, dict[str
 
 
 def _sub_score(metric: Metric, rows: Sequence[Row]) -> Figure:
-    is_proportion = metric.sub_score is percent and all(row.score in (0, 1) for row in rows)
-    interval = percent_interval(rows) if is_proportion else None
-    return Figure(metric.sub_score(rows), len(rows), interval)
+    figure = metric.sub_score
+    interval = None
+    if figure is percent and all(row.score in (0, 1) for row in rows):
+        interval = percent_interval(rows)
+    elif isinstance(figure, Additive):  # any other would take minutes
+        interval = bootstrap_interval(figure, rows, groups_of(rows))
+    return Figure(figure(rows), len(rows), interval)
 
 
 # ---- what the reader should know

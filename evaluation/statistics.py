@@ -192,4 +192,4 @@ def _flip_p_value(sums: np.ndarray) -> float:
     for _ in range(FLIPS):
         signs = 1 - 2 * rng.integers(2, size=len(sums))
         hits += abs(signs @ sums) >= observed
-    return (hits + 1) / (FLIPS + 1)
+    return float((hits + 1) / (FLIPS + 1))

@@ -5,6 +5,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -12,23 +13,6 @@ from typing import Any
 from pvc.evaluation.records import DataError
 
 csv.field_size_limit(2**31 - 1)  # base64 images stand in single fields
-
-
-def find_folder(data: Path, names: Sequence[str], marker: str) -> Path:
-    """The folder of a benchmark: one of `names` under `data`, or `data` itself.
-
-    Args:
-        marker: a file or folder that it must hold, such as "test.csv"; may be a pattern of `Path.glob`.
-
-    Raises:
-        DataError: where none holds it, with the places that were searched.
-    """
-    folders = [*(data / name for name in names), data]
-    for folder in folders:
-        if any(folder.glob(marker)):
-            return folder
-    searched = ", ".join(str(folder / marker) for folder in folders)
-    raise DataError(f"no data: expected one of {searched}")
 
 
 def first_existing(*paths: Path) -> Path:
@@ -163,14 +147,23 @@ def parquet_list_lengths(path: Path, column: str) -> list[int]:
 
 
 def _parquet_value(path: Path, row: int, column: str) -> Any:
-    """One cell. Only its row group is read."""
-    file = _parquet().ParquetFile(path)
-    for group in range(file.num_row_groups):
-        rows = file.metadata.row_group(group).num_rows
+    """One cell. Its row group is kept, since records are read in order."""
+    for group, rows in enumerate(_row_group_sizes(path)):
         if row < rows:
-            return file.read_row_group(group, columns=[column])[column][row].as_py()
+            return _row_group(path, group, column)[row].as_py()
         row -= rows
     raise DataError(f"{path} has no row {row}")
+
+
+@lru_cache(maxsize=64)
+def _row_group_sizes(path: Path) -> list[int]:
+    metadata = _parquet().ParquetFile(path).metadata
+    return [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+
+
+@lru_cache(maxsize=1)
+def _row_group(path: Path, group: int, column: str) -> Any:
+    return _parquet().ParquetFile(path).read_row_group(group, columns=[column])[column]
 
 
 def filled_columns(path: Path, columns: Sequence[str]) -> list[list[str]]:

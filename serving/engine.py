@@ -2,8 +2,8 @@
 
     prepare (threads: media, tokens) -> ready -> batch (the model's thread) -> events -> the event loop
 
-The oldest request that is ready goes next, and takes with it those that fit: as many new positions, within
-the limits of a batch. A batch runs to its end; who comes meanwhile waits for the next.
+The oldest request that is ready is answered next, together with those that fit: about as many new positions,
+within the limits of a batch. A batch runs to its end; requests that arrive meanwhile wait for the next.
 """
 
 import asyncio

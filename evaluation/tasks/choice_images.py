@@ -6,14 +6,14 @@ from string import ascii_uppercase
 from typing import Any
 
 from pvc.evaluation.choices import is_answer, labels_of
-from pvc.evaluation.data_files import build_records
-from pvc.evaluation.layout import fields_of, image_named, own_folder, unique_ids
+from pvc.evaluation.data_files import build_records, fields_of, image_named, own_folder, unique_ids
+from pvc.evaluation.letter_protocols import letter_choices
 from pvc.evaluation.prompts import ANSWER_LETTER, lettered
 from pvc.evaluation.records import DataError, Record, Shown
-from pvc.evaluation.released_parsers import lettered_options, offered_letter
+from pvc.evaluation.released_parsers import offered_letter
 from pvc.evaluation.tables import read_json, read_jsonl
-from pvc.evaluation.task import Metric, Protocol, Row, Task, percent
-from pvc.evaluation.tasks.released import bare_question, released_settings, whole_answer
+from pvc.evaluation.task import Metric, Protocol, Row, Task, keep_answer, percent
+from pvc.evaluation.tasks.released import bare_question, released_settings
 
 # ScienceQA
 
@@ -47,7 +47,7 @@ def scienceqa_question(record: Record, shown: Sequence[Shown]) -> str:
 
 def read_first_letter(answer: str, record: Record) -> str:
     """The released rule, where it finds a letter that was offered."""
-    return offered_letter(answer, lettered_options(record.options))
+    return offered_letter(answer, letter_choices(record.options))
 
 
 SCIENCEQA = Task(
@@ -139,7 +139,7 @@ SEED = Task(
     protocols={
         "internvl": Protocol(
             bare_question,
-            whole_answer,
+            keep_answer,
             score_seed,
             released_settings(6, 100),
             Metric(labels=labels_of("type"), others=_seed_whole_answers),

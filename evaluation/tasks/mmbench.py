@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.choices import check_submitted, is_answer, labels_of
-from pvc.evaluation.data_files import build_records
-from pvc.evaluation.layout import fields_of, unique_ids
+from pvc.evaluation.data_files import build_records, fields_of, unique_ids
 from pvc.evaluation.letter_protocols import internvl, vlmevalkit_can_infer
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.prompts import ANSWER_LETTER, ANSWER_LETTER_CN

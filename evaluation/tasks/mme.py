@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from pvc.evaluation.choices import is_answer, rows_by
-from pvc.evaluation.layout import unique_ids
+from pvc.evaluation.data_files import unique_ids
 from pvc.evaluation.metrics import rows_together
 from pvc.evaluation.records import DataError, Media, Record
 from pvc.evaluation.released_parsers import plain_yes_no, yes_or_no

@@ -10,12 +10,11 @@ from typing import Any
 
 from pvc.evaluation.choices import labels_of
 from pvc.evaluation.data_files import build_records
-from pvc.evaluation.letter_protocols import muirbench
+from pvc.evaluation.letter_protocols import letter_choices, muirbench
 from pvc.evaluation.prompts import ANSWER_LETTER, SINGLE_WORD, lettered
 from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.released_parsers import (
     is_mmmu_answer,
-    lettered_options,
     listed_texts,
     mmmu_open_values,
     offered_letter,
@@ -113,12 +112,12 @@ def mmmu_question(record: Record, shown: Sequence[Shown]) -> str:
 
 def read_released(answer: str, record: Record) -> str:
     """The first letter of a choice; an open answer as it is."""
-    return offered_letter(answer, lettered_options(record.options)) if record.options else answer
+    return offered_letter(answer, letter_choices(record.options)) if record.options else answer
 
 
 def read_official(answer: str, record: Record) -> str:
     """The letter in MMMU's own rule, which MuirBench took over, without its random draw."""
-    return muirbench(answer, lettered_options(record.options)) if record.options else answer
+    return muirbench(answer, letter_choices(record.options)) if record.options else answer
 
 
 def score_mmmu(parsed: str, record: Record) -> float:

@@ -6,14 +6,13 @@ from string import ascii_uppercase
 from typing import Literal, NamedTuple
 
 from pvc.evaluation.choices import labels_of
-from pvc.evaluation.data_files import build_records, read_rows
-from pvc.evaluation.layout import own_folder
+from pvc.evaluation.data_files import build_records, own_folder, read_rows
 from pvc.evaluation.parse import lmms_mvbench_correct
 from pvc.evaluation.prompts import frame_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.released_parsers import is_option
-from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, percent
-from pvc.evaluation.tasks.released import greedy, released_generation, whole_answer
+from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, keep_answer, percent
+from pvc.evaluation.tasks.released import greedy, released_generation
 
 
 class Source(NamedTuple):
@@ -148,20 +147,20 @@ MVBENCH = Task(
     protocols={
         "internvl": Protocol(
             ask_as_pvc,
-            whole_answer,
+            keep_answer,
             score_released,
             Settings(frames=96, generation=released_generation(1000, num_beams=5)),
             METRIC,
         ),
         "internvl2": Protocol(
             ask_as_internvl,
-            whole_answer,
+            keep_answer,
             score_released,
             Settings(frames=16, generation=released_generation(1000)),
             METRIC,
         ),
         "lmms": Protocol(
-            ask_as_lmms, whole_answer, score_lmms, Settings(frames=96, generation=greedy(16)), METRIC
+            ask_as_lmms, keep_answer, score_lmms, Settings(frames=96, generation=greedy(16)), METRIC
         ),
     },
     expected=4000,

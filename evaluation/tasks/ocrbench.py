@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from pvc.evaluation.data_files import build_records, find_files, read_rows
-from pvc.evaluation.layout import unique_ids
+from pvc.evaluation.data_files import build_records, find_files, read_rows, unique_ids
 from pvc.evaluation.prompts import SINGLE_WORD
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.released_parsers import listed_texts
 from pvc.evaluation.tables import Base64Image, ParquetImage, first_existing, read_parquet
-from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task
-from pvc.evaluation.tasks.released import bare_question, greedy, whole_answer
+from pvc.evaluation.task import Metric, Protocol, Row, Settings, Task, keep_answer
+from pvc.evaluation.tasks.released import bare_question, greedy
 
 FORMULAS = "Handwritten Mathematical Expression Recognition"
 FORMULA_SET = "HME100k"
@@ -162,9 +161,9 @@ OCRBENCH = Task(
     about="OCRBench, 1000 questions: OCRBench/OCRBench.json with its images, or its parquet or TSV copy",
     read=read_ocrbench,
     protocols={
-        "vlmevalkit": Protocol(ask_for_word, whole_answer, score_vlmevalkit, _settings(4096), METRIC),
-        "lmms": Protocol(ask_stripped, whole_answer, score_lmms, _settings(128), METRIC),
-        "official": Protocol(bare_question, whole_answer, score_official, _settings(128), METRIC),
+        "vlmevalkit": Protocol(ask_for_word, keep_answer, score_vlmevalkit, _settings(4096), METRIC),
+        "lmms": Protocol(ask_stripped, keep_answer, score_lmms, _settings(128), METRIC),
+        "official": Protocol(bare_question, keep_answer, score_official, _settings(128), METRIC),
     },
     expected=1000,
     paper={"PVC-2B": 796, "PVC-8B": 807},

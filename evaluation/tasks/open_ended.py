@@ -134,7 +134,7 @@ def judge_figures(rows: Sequence[Row], readings: Mapping[str, Mapping[str, Any]]
         "judged_score": summary.score,
         "official_judged_accuracy": 100 * summary.official_accuracy,
         "official_judged_score": summary.official_score,
-        "unreadable": float(summary.unreadable),
+        "without a verdict": float(summary.unreadable),
     }
 
 

@@ -40,11 +40,6 @@ def single_word_question(record: Record, shown: Sequence[Shown]) -> str:
     return f"{record.question} {SINGLE_WORD}"
 
 
-def whole_answer(answer: str, record: Record) -> str:
-    """The answer as it is."""
-    return answer
-
-
 def stripped_answer(answer: str, record: Record) -> str:
     """The answer without white space around it."""
     return answer.strip()

@@ -9,18 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from pvc.evaluation.choices import check_submitted, labels_of, mean_of_groups
-from pvc.evaluation.data_files import build_records
-from pvc.evaluation.layout import fields_of, image_named, own_folder, unique_ids
+from pvc.evaluation.data_files import build_records, fields_of, image_named, own_folder, unique_ids
 from pvc.evaluation.metrics import anls, equal_but_for_case, relaxed_correctness, relaxed_score, soft_accuracy
 from pvc.evaluation.records import DataError, Record
 from pvc.evaluation.tables import read_json, read_jsonl
-from pvc.evaluation.task import Metric, Protocol, Row, SubmissionFile, Task
+from pvc.evaluation.task import Metric, Protocol, Row, SubmissionFile, Task, keep_answer
 from pvc.evaluation.tasks.released import (
     bare_question,
     released_settings,
     single_word_question,
     stripped_answer,
-    whole_answer,
 )
 
 
@@ -64,7 +62,7 @@ AI2D = Task(
     about="AI2D, test, with the questions of VLMEvalKit: data/ai2diagram",
     read=read_ai2d,
     protocols={
-        "internvl": Protocol(bare_question, whole_answer, _score_equal, released_settings(6, 10)),
+        "internvl": Protocol(bare_question, keep_answer, _score_equal, released_settings(6, 10)),
     },
     expected=3088,
     paper={"PVC-2B": 76.3, "PVC-8B": 83.8},
@@ -221,7 +219,7 @@ ANLS = Metric(name="ANLS", labels=labels_of(*_TYPES), is_proportion=False)
 
 def document_protocol(max_tiles: int) -> Protocol:
     """The word or phrase that answers a question about a document."""
-    return Protocol(single_word_question, whole_answer, _score_anls, released_settings(max_tiles, 100), ANLS)
+    return Protocol(single_word_question, keep_answer, _score_anls, released_settings(max_tiles, 100), ANLS)
 
 
 def _answers(rows: Sequence[Row]) -> list[tuple[Row, Any, str]]:
@@ -340,7 +338,7 @@ TEXTVQA = Task(
     protocols={
         "internvl": Protocol(
             single_word_question,
-            whole_answer,
+            keep_answer,
             _score_soft,
             released_settings(6, 10),
             Metric(name="soft accuracy", is_proportion=False),

@@ -123,6 +123,19 @@ def test_a_finished_prompt_that_begins_with_bos_gets_no_second(kind):
         assert torch.equal(inputs["input_ids"], expected)
 
 
+@pytest.mark.parametrize("kind", TEMPLATE_OF)
+def test_bos_of_the_chat_template_does_not_depend_on_options(kind):
+    """Trainers pass `add_special_tokens=False`, since a chat template has BOS of its own."""
+    processor = make_processor(kind)
+    ids = processor.apply_chat_template(MESSAGES["an image"], tokenize=True)
+    trainers = processor.apply_chat_template(MESSAGES["an image"], tokenize=True, add_special_tokens=False)
+    assert torch.equal(ids, trainers)
+
+    processor.chat_template = processor.chat_template.replace("bos_token", "''")
+    ids = processor.apply_chat_template(MESSAGES["an image"], tokenize=True, add_special_tokens=False)
+    assert processor.tokenizer.bos_token_id not in ids[0].tolist()
+
+
 def test_a_first_frame_that_somebody_types_stays_text():
     processor = make_processor()
     typed = [user(text("Frame1: "), video(FRAMES))]

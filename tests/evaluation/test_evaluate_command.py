@@ -164,7 +164,7 @@ def test_two_runs_are_compared_by_a_command(data, tmp_path, engine):
     assert "| counting | 12 | +8.33 |" in result.stdout
     result = call("compare", tmp_path / "a", tmp_path)
     assert result.exit_code == 1
-    assert "no task with results in common" in result.stderr
+    assert "holds no results" in result.stderr
 
 
 def test_results_keep_what_they_were_made_with(data, tmp_path, engine):

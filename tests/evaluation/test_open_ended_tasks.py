@@ -89,7 +89,7 @@ def test_the_judges_figures_count_unreadable_replies_and_show_the_official_value
     expected = GOLDEN["lmms_aggregate_over_readable"]
     assert figures["official_judged_accuracy"] == pytest.approx(expected["accuracy_percent"])
     assert figures["official_judged_score"] == pytest.approx(expected["average_score"])
-    assert figures["unreadable"] == len(rows) - len(readings) > 0
+    assert figures["without a verdict"] == len(rows) - len(readings) > 0
     assert figures["judged_accuracy"] < figures["official_judged_accuracy"]
 
 

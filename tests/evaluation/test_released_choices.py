@@ -6,13 +6,13 @@ import io
 import json
 
 import pytest
+from benchmark_answers import answered
 from builders import golden
 from PIL import Image
 from released_runs import (
     call_of,
     default_protocol,
     golden_run,
-    rows_of,
     sub_scores,
     tiles_of,
     write_image,
@@ -49,7 +49,7 @@ def test_scienceqa_calls_and_accuracy(tmp_path):
     write_scienceqa(tmp_path / "data", run)
     task, _, protocol = default_protocol("scienceqa")
     records = task.read(tmp_path / "data")
-    rows = rows_of(protocol, records, run["answers"])
+    rows = answered(protocol, records, run["answers"])
 
     assert [call_of(protocol, record) for record in records] == run["calls"]
     assert [record.answer for record in records] == [line["gt_answers"] for line in run["result_lines"]]
@@ -84,7 +84,7 @@ def test_seed_call_and_whole_answers_without_annotations(tmp_path):
 
     task, _, protocol = default_protocol("seed")
     records = task.read(root)
-    rows = rows_of(protocol, records, run["answers"])
+    rows = answered(protocol, records, run["answers"])
 
     assert call_of(protocol, records[0]) == run["first_call"]
     assert protocol.metric.headline(rows) == pytest.approx(100 * printed_number(run["printed"][0]))
@@ -106,7 +106,7 @@ def test_seed_accuracies_by_type_with_annotations(tmp_path, place):
     (tmp_path / "SEED/SEED-Bench.json").write_text(json.dumps(run["annotation"]))
 
     task, _, protocol = default_protocol("seed")
-    rows = rows_of(protocol, task.read(tmp_path), [line["prediction"] for line in run["results"]])
+    rows = answered(protocol, task.read(tmp_path), [line["prediction"] for line in run["results"]])
     parts = {name: value for (_, name), value in sub_scores(protocol.metric, rows).items()}
     video = {"Action Recognition", "Action Prediction", "Procedure Understanding"}
     images = [row for row in rows if row.record.meta["type"] not in video]
@@ -161,7 +161,7 @@ def test_mmbench_calls_and_table_for_the_server(tmp_path, name, table):
     write_table(tmp_path / f"mmbench/{table}.tsv", run["tsv_columns"], run["rows"], image)
     task, _, protocol = default_protocol(name)
     records = task.read(tmp_path)
-    rows = rows_of(protocol, records, run["answers"])
+    rows = answered(protocol, records, run["answers"])
 
     assert [protocol.prompt(record, SHOWN) for record in records] == run["questions"]
     assert call_of(protocol, records[0]) == run["first_call"]
@@ -192,7 +192,8 @@ def circular_rows(tmp_path):
     write_table(tmp_path / "mmbench/mmbench_dev_20230712.tsv", columns, data["rows"], "x" * 64)
     task = find_task("mmbench-dev-en")
     protocol = task.protocols["vlmevalkit"]
-    return data, protocol, rows_of(protocol, task.read(tmp_path), [row["prediction"] for row in data["rows"]])
+    rows = answered(protocol, task.read(tmp_path), [row["prediction"] for row in data["rows"]])
+    return data, protocol, rows
 
 
 def test_mmbench_letters_and_hits_without_a_judge(tmp_path):
@@ -262,7 +263,7 @@ def mme_rows(data):
     for task, lines in data["files"].items():
         fields = [line.rstrip("\n").split("\t") for line in lines]
         records = mme._records(task, golden("."), [line[:3] for line in fields])
-        rows += rows_of(protocol, records, [line[3] for line in fields])
+        rows += answered(protocol, records, [line[3] for line in fields])
     return protocol.metric, rows
 
 
@@ -286,7 +287,7 @@ def test_mme_accuracy_counts_other_answers_as_wrong(place):
     case = load("eval_mme.json")["compute_metric"][place]
     protocol = default_protocol("mme")[2]
     records = mme._records("count", golden("."), [["0.png", "q", gt] for gt in case["gts"]])
-    rows = rows_of(protocol, records, case["preds"])
+    rows = answered(protocol, records, case["preds"])
     expected = case["expected"].get("acc", 0.0)  # the public function raises where all are other
 
     assert protocol.metric.others(rows)["count acc"] == pytest.approx(100 * expected)
@@ -375,7 +376,7 @@ def test_mvbench_calls_and_accuracies(tmp_path):
     records = task.read(tmp_path / "data")
     frames = tuple(range(run["num_segments"]))
     shown = [Shown(frames, tuple(map(float, frames)))]
-    rows = rows_of(protocol, records, run["answers"])
+    rows = answered(protocol, records, run["answers"])
 
     assert call_of(protocol, records[0], shown) == run["first_call"]
     asked = [

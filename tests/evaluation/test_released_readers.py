@@ -171,7 +171,7 @@ def test_all_absent_files_of_mvbench_are_named(tmp_path):
     for task in ("action_count", "state_change"):
         (tmp_path / f"data/MVBench/json/{task}.json").unlink()
 
-    with pytest.raises(DataError, match=r"action_count\.json, .*state_change\.json"):
+    with pytest.raises(DataError, match=r"action_count\.json\n .*state_change\.json"):
         find_task("mvbench").read(tmp_path / "data")
 
 

@@ -5,8 +5,10 @@ import re
 from dataclasses import replace
 
 import pytest
+from benchmark_answers import answered
+from benchmark_files import put_json
 from builders import golden
-from released_runs import call_of, default_protocol, golden_run, rows_of, sub_scores, write_image, write_lines
+from released_runs import call_of, default_protocol, golden_run, sub_scores, write_image, write_lines
 
 from pvc.evaluation.records import DataError, Record, Shown
 from pvc.evaluation.tasks import TASKS, find_task
@@ -32,11 +34,6 @@ SETTINGS = {  # of the launch script: tiles, new tokens
 }
 
 
-def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
-
-
 def write_run(root, dataset):
     """Its lines and images under a root called `data`, and the annotations that it needs."""
     task, file = LAYOUT[dataset]
@@ -47,13 +44,13 @@ def write_run(root, dataset):
 
     if task == "docvqa-val":
         entries = [{"questionId": line["question_id"], "answers": [line["answer"]]} for line in lines]
-        write_json(root / "docvqa/val/val_v1.0.json", {"data": entries})
+        put_json(root / "docvqa/val/val_v1.0.json", {"data": entries})
     if task == "textvqa":
         entries = [
             {"question_id": line["question_id"], "answers": [{"answer": line["answer"]}] * 10}
             for line in lines
         ]
-        write_json(root / "textvqa/textvqa_val_annotations.json", {"annotations": entries})
+        put_json(root / "textvqa/textvqa_val_annotations.json", {"annotations": entries})
     return task
 
 
@@ -73,7 +70,7 @@ def test_chat_is_given_what_the_script_gives_it(tmp_path, dataset):
 @pytest.mark.parametrize("dataset", ["ai2diagram_test", "textvqa_val"])
 def test_printed_accuracies(tmp_path, dataset):
     task, _, protocol = default_protocol(write_run(tmp_path / "data", dataset))
-    rows = rows_of(protocol, task.read(tmp_path / "data"), RUNS[dataset]["answers"])
+    rows = answered(protocol, task.read(tmp_path / "data"), RUNS[dataset]["answers"])
 
     assert protocol.metric.headline(rows) == pytest.approx(100 * printed_value(RUNS[dataset]))
 
@@ -81,7 +78,7 @@ def test_printed_accuracies(tmp_path, dataset):
 @pytest.mark.parametrize("dataset", ["docvqa_test", "docvqa_val", "infographicsvqa_test"])
 def test_submission_is_the_file_of_the_script(tmp_path, dataset):
     task, _, protocol = default_protocol(write_run(tmp_path / "data", dataset))
-    rows = rows_of(protocol, task.read(tmp_path / "data"), RUNS[dataset]["answers"])
+    rows = answered(protocol, task.read(tmp_path / "data"), RUNS[dataset]["answers"])
 
     (file,) = task.submission(rows)
     assert file.content == RUNS[dataset]["result_file"]
@@ -108,7 +105,7 @@ def test_chartqa_is_the_mean_of_two_sets_that_score_as_printed(tmp_path):
     task, _, protocol = default_protocol("chartqa")
     records = task.read(tmp_path / "data")
     human, augmented = RUNS["chartqa_test_human"], RUNS["chartqa_test_augmented"]
-    rows = rows_of(protocol, records, human["answers"] + augmented["answers"])
+    rows = answered(protocol, records, human["answers"] + augmented["answers"])
 
     assert call_of(protocol, records[0]) == human["calls"][0]
     assert sub_scores(protocol.metric, rows) == pytest.approx(
@@ -122,7 +119,7 @@ def test_chartqa_also_shows_the_tolerance_that_its_authors_mean(tmp_path):
     write_chartqa(tmp_path / "data")
     task, _, protocol = default_protocol("chartqa")
     record = replace(task.read(tmp_path / "data")[0], answer=["95"])
-    rows = rows_of(protocol, [record], ["100"])  # 5 % of the answer, more than 5 % of the reference
+    rows = answered(protocol, [record], ["100"])  # 5 % of the answer, more than 5 % of the reference
 
     assert protocol.metric.headline(rows) == 100
     assert protocol.metric.others(rows) == {"with 5 % of the reference": 0}
@@ -194,7 +191,7 @@ def test_all_absent_annotation_files_are_named_at_once(tmp_path, name, files):
 
 def test_a_question_without_its_annotation_is_refused(tmp_path):
     write_run(tmp_path / "data", "docvqa_val")
-    write_json(tmp_path / "data/docvqa/val/val_v1.0.json", {"data": []})
+    put_json(tmp_path / "data/docvqa/val/val_v1.0.json", {"data": []})
 
     with pytest.raises(DataError, match="no question 40000"):
         find_task("docvqa-val").read(tmp_path / "data")

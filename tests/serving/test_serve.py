@@ -1,5 +1,6 @@
 """`pvc serve` through HTTP and the public client: answers are the model's own, whoever asks beside."""
 
+import gc
 import json
 import threading
 import time
@@ -10,6 +11,7 @@ import pytest
 from processors import IMAGE, OTHER, VIDEO, image, video
 from servers import asset, assistant, connection, head, running, talker, user
 
+from pvc import CHECKPOINT
 from pvc.preprocess import load_image
 from pvc.serving.limits import Limits
 
@@ -162,6 +164,19 @@ def test_what_is_kept_of_dialogues_stays_within_its_bound():
         assert served.metric("cache_bytes") > 100_000
 
 
+def test_requests_leave_no_objects_behind():
+    def number_of_objects() -> int:
+        gc.collect()
+        return len(gc.get_objects())
+
+    with running(*talker(), limits=Limits(cache_bytes=200_000)) as served:
+        for i in range(40):
+            served.post({"messages": [user(f"{i} words")], "max_tokens": 2, "stream": bool(i % 2)})
+            if i == 19:
+                before = number_of_objects()
+        assert number_of_objects() - before < 200
+
+
 # ---- clients that go away, time, and places
 
 
@@ -238,3 +253,15 @@ def test_metrics_are_prometheus_text(server):
     assert 'pvc_requests_total{code="200"}' in text
     for line in text.splitlines():
         assert line.startswith("# ") or float(line.rpartition(" ")[2]) >= 0
+
+
+def test_the_client_of_the_documentation_prints_what_its_page_shows(server, capsys, monkeypatch):
+    monkeypatch.chdir(CHECKPOINT)
+    page = (CHECKPOINT / "docs" / "serving.md").read_text(encoding="utf-8")
+    section = page[page.index("## pvc serve") :]
+    code = section.partition("```py\n")[2].partition("```")[0]
+    shown = section.partition("```output\n")[2].partition("```")[0]
+
+    code = code.replace("http://127.0.0.1:8000", server.url).replace("PVC-8B", "PVC")
+    exec(compile(code, "docs/serving.md", "exec"), {})
+    assert capsys.readouterr().out == shown

@@ -8,7 +8,7 @@ from builders import golden
 from PIL import Image
 
 from pvc.evaluation.records import Shown
-from pvc.evaluation.task import ImagePlan, Row
+from pvc.evaluation.task import ImagePlan
 from pvc.evaluation.tasks import find_task
 from pvc.preprocess import dynamic_preprocess
 
@@ -65,15 +65,6 @@ def call_of(protocol, record, shown=None):
     for name in CHAT_LISTS:
         call[name] = lists[name] if name in settings.chat_lists else None
     return {**call, "generation": dict(settings.generation)}
-
-
-def rows_of(protocol, records, answers):
-    """The rows of a run that gave these answers."""
-    rows = []
-    for record, answer in zip(records, answers, strict=True):
-        parsed = protocol.parse(answer, record)
-        rows.append(Row(record, answer, parsed, protocol.score(parsed, record)))
-    return rows
 
 
 def default_protocol(name):

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from benchmark_files import put_json
 
 
 def lettered(options):
@@ -33,11 +34,6 @@ def put_media(sample, path):
 def put_videos(folder, samples, suffix=".mp4", prefix=""):
     for sample in samples:
         put_media(sample, folder / f"{prefix}{sample['video']}{suffix}")
-
-
-def write_json(path, value):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(value, ensure_ascii=False), encoding="utf-8")
 
 
 def write_parquet(path, rows):
@@ -105,7 +101,7 @@ def write_mlvu(folder, samples):
             }
             for sample in chosen
         ]
-        write_json(root / "json" / f"{task}.json", rows)
+        put_json(root / "json" / f"{task}.json", rows)
         put_videos(root / "video" / task, chosen)
     return folder
 
@@ -132,7 +128,7 @@ def write_mlvu_generation(folder, samples):
             | ({"scoring_points": sample["points"]} if "points" in sample else {})
             for sample in chosen
         ]
-        write_json(root / "json" / f"{task}.json", rows)
+        put_json(root / "json" / f"{task}.json", rows)
         put_videos(root / "video" / task, chosen)
     return folder
 
@@ -148,7 +144,7 @@ def write_mlvu_test(folder, samples):
         }
         for number, sample in enumerate(samples)
     ]
-    write_json(folder / "MLVU_Test" / "test_question.json", rows)
+    put_json(folder / "MLVU_Test" / "test_question.json", rows)
     put_videos(folder / "MLVU_Test" / "video", samples)
     return folder
 
@@ -173,12 +169,12 @@ def write_longvideobench(folder, samples, subtitles=None):
         }
         for number, sample in enumerate(samples)
     ]
-    write_json(root / "lvb_val.json", rows)
-    write_json(root / "lvb_test_wo_gt.json", [{**row, "correct_choice": -1} for row in rows])
+    put_json(root / "lvb_val.json", rows)
+    put_json(root / "lvb_test_wo_gt.json", [{**row, "correct_choice": -1} for row in rows])
     put_videos(root / "videos", samples)
     for video, lines in (subtitles or {}).items():
         entries = [{"timestamp": [start, end], "text": text} for start, end, text in lines]
-        write_json(root / "subtitles" / f"{video}_en.json", entries)
+        put_json(root / "subtitles" / f"{video}_en.json", entries)
     return folder
 
 
@@ -212,7 +208,7 @@ def write_nextqa(folder, samples, mapped=True):
 
     if mapped:
         videos = {sample["video"]: f"1101/{sample['video']}" for sample in samples}
-        write_json(root / "map_vid_vidorID.json", videos)
+        put_json(root / "map_vid_vidorID.json", videos)
         put_videos(root / "NExTVideo" / "1101", samples)
     else:
         put_videos(root / "videos", samples)
@@ -242,9 +238,9 @@ def write_egoschema(folder, samples, answered=None, copy=False):
             | {f"option {index}": option for index, option in enumerate(sample["options"])}
             for sample in samples
         ]
-        write_json(root / "questions.json", rows)
+        put_json(root / "questions.json", rows)
         answers = {sample["video"]: index_of(sample["answer"]) for sample in public}
-        write_json(root / "subset_answers.json", answers)
+        put_json(root / "subset_answers.json", answers)
     put_videos(root / "videos", samples)
     return folder
 
@@ -261,7 +257,7 @@ def write_perceptiontest(folder, samples, original=False, part="val"):
         videos.setdefault(sample["video"], {"mc_question": []})["mc_question"].append(question)
 
     if original:
-        write_json(root / f"mc_question_{part}.json", videos)
+        put_json(root / f"mc_question_{part}.json", videos)
     else:
         rows = [
             {"video_name": video, "question_id": str(question.pop("id")), **question}
@@ -293,8 +289,8 @@ def write_open_ended(folder, samples, task, suffix=".mp4"):
         answer = {"answer": sample["answer"], "question_id": name}
         answers.append(answer | ({"type": sample.get("type", 3)} if task == "activitynetqa" else {}))
 
-    write_json(root / "test_q.json", questions)
-    write_json(root / "test_a.json", answers)
+    put_json(root / "test_q.json", questions)
+    put_json(root / "test_a.json", answers)
     put_videos(root / "videos", samples, suffix, prefix)
     return folder
 
@@ -332,12 +328,10 @@ def write_tempcompass(folder, samples, copy=False, fine_types=None):
         for row in rows:
             questions = nested.setdefault(row["video_id"], {}).setdefault(row["dim"], [])
             questions.append({"question": row["question"], "answer": row["answer"]})
-        write_json(root / "questions" / f"{task}.json", nested)
+        put_json(root / "questions" / f"{task}.json", nested)
 
     if fine_types:
-        write_json(
-            root / "meta_info.json", {video: {"eval_dim": types} for video, types in fine_types.items()}
-        )
+        put_json(root / "meta_info.json", {video: {"eval_dim": types} for video, types in fine_types.items()})
     put_videos(root / "videos", samples)
     return folder
 

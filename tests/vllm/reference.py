@@ -1,7 +1,7 @@
 """Writes what `generate` answers, for the tests of vLLM: `python tests/vllm/reference.py FOLDER`.
 
-Runs in the repository's own environment. FOLDER gets `reference.json` and a tiny checkpoint with random
-weights whose LLM is a Qwen2, with a tokenizer of bytes. Requests are OpenAI's, media in `data:` addresses.
+Runs in the repository's own environment. FOLDER gets `reference.json` and tiny checkpoints with random
+weights and other LLMs than PVC-Tiny's. Requests are OpenAI's, media in `data:` addresses.
 """
 
 import base64
@@ -9,6 +9,8 @@ import json
 import sys
 from pathlib import Path
 
+import av
+import numpy as np
 import torch
 from transformers import AutoModel, AutoProcessor
 
@@ -22,6 +24,11 @@ from pvc.processing_pvc import PVCImageProcessor, PVCProcessor  # noqa: E402
 
 FRAMES = 8  # the server is told as many
 NEW_TOKENS = 8
+RANDOM_MODELS = {  # name: model_type of the LLM, kind of tokenizer, template
+    "Qwen2": ("qwen2", "byte level", "internvl2_5"),
+    "Qwen3": ("qwen3", "byte level", "internvl2_5"),
+    "Phi3": ("phi3", "prefix space at the start", "phi3-chat"),
+}
 
 
 def address(name: str, kind: str) -> dict:
@@ -74,6 +81,7 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
         "hidden_size": 128,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "head_dim": 32,
         "max_position_embeddings": 2048,
     }
     context = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
@@ -84,6 +92,23 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
     PVCProcessor(images, tokenizer, template=template, num_frames=FRAMES).save_pretrained(folder)
 
 
+def with_frames(messages: list[dict]) -> list[dict]:
+    """Messages with the frames that vLLM chooses: evenly spread, the first and the last among them."""
+    with av.open(str(ROOT / "assets" / "video.mp4")) as file:
+        frames = np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+    chosen = frames[np.linspace(0, len(frames) - 1, FRAMES, dtype=int)]  # (FRAMES, height, width, 3)
+
+    def shown(block: dict) -> dict:
+        return {"type": "video", "video": chosen} if block["type"] == "video_url" else block
+
+    return [
+        message
+        if isinstance(message["content"], str)
+        else message | {"content": [shown(block) for block in message["content"]]}
+        for message in messages
+    ]
+
+
 @torch.no_grad()
 def answers(folder: Path) -> dict[str, dict]:
     """Ids and text of each case by `generate`."""
@@ -92,7 +117,7 @@ def answers(folder: Path) -> dict[str, dict]:
     found = {}
     for name, messages in CASES.items():
         inputs = processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=True, return_dict=True, num_frames=FRAMES
+            with_frames(messages), add_generation_prompt=True, tokenize=True, return_dict=True
         )
         output = model.generate(**inputs, do_sample=False, max_new_tokens=NEW_TOKENS)
         new = output[0, inputs["input_ids"].shape[1] :]
@@ -108,8 +133,11 @@ def answers(folder: Path) -> dict[str, dict]:
 def main(folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     folder = folder.resolve()
-    save_random_model(folder / "qwen2", "qwen2", "byte level", "internvl2_5")
-    models = {"PVC-Tiny": ROOT, "Qwen2": folder / "qwen2"}
+    models = {"PVC-Tiny": ROOT}
+    for name, settings in RANDOM_MODELS.items():
+        models[name] = folder / name
+        save_random_model(models[name], *settings)
+
     reference = {
         name: {"path": str(path), "cases": answers(path), "frames": FRAMES, "new_tokens": NEW_TOKENS}
         for name, path in models.items()

@@ -66,13 +66,27 @@ def test_fewer_tiles_can_be_asked_for(engine, tiny):
     assert case["prompt_ids"].count(context) == 3 * list(output.prompt_token_ids).count(context)
 
 
-@pytest.mark.parametrize("name", ["PVC-Tiny", "Qwen2"])
+CHUNKS = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "enable_prefix_caching": False}
+
+
+@pytest.mark.parametrize("name", ["PVC-Tiny", "Qwen2", "Qwen3", "Phi3"])
 def test_prompts_cut_into_chunks_have_the_ids_of_generate(name, reference):
-    """Chunks of 64 tokens cut through images. The second model also tries its tokenizer of bytes."""
+    """Chunks of 64 tokens cut through images. The other models have other LLMs and tokenizers.
+
+    With Phi3's tokenizer a space before an image is lost.
+    """
     model = reference[name]
-    settings = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "enable_prefix_caching": False}
+    names = ["an image", "text"] if name == "Phi3" else list(model["cases"])
+    check_new_engine(model, names, **CHUNKS)
+
+
+def test_two_processes_of_tensor_parallelism_have_the_ids_of_generate(tiny, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_OMP_THREADS_BIND", "0|1")
+    check_new_engine(tiny, list(tiny["cases"]), tensor_parallel_size=2)
+
+
+def check_new_engine(model: dict, names: list[str], **settings) -> None:
     engine = make_engine(model, **settings)
-    names = list(model["cases"])
     try:
         check(ask(engine, model, [model["cases"][case] for case in names]), model, names)
     finally:

@@ -1,0 +1,237 @@
+"""The page: gradio's components and events. State is gradio's history alone.
+
+    build_page(assistant, title=..., examples=...).launch(**launch_options())
+
+gradio keeps uploads in a folder of its own, which `upload_folder` makes; the assistant reads files of that
+folder and of no other. Nothing is fetched from other hosts: fonts are the system's, and analytics are off.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read while gradio is imported
+
+import gradio as gr
+
+from pvc.serving.web.assistant import Assistant, Settings
+from pvc.serving.web.dialogue import NOT_ANSWERED, messages_of
+from pvc.serving.web.seen import NOTHING_SEEN, seen_html
+
+EXAMPLES = (  # question, files of assets/
+    ("What is in the image?", ("picture1.png",)),
+    ("Describe the two images in detail.", ("picture1.png", "picture2.png")),
+    ("In which direction does the blue circle move?", ("video.mp4",)),
+)
+MOST_TILES = 40  # that the page lets choose
+MOST_TOKENS = 4096
+UPLOAD_SIZE = "64mb"
+DELETE_S = (3600, 86400)  # how often files are looked at, and the age at which they go
+QUEUE = 32  # questions that wait; one more is refused
+
+CSS = """
+footer {opacity: 0.7}
+#pvc-dialogue {min-height: min(26rem, 60vh)}
+.pvc-hint {opacity: 0.7; font-size: 0.9em; margin: 0.25rem 0}
+.pvc-seen table {width: 100%; font-size: 0.9em; margin: 0 0 0.5rem}
+.pvc-seen th, .pvc-seen td {text-align: left; padding: 0.15rem 0.5rem 0.15rem 0; font-variant-numeric: tabular-nums}
+.pvc-seen th {font-weight: 600; white-space: nowrap; width: 1%}
+.pvc-seen details {margin: 0.5rem 0}
+.pvc-seen summary {cursor: pointer; font-size: 0.9em; overflow-wrap: anywhere}
+.pvc-tiles {display: grid; grid-template-columns: repeat(auto-fill, minmax(4.5rem, 1fr)); gap: 0.4rem}
+.pvc-tiles {margin-top: 0.4rem; max-height: 22rem; overflow-y: auto}
+.pvc-tiles figure {margin: 0}
+.pvc-tiles img {width: 100%; aspect-ratio: 1; border-radius: 4px; display: block}
+.pvc-tiles figcaption {font-size: 0.75em; text-align: center; font-variant-numeric: tabular-nums}
+"""
+
+
+def upload_folder() -> Path:
+    """A new folder for uploads, which this process's gradio uses and which goes when it ends."""
+    folder = Path(tempfile.mkdtemp(prefix="pvc-web-")).resolve()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["GRADIO_TEMP_DIR"] = str(folder)
+    return folder
+
+
+def example_messages(assets: Path, uploads: Path) -> list[list[dict]]:
+    """The examples as gradio takes them; their files are copied to where the assistant may read."""
+    folder = uploads / "examples"
+    folder.mkdir(exist_ok=True)
+
+    messages = []
+    for question, names in EXAMPLES:
+        files = [shutil.copy(assets / name, folder / name) for name in names]
+        messages.append([{"text": question, "files": [str(file) for file in files]}])
+    return messages
+
+
+def build_page(
+    assistant: Assistant, *, title: str, examples: Sequence[Sequence[dict]] = (), note: str = ""
+) -> gr.Blocks:
+    """The page of one model.
+
+    Args:
+        title: its heading, the model's name.
+        examples: of `example_messages`.
+        note: a line of Markdown below the title.
+    """
+    seen = gr.HTML(NOTHING_SEEN, render=False)
+    settings = _settings(assistant.defaults, assistant.most_frames)
+    chatbot = gr.Chatbot(
+        elem_id="pvc-dialogue",
+        show_label=False,
+        scale=1,
+        placeholder="Ask about images and videos: attach, drop or paste them.",
+        sanitize_html=True,
+        render_markdown=False,  # what an answer holds is shown as it is
+        buttons=["copy", "copy_all"],
+    )
+    textbox = gr.MultimodalTextbox(
+        file_types=["image", "video"],
+        file_count="multiple",
+        placeholder="Ask about the images and videos so far, or attach new ones",
+        stop_btn=True,
+        autofocus=True,
+        show_label=False,
+        elem_id="pvc-question",
+    )
+
+    with gr.Blocks(title=title, fill_width=True, delete_cache=DELETE_S, analytics_enabled=False) as page:
+        gr.Markdown(f"# {title}\n{note}")
+        with gr.Row():
+            left = gr.Column(scale=3, min_width=320)
+            right = gr.Column(scale=2, min_width=300)
+
+        # first, as gradio would otherwise put the settings below the dialogue
+        with right:
+            with gr.Accordion("What the model saw", open=True):
+                seen.render()
+            with gr.Accordion("Settings", open=False):
+                for component in settings:
+                    component.render()
+            _camera(textbox)
+
+        with left:
+            gr.ChatInterface(
+                _answer_with(assistant),
+                multimodal=True,
+                chatbot=chatbot,
+                textbox=textbox,
+                additional_inputs=settings,
+                additional_outputs=seen,
+                examples=[list(example) for example in examples] or None,
+                cache_examples=False,
+                api_name="ask",
+                show_progress="minimal",
+            )
+
+        for event in (chatbot.clear, chatbot.undo, chatbot.retry):
+            event(lambda: NOTHING_SEEN, None, seen, queue=False, api_visibility="private")
+    return page.queue(max_size=QUEUE, default_concurrency_limit=1)
+
+
+def launch_options() -> dict[str, Any]:
+    """Options of `launch`, beside host and port: no network, no folder of this machine, small uploads."""
+    font = ["system-ui", "sans-serif"]
+    mono = ["ui-monospace", "monospace"]
+    return {
+        "share": False,
+        "quiet": True,
+        "max_file_size": UPLOAD_SIZE,
+        "footer_links": ["settings"],
+        "ssr_mode": False,
+        "enable_monitoring": False,
+        "theme": gr.themes.Default(font=font, font_mono=mono, primary_hue="blue"),
+        "css": CSS,
+    }
+
+
+def _settings(defaults: Settings, most_frames: int) -> list[Any]:
+    """Components of the settings, in the order of `Settings` and the system message."""
+    return [
+        gr.Slider(1, most_frames, defaults.num_frames, step=1, label="Frames of a video", render=False),
+        gr.Slider(
+            1,
+            max(MOST_TILES, defaults.max_tiles),
+            defaults.max_tiles,
+            step=1,
+            label="Tiles of an image",
+            info="At most, the thumbnail not counted.",
+            render=False,
+        ),
+        gr.Slider(1, MOST_TOKENS, defaults.max_tokens, step=1, label="Tokens of an answer", render=False),
+        gr.Slider(
+            0,
+            2,
+            defaults.temperature,
+            step=0.05,
+            label="Temperature",
+            info="0: always the likeliest token.",
+            render=False,
+        ),
+        gr.Textbox(
+            label="System message",
+            placeholder="The model's own",
+            lines=2,
+            max_length=4000,
+            render=False,
+        ),
+    ]
+
+
+def _answer_with(assistant: Assistant) -> Any:
+    """The function of the chat: yields the answer so far, and the panel of what was seen."""
+
+    async def ask(
+        message: dict,
+        history: list[dict],
+        num_frames: float,
+        max_tiles: float,
+        max_tokens: float,
+        temperature: float,
+        system: str,
+    ) -> AsyncIterator[tuple[Any, Any]]:
+        settings = Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+        try:
+            messages = messages_of(history, message, system or "")
+        except ValueError as error:
+            yield _not_answered(str(error)), NOTHING_SEEN
+            return
+
+        async for update in assistant.stream(messages, settings):
+            panel = gr.skip() if update.seen is None else seen_html(update.seen)
+            if update.error is not None:
+                yield _not_answered(update.error), NOTHING_SEEN
+            else:
+                yield update.text or ("(empty answer)" if update.is_last else ""), panel
+
+    return ask
+
+
+def _not_answered(sentence: str) -> dict:
+    """An error in place of an answer; `messages_of` knows it by its title."""
+    return {"role": "assistant", "content": sentence, "metadata": {"title": NOT_ANSWERED}}
+
+
+def _camera(textbox: gr.MultimodalTextbox) -> None:
+    """A camera whose photos are attached to the question."""
+    with gr.Accordion("Camera", open=False):
+        photo = gr.Image(
+            sources=["webcam"], type="filepath", format="jpeg", show_label=False, elem_id="pvc-camera"
+        )
+        attach = gr.Button("Attach the photo", size="sm")
+
+    def attached(value: dict | None, path: str | None) -> Any:
+        value = value or {"text": "", "files": []}
+        if path is None:
+            raise gr.Error(
+                "There is no photo yet: allow the camera, and press its button.", print_exception=False
+            )
+        return {"text": value["text"], "files": [*value["files"], path]}, None
+
+    attach.click(attached, [textbox, photo], [textbox, photo], queue=False, api_visibility="private")
