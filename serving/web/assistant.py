@@ -32,6 +32,7 @@ from pvc.serving.web.seen import Seen, SeenMedia
 
 CACHE_BYTES = 1024 * 2**20  # keys and values of earlier dialogues
 TIMES_KEPT = 64  # videos whose frame times are remembered
+UPDATE_S = 0.08  # between updates of a stream: browsers draw each, and fast models have hundreds a second
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,10 @@ class Assistant:
             question.cancelled.set()
 
     async def stream(self, messages: Sequence[dict], settings: Settings) -> AsyncIterator[Update]:
-        """`ask` for an event loop; cancelling the task stops the model."""
+        """`ask` for an event loop, with fewer updates; cancelling the task stops the model."""
         question = _Question(self, messages, settings)
         try:
-            while not (update := await asyncio.to_thread(question.updates.get)).is_last:
+            while not (update := await asyncio.to_thread(question.newest)).is_last:
                 yield update
             yield update
         finally:
@@ -191,6 +192,16 @@ class _Question:
         """Adds a piece to the answer."""
         self._text += piece
         self.updates.put(Update(self._text))
+
+    def newest(self) -> Update:
+        """Waits for an update, and joins those that come soon after into one."""
+        update = self.updates.get()
+        if not update.is_last:
+            time.sleep(UPDATE_S)
+        while not update.is_last and not self.updates.empty():
+            later = self.updates.get()
+            update = replace(later, seen=later.seen or update.seen)
+        return update
 
     def _run(self) -> None:
         try:

@@ -34,11 +34,18 @@ DELETE_S = (3600, 86400)  # how often files are looked at, and the age at which 
 QUEUE = 32  # questions that wait; one more is refused
 
 CSS = """
-footer {opacity: 0.7}
-#pvc-dialogue {min-height: min(26rem, 60vh)}
+#pvc-dialogue {height: max(22rem, calc(100dvh - 18rem)) !important}
+#pvc-dialogue .message img, #pvc-dialogue .message video {max-height: 14rem; width: auto; object-fit: contain}
+#pvc-dialogue button[title=Share], footer .divider {display: none}
+#pvc-dialogue .message video {margin: auto}
+#pvc-question [data-testid=status-tracker] {display: none}
+#pvc-dialogue .placeholder-content {padding: 0 1rem; text-align: center}
 .pvc-hint {opacity: 0.7; font-size: 0.9em; margin: 0.25rem 0}
-.pvc-seen table {width: 100%; font-size: 0.9em; margin: 0 0 0.5rem}
-.pvc-seen th, .pvc-seen td {text-align: left; padding: 0.15rem 0.5rem 0.15rem 0; font-variant-numeric: tabular-nums}
+.pvc-seen table {width: 100%; font-size: 0.9em; margin: 0 0 0.5rem; border: none}
+.pvc-seen tr {border: none; background: none}
+.pvc-seen th, .pvc-seen td {border: none; text-align: left; vertical-align: top}
+.pvc-seen th, .pvc-seen td {padding: 0.1rem 0.75rem 0.1rem 0}
+.pvc-seen td {font-variant-numeric: tabular-nums}
 .pvc-seen th {font-weight: 600; white-space: nowrap; width: 1%}
 .pvc-seen details {margin: 0.5rem 0}
 .pvc-seen summary {cursor: pointer; font-size: 0.9em; overflow-wrap: anywhere}
@@ -47,6 +54,10 @@ footer {opacity: 0.7}
 .pvc-tiles figure {margin: 0}
 .pvc-tiles img {width: 100%; aspect-ratio: 1; border-radius: 4px; display: block}
 .pvc-tiles figcaption {font-size: 0.75em; text-align: center; font-variant-numeric: tabular-nums}
+@media (max-width: 640px) {
+    .gradio-container main {padding: 0.75rem !important}
+    #pvc-dialogue {height: max(20rem, calc(100dvh - 22rem)) !important}
+}
 """
 
 
@@ -86,7 +97,7 @@ def build_page(
         elem_id="pvc-dialogue",
         show_label=False,
         scale=1,
-        placeholder="Ask about images and videos: attach, drop or paste them.",
+        placeholder="Attach, drop or paste images and videos, and ask about them.",
         sanitize_html=True,
         render_markdown=False,  # what an answer holds is shown as it is
         buttons=["copy", "copy_all"],
@@ -94,7 +105,7 @@ def build_page(
     textbox = gr.MultimodalTextbox(
         file_types=["image", "video"],
         file_count="multiple",
-        placeholder="Ask about the images and videos so far, or attach new ones",
+        placeholder="Question",
         stop_btn=True,
         autofocus=True,
         show_label=False,
@@ -130,7 +141,7 @@ def build_page(
                 show_progress="minimal",
             )
 
-        for event in (chatbot.clear, chatbot.undo, chatbot.retry):
+        for event in (chatbot.clear, chatbot.undo):
             event(lambda: NOTHING_SEEN, None, seen, queue=False, api_visibility="private")
     return page.queue(max_size=QUEUE, default_concurrency_limit=1)
 

@@ -64,7 +64,7 @@ def seen_html(seen: Seen) -> str:
         ("Files read", f"{seen.media_s:.2f} s" if seen.media else ""),
     ]
     if seen.first_s is not None:
-        reused = f", {seen.reused_tokens} reused" if seen.reused_tokens else ""
+        reused = f"; {seen.reused_tokens} tokens were known" if seen.reused_tokens else ""
         rows.append(("First text", f"after {seen.first_s:.2f} s{reused}"))
     if seen.answer_tokens is not None:
         rate = f", {seen.tokens_per_s:.1f} a second" if seen.tokens_per_s else ""

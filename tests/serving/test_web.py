@@ -1,7 +1,9 @@
 """The web page without its page: gradio's history as messages, answers that can be stopped, what was seen."""
 
+import asyncio
 import threading
 import time
+from contextlib import aclosing
 from dataclasses import replace
 
 import pytest
@@ -176,6 +178,34 @@ def test_leaving_the_loop_stops_the_model():
         assert time.monotonic() - begun < 2
         time.sleep(0.01)
     assert texts[-1]
+
+
+def test_a_stream_in_an_event_loop_ends_with_the_whole_answer(assistant):
+    async def collect():
+        return [update async for update in assistant.stream(messages, SETTINGS)]
+
+    messages = messages_of([], {"text": "What is it?", "files": [IMAGE]})
+    updates = asyncio.run(collect())
+    assert updates[-1].is_last
+    assert updates[-1].text == ask(assistant, messages)[-1].text
+    assert updates[0].seen is not None and len(updates) <= 4
+
+
+def test_a_stream_that_is_cancelled_stops_the_model():
+    assistant = Assistant(*talker(), ASSETS)
+
+    async def leave():
+        settings = Settings(num_frames=2, max_tiles=1, max_tokens=3000)
+        async with aclosing(assistant.stream(messages_of([], "Tell me everything"), settings)) as updates:
+            async for update in updates:
+                if update.text:
+                    return
+
+    asyncio.run(leave())
+    begun = time.monotonic()
+    while assistant.is_busy:
+        assert time.monotonic() - begun < 2
+        time.sleep(0.01)
 
 
 def test_a_question_that_is_stopped_while_it_waits_is_never_computed(assistant):
