@@ -87,7 +87,7 @@ def multiply_adds(row) -> int:
     attention = 4 * tokens * width**2 + 2 * tokens**2 * width
     feed_forward = 2 * tokens * width * mlp
     total = 0
-    for frames, tiles, repeats in clips_of(row):
+    for frames, tiles, repeats, _ in clips_of(row):
         early, late, moments = frames * tiles, frames * tiles * repeats, frames * repeats
         total += early * (16 * 3 * 14**2 * width + layers * attention + (layers - 1) * feed_forward)
         total += late * (feed_forward + 4 * tokens * width**2)

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from PIL import Image
 from tokenizers_of_llms import byte_level_tokenizer
 
-from pvc.clips import Clip, ClipLayout, clip_rows, media_tokens, released_clips
+from pvc.clips import (
+    Clip,
+    ClipLayout,
+    clip_grid_of,
+    clip_rows,
+    clips_of_grid,
+    media_tokens,
+    released_clips,
+)
 from pvc.conversation import (
     GROUNDING_TOKENS,
     TEMPLATES,
@@ -266,8 +274,9 @@ def test_lists_with_one_number_changed_are_refused_or_say_something_else(groups,
     assert sum(clip.frames * clip.tiles for clip in clips) == total
 
 
+TOKENS = st.none() | st.integers(1, 600)  # of a tile; None: the model's own number
 CLIPS = st.lists(
-    st.builds(Clip, st.integers(1, 5), st.integers(1, 4), st.integers(1, 4)), min_size=1, max_size=5
+    st.builds(Clip, st.integers(1, 5), st.integers(1, 4), st.integers(1, 4), TOKENS), min_size=1, max_size=5
 )
 
 
@@ -275,20 +284,24 @@ CLIPS = st.lists(
 def test_clip_rows_are_one_a_tile_and_those_of_a_clip_stand_together(clips):
     rows = clip_rows(clips)
     assert len(rows) == sum(clip.frames * clip.tiles for clip in clips)
+    has_tokens = any(clip.tokens for clip in clips)
+    assert {len(row) for row in rows} == {4 if has_tokens else 3}
     read = []
     while rows:
-        read.append(Clip(*rows[0]))
-        count = read[-1].frames * read[-1].tiles
-        assert rows[:count] == [list(read[-1])] * count
-        rows = rows[count:]
+        frames, tiles, repeats, *tokens = rows[0]
+        read.append(Clip(frames, tiles, repeats, sum(tokens) or None))
+        assert rows[: frames * tiles] == [rows[0]] * (frames * tiles)
+        rows = rows[frames * tiles :]
     assert read == clips
+    assert [clip for _, clip in clips_of_grid(clip_grid_of(clips), len(clip_rows(clips)))] == clips
 
 
 @given(CLIPS, st.integers(1, 64))
 def test_media_tokens_are_a_number_for_each_image_and_frame(clips, tokens_per_tile):
     counts = media_tokens(clips, tokens_per_tile)
     assert len(counts) == sum(clip.frames for clip in clips)
-    assert sum(counts) == sum(clip.frames * clip.tiles * clip.repeats for clip in clips) * tokens_per_tile
+    shown = [(clip.frames * clip.tiles * clip.repeats, clip.tokens or tokens_per_tile) for clip in clips]
+    assert sum(counts) == sum(times * tokens for times, tokens in shown)
 
 
 @given(CLIPS, st.sampled_from(["tile", "frame"]))
@@ -296,7 +309,7 @@ def test_a_layout_shows_every_tile_of_every_clip_as_often_and_when_it_should(cli
     rows = clip_rows(clips)
     layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)
     num_rows = len(layout.source)
-    assert layout.source.bincount().tolist() == [repeats for _, _, repeats in rows]
+    assert layout.source.bincount().tolist() == [row[2] for row in rows]
     assert layout.rows_per_clip == [clip.frames * clip.tiles * clip.repeats for clip in clips]
     assert sum(layout.rows_per_clip) == num_rows == len(layout.times)
     assert layout.repeated == (num_rows > len(rows))
