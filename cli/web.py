@@ -34,7 +34,7 @@ def web(
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
     trust: Annotated[bool, Option("--trust-remote-code", help="Run a Hub model's code unasked.")] = False,
 ) -> None:
-    """Ask a model about images and videos in the browser; needs `pip install pvc[web]`.
+    """Ask a model about images and videos in the browser; needs the extra `web`, gradio.
 
     Without options the page is for this machine alone.
     """

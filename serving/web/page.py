@@ -18,8 +18,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read while gradio 
 
 import gradio as gr
 
+from pvc.serving.errors import ApiError
 from pvc.serving.web.assistant import Assistant, Settings
 from pvc.serving.web.dialogue import NOT_ANSWERED, messages_of
+from pvc.serving.web.live import LiveCamera
 from pvc.serving.web.seen import NOTHING_SEEN, seen_html
 
 EXAMPLES = (  # question, files of assets/
@@ -32,6 +34,9 @@ MOST_TOKENS = 4096
 UPLOAD_SIZE = "64mb"
 DELETE_S = (3600, 86400)  # how often files are looked at, and the age at which they go
 QUEUE = 32  # questions that wait; one more is refused
+LIVE_EVERY_S = 0.5  # between frames of a live camera
+LIVE_S = 3600  # for which the video of a camera is kept
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 CSS = """
 #pvc-dialogue {height: max(22rem, calc(100dvh - 18rem)) !important}
@@ -126,6 +131,7 @@ def build_page(
                 for component in settings:
                     component.render()
             _camera(textbox)
+            _live_camera(assistant, settings)
 
         with left:
             gr.ChatInterface(
@@ -233,7 +239,12 @@ def _camera(textbox: gr.MultimodalTextbox) -> None:
     """A camera whose photos are attached to the question."""
     with gr.Accordion("Camera", open=False):
         photo = gr.Image(
-            sources=["webcam"], type="filepath", format="jpeg", show_label=False, elem_id="pvc-camera"
+            sources=["webcam"],
+            type="filepath",
+            format="jpeg",
+            show_label=False,
+            webcam_options=gr.WebcamOptions(mirror=False),  # what is written must stay readable
+            elem_id="pvc-camera",
         )
         attach = gr.Button("Attach the photo", size="sm")
 
@@ -246,3 +257,49 @@ def _camera(textbox: gr.MultimodalTextbox) -> None:
         return {"text": value["text"], "files": [*value["files"], path]}, None
 
     attach.click(attached, [textbox, photo], [textbox, photo], queue=False, api_visibility="private")
+
+
+def _live_camera(assistant: Assistant, settings: Sequence[Any]) -> None:
+    """A camera that is watched frame by frame, with questions of its own."""
+    with gr.Accordion("Live camera", open=False):
+        video = gr.Image(
+            sources=["webcam"],
+            streaming=True,
+            type="filepath",
+            format="jpeg",
+            show_label=False,
+            webcam_options=gr.WebcamOptions(mirror=False),
+            elem_id="pvc-live",
+        )
+        told = gr.Markdown("Start the camera, and ask while it runs.")
+        question = gr.Textbox(
+            show_label=False, placeholder="Question about the video so far", submit_btn=True
+        )
+        answer = gr.Textbox(show_label=False, interactive=False, visible=False, elem_id="pvc-live-answer")
+        again = gr.Button("Forget the video", size="sm")
+        camera = gr.State(None, time_to_live=LIVE_S)
+
+    def watch(path: str | None, live: LiveCamera | None) -> tuple[LiveCamera | None, Any]:
+        if path is None:
+            return live, gr.skip()
+        live = live or LiveCamera(assistant)
+        try:
+            live.add(path)
+        finally:
+            Path(path).unlink(missing_ok=True)  # a camera would fill the disk
+        return live, f"{live.num_frames} frames"
+
+    def ask(text: str, live: LiveCamera | None, *values: Any) -> Any:
+        num_frames, max_tiles, max_tokens, temperature, _ = values
+        given = Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+        try:
+            said = (live or LiveCamera(assistant)).ask(text, given)
+        except ApiError as error:
+            said = f"{NOT_ANSWERED}: {error.message}"
+        return gr.update(value=said or "(empty answer)", visible=True)
+
+    video.stream(
+        watch, [video, camera], [camera, told], stream_every=LIVE_EVERY_S, show_progress="hidden", **PRIVATE
+    )
+    question.submit(ask, [question, camera, *settings], answer, show_progress="minimal", **PRIVATE)
+    again.click(lambda: (None, "", gr.update(visible=False)), None, [camera, told, answer], **PRIVATE)

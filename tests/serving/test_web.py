@@ -11,8 +11,11 @@ import torch
 from servers import ASSETS, talker
 
 from pvc.clips import Clip
+from pvc.preprocess import read_frames
+from pvc.serving.errors import ApiError
 from pvc.serving.web.assistant import Assistant, Settings
 from pvc.serving.web.dialogue import NOT_ANSWERED, files_of, kind_of, messages_of, names_alone
+from pvc.serving.web.live import LiveCamera
 from pvc.serving.web.seen import Seen, SeenMedia, seen_html
 
 IMAGE, VIDEO = str(ASSETS / "picture1.png"), str(ASSETS / "video.mp4")
@@ -209,7 +212,7 @@ def test_a_stream_that_is_cancelled_stops_the_model():
 
 
 def test_a_question_that_is_stopped_while_it_waits_is_never_computed(assistant):
-    with assistant._lock:  # another question is on the model
+    with assistant.lock:  # another question is on the model
         updates = assistant.ask(messages_of([], "What?"), SETTINGS)
         assert next(updates).seen is not None
         updates.close()
@@ -217,6 +220,41 @@ def test_a_question_that_is_stopped_while_it_waits_is_never_computed(assistant):
     while any(t.name == "pvc-question" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(t.name == "pvc-question" for t in threading.enumerate())
+
+
+# ---- live camera
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Frames of the video of assets/, as files."""
+    paths = [tmp_path / f"frame{i}.png" for i in range(8)]
+    for path, frame in zip(paths, read_frames(VIDEO, num_frames=8).frames):
+        frame.save(path)
+    return [str(path) for path in paths]
+
+
+def test_a_camera_answers_about_the_frames_so_far(tiny, tmp_path, frames):
+    camera = LiveCamera(Assistant(*tiny, tmp_path))
+    assert all(camera.add(path) for path in frames)
+
+    assert camera.num_frames == 8
+    assert camera.ask("Which shape moves?", SETTINGS) == "blue circle"
+    assert camera.history == [("Which shape moves?", "blue circle")]
+
+
+def test_frames_that_come_while_the_model_answers_are_left_out(tiny, tmp_path, frames):
+    assistant = Assistant(*tiny, tmp_path)
+    camera = LiveCamera(assistant)
+    with assistant.lock:
+        assert camera.add(frames[0]) is False
+    assert camera.num_frames == 0
+
+
+@pytest.mark.parametrize(("question", "why"), [(" ", "the question is empty"), ("What?", "no frame yet")])
+def test_a_camera_without_question_or_frame_is_refused(assistant, question, why):
+    with pytest.raises(ApiError, match=why):
+        LiveCamera(assistant).ask(question, SETTINGS)
 
 
 # ---- what was seen, as HTML

@@ -289,6 +289,28 @@ def test_a_photo_of_the_camera_is_attached(tiny_page, visit):
     expect(seen(page)).to_contain_text("visual tokens")
 
 
+def test_a_live_camera_is_watched_and_asked_about(tiny_page, visit, uploads):
+    page = visit(tiny_page, permissions=["camera"])
+    page.click("button:has-text('Live camera')")
+    page.locator("#pvc-live").get_by_role("button").first.click()  # asks for the camera
+    page.wait_for_selector("#pvc-live video")
+    page.wait_for_timeout(1000)
+    page.click("#pvc-live button[aria-label='start recording'], #pvc-live button[aria-label='capture photo']")
+    page.wait_for_function("/([4-9]|[1-9][0-9]) frames/.test(document.body.innerText)")
+
+    box = page.get_by_placeholder("Question about the video so far")
+    box.fill("Which shape moves?")
+    box.press("Enter")
+    expect(page.locator("#pvc-live-answer textarea")).to_have_value(re.compile(r"\w+"))
+    assert "Not answered" not in page.locator("#pvc-live-answer textarea").input_value()
+    page.wait_for_function(  # it goes on
+        "n => Number(document.body.innerText.match(/([0-9]+) frames/)[1]) > n + 3",
+        arg=int(re.search(r"(\d+) frames", page.inner_text("body"))[1]),
+    )
+    shot(page, "live")
+    assert len(list(uploads.rglob("webcam*"))) < 5 and len(list(uploads.rglob("*.jpeg"))) < 5
+
+
 def test_an_example_is_asked_by_a_click(tiny_page, visit):
     page = visit(tiny_page)
     page.click("text=In which direction does the blue circle move?")
