@@ -1,6 +1,6 @@
 """A camera that the model watches: frames are encoded as they come, questions are about all so far.
 
-    camera = LiveCamera(assistant)
+    camera = cameras.of(session)           # of `LiveCameras(assistant)`
     camera.add(path)                       # a frame; False where it was left out
     camera.ask(question, settings)         # the answer
 
@@ -8,6 +8,8 @@ Each frame is one tile, encoded once (`live_video.py`). A frame that comes while
 out, so that the camera never waits.
 """
 
+import threading
+from collections import OrderedDict
 from typing import Any
 
 from pvc.serving.errors import ApiError
@@ -15,6 +17,7 @@ from pvc.serving.web.assistant import Assistant, Settings
 
 WINDOW = 32  # frames that a frame attends to
 PROMPT_FRAMES = 32  # the newest, which the prompt shows
+MOST_CAMERAS = 2  # that are kept: each holds two hidden states a layer for every frame of its window
 
 
 class LiveCamera:
@@ -70,3 +73,32 @@ class LiveCamera:
                 return self._live.ask(question, {"max_new_tokens": settings.max_tokens, **sampling})
             except ValueError as error:
                 raise ApiError(400, str(error)) from None
+
+
+class LiveCameras:
+    """The cameras of sessions; for a new one, that which was used longest ago goes.
+
+    Args:
+        assistant: as of `LiveCamera`.
+        most: cameras that are kept.
+    """
+
+    def __init__(self, assistant: Assistant, most: int = MOST_CAMERAS) -> None:
+        self._assistant = assistant
+        self._most = most
+        self._cameras: OrderedDict[str, LiveCamera] = OrderedDict()  # the last used is the last
+        self._lock = threading.Lock()
+
+    def of(self, session: str) -> LiveCamera:
+        """The camera of a session, a new one where it has none."""
+        with self._lock:
+            camera = self._cameras.pop(session, None) or LiveCamera(self._assistant)
+            self._cameras[session] = camera
+            while len(self._cameras) > self._most:
+                self._cameras.popitem(last=False)
+            return camera
+
+    def forget(self, session: str) -> None:
+        """Forgets the video and the questions of a session."""
+        with self._lock:
+            self._cameras.pop(session, None)

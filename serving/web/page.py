@@ -21,7 +21,7 @@ import gradio as gr
 from pvc.serving.errors import ApiError
 from pvc.serving.web.assistant import Assistant, Settings
 from pvc.serving.web.dialogue import NOT_ANSWERED, messages_of
-from pvc.serving.web.live import LiveCamera
+from pvc.serving.web.live import LiveCameras
 from pvc.serving.web.seen import NOTHING_SEEN, seen_html
 
 EXAMPLES = (  # question, files of assets/
@@ -35,7 +35,8 @@ UPLOAD_SIZE = "64mb"
 DELETE_S = (3600, 86400)  # how often files are looked at, and the age at which they go
 QUEUE = 32  # questions that wait; one more is refused
 LIVE_EVERY_S = 0.5  # between frames of a live camera
-LIVE_S = 3600  # for which the video of a camera is kept
+START_CAMERA = "Start the camera, and ask while it runs."
+EMPTY_ANSWER = "(empty answer)"
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 CSS = """
@@ -117,6 +118,8 @@ def build_page(
         elem_id="pvc-question",
     )
 
+    cameras = LiveCameras(assistant)
+
     with gr.Blocks(title=title, fill_width=True, delete_cache=DELETE_S, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\n{note}")
         with gr.Row():
@@ -131,7 +134,7 @@ def build_page(
                 for component in settings:
                     component.render()
             _camera(textbox)
-            _live_camera(assistant, settings)
+            _live_camera(cameras, settings)
 
         with left:
             gr.ChatInterface(
@@ -149,6 +152,7 @@ def build_page(
 
         for event in (chatbot.clear, chatbot.undo):
             event(lambda: NOTHING_SEEN, None, seen, queue=False, api_visibility="private")
+        page.unload(_forgetter(cameras))
     return page.queue(max_size=QUEUE, default_concurrency_limit=1)
 
 
@@ -201,19 +205,21 @@ def _settings(defaults: Settings, most_frames: int) -> list[Any]:
     ]
 
 
+def _settings_of(values: Sequence[Any]) -> Settings:
+    """The settings that the components of `_settings` have; the last value is the system message."""
+    num_frames, max_tiles, max_tokens, temperature, _ = values
+    return Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+
+
 def _answer_with(assistant: Assistant) -> Any:
     """The function of the chat: yields the answer so far, and the panel of what was seen."""
 
     async def ask(
         message: dict,
         history: list[dict],
-        num_frames: float,
-        max_tiles: float,
-        max_tokens: float,
-        temperature: float,
-        system: str,
+        *values: Any,
     ) -> AsyncIterator[tuple[Any, Any]]:
-        settings = Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+        settings, system = _settings_of(values), values[-1]
         try:
             messages = messages_of(history, message, system or "")
         except ValueError as error:
@@ -225,7 +231,7 @@ def _answer_with(assistant: Assistant) -> Any:
             if update.error is not None:
                 yield _not_answered(update.error), NOTHING_SEEN
             else:
-                yield update.text or ("(empty answer)" if update.is_last else ""), panel
+                yield update.text or (EMPTY_ANSWER if update.is_last else ""), panel
 
     return ask
 
@@ -259,7 +265,16 @@ def _camera(textbox: gr.MultimodalTextbox) -> None:
     attach.click(attached, [textbox, photo], [textbox, photo], queue=False, api_visibility="private")
 
 
-def _live_camera(assistant: Assistant, settings: Sequence[Any]) -> None:
+def _forgetter(cameras: LiveCameras) -> Any:
+    """The function that is called when a page is closed."""
+
+    def forget(request: gr.Request) -> None:
+        cameras.forget(str(request.session_hash))
+
+    return forget
+
+
+def _live_camera(cameras: LiveCameras, settings: Sequence[Any]) -> None:
     """A camera that is watched frame by frame, with questions of its own."""
     with gr.Accordion("Live camera", open=False):
         video = gr.Image(
@@ -271,35 +286,34 @@ def _live_camera(assistant: Assistant, settings: Sequence[Any]) -> None:
             webcam_options=gr.WebcamOptions(mirror=False),
             elem_id="pvc-live",
         )
-        told = gr.Markdown("Start the camera, and ask while it runs.")
+        told = gr.Markdown(START_CAMERA)
         question = gr.Textbox(
             show_label=False, placeholder="Question about the video so far", submit_btn=True
         )
         answer = gr.Textbox(show_label=False, interactive=False, visible=False, elem_id="pvc-live-answer")
         again = gr.Button("Forget the video", size="sm")
-        camera = gr.State(None, time_to_live=LIVE_S)
 
-    def watch(path: str | None, live: LiveCamera | None) -> tuple[LiveCamera | None, Any]:
+    def watch(path: str | None, request: gr.Request) -> Any:
         if path is None:
-            return live, gr.skip()
-        live = live or LiveCamera(assistant)
+            return gr.skip()
+        camera = cameras.of(str(request.session_hash))
         try:
-            live.add(path)
+            camera.add(path)
         finally:
             Path(path).unlink(missing_ok=True)  # a camera would fill the disk
-        return live, f"{live.num_frames} frames"
+        return f"{camera.num_frames} frames"
 
-    def ask(text: str, live: LiveCamera | None, *values: Any) -> Any:
-        num_frames, max_tiles, max_tokens, temperature, _ = values
-        given = Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+    def ask(text: str, request: gr.Request, *values: Any) -> Any:
         try:
-            said = (live or LiveCamera(assistant)).ask(text, given)
+            said = cameras.of(str(request.session_hash)).ask(text, _settings_of(values))
         except ApiError as error:
             said = f"{NOT_ANSWERED}: {error.message}"
-        return gr.update(value=said or "(empty answer)", visible=True)
+        return gr.update(value=said or EMPTY_ANSWER, visible=True)
 
-    video.stream(
-        watch, [video, camera], [camera, told], stream_every=LIVE_EVERY_S, show_progress="hidden", **PRIVATE
-    )
-    question.submit(ask, [question, camera, *settings], answer, show_progress="minimal", **PRIVATE)
-    again.click(lambda: (None, "", gr.update(visible=False)), None, [camera, told, answer], **PRIVATE)
+    def forget(request: gr.Request) -> tuple[str, Any]:
+        cameras.forget(str(request.session_hash))
+        return START_CAMERA, gr.update(visible=False)
+
+    video.stream(watch, video, told, stream_every=LIVE_EVERY_S, show_progress="hidden", **PRIVATE)
+    question.submit(ask, [question, *settings], answer, show_progress="minimal", **PRIVATE)
+    again.click(forget, None, [told, answer], **PRIVATE)

@@ -15,7 +15,7 @@ from pvc.preprocess import read_frames
 from pvc.serving.errors import ApiError
 from pvc.serving.web.assistant import Assistant, Settings
 from pvc.serving.web.dialogue import NOT_ANSWERED, files_of, kind_of, messages_of, names_alone
-from pvc.serving.web.live import LiveCamera
+from pvc.serving.web.live import LiveCamera, LiveCameras
 from pvc.serving.web.seen import Seen, SeenMedia, seen_html
 
 IMAGE, VIDEO = str(ASSETS / "picture1.png"), str(ASSETS / "video.mp4")
@@ -255,6 +255,22 @@ def test_frames_that_come_while_the_model_answers_are_left_out(tiny, tmp_path, f
 def test_a_camera_without_question_or_frame_is_refused(assistant, question, why):
     with pytest.raises(ApiError, match=why):
         LiveCamera(assistant).ask(question, SETTINGS)
+
+
+def test_the_camera_used_longest_ago_goes_for_a_new_one(assistant):
+    cameras = LiveCameras(assistant, most=2)
+    a, b = cameras.of("a"), cameras.of("b")
+    assert cameras.of("a") is a
+    cameras.of("c")
+    assert cameras.of("a") is a
+    assert cameras.of("b") is not b
+
+
+def test_a_forgotten_video_starts_anew(assistant):
+    cameras = LiveCameras(assistant)
+    camera = cameras.of("a")
+    cameras.forget("a")
+    assert cameras.of("a") is not camera
 
 
 # ---- what was seen, as HTML

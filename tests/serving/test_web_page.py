@@ -148,6 +148,11 @@ def wait_for_end(page):
     page.wait_for_selector("#pvc-question textarea:not([disabled])")
 
 
+def set_number(page, label, value):
+    page.get_by_label(f"number input for {label}").fill(str(value))
+    page.keyboard.press("Tab")
+
+
 def seen(page):
     return page.locator(".pvc-seen")
 
@@ -208,6 +213,8 @@ def test_clear_forgets_the_dialogue(tiny_page, visit):
 
 def test_stop_ends_the_model_and_keeps_text_and_image(talking_page, visit):
     page = visit(talking_page)
+    page.click("button:has-text('Settings')")
+    set_number(page, "Tokens of an answer", 4096)  # half a minute or more
     attach(page, ASSETS / "picture1.png")
     send(page, "Tell me everything")
     page.wait_for_function("document.querySelector('[data-testid=bot]')?.innerText.trim().length > 5")
@@ -308,6 +315,9 @@ def test_a_live_camera_is_watched_and_asked_about(tiny_page, visit, uploads):
         arg=int(re.search(r"(\d+) frames", page.inner_text("body"))[1]),
     )
     shot(page, "live")
+    page.click("#pvc-live button[aria-label='stop recording'], #pvc-live button:has-text('Stop')")
+    page.click("button:has-text('Forget the video')")
+    expect(page.get_by_text("Start the camera, and ask while it runs.")).to_be_visible()
     assert len(list(uploads.rglob("webcam*"))) < 5 and len(list(uploads.rglob("*.jpeg"))) < 5
 
 
@@ -322,9 +332,8 @@ def test_an_example_is_asked_by_a_click(tiny_page, visit):
 def test_settings_are_those_of_the_answer(tiny_page, visit):
     page = visit(tiny_page)
     page.click("button:has-text('Settings')")
-    for label, value in (("Tiles of an image", "1"), ("Tokens of an answer", "1")):
-        page.get_by_label(f"number input for {label}").fill(value)
-        page.keyboard.press("Tab")
+    set_number(page, "Tiles of an image", 1)
+    set_number(page, "Tokens of an answer", 1)
     shot(page, "settings")
     ask(page, "What is in the image?", ASSETS / "picture1.png")
     expect(seen(page)).to_contain_text("1 tile, 36 visual tokens")
