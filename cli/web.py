@@ -82,5 +82,5 @@ def import_page():  # noqa: ANN201  # a module that needs gradio
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise ImportError("the page needs gradio: pip install 'pvc[web]'") from error
+        raise ImportError("the page needs gradio: install this package with its extra `web`") from error
     return page

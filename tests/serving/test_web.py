@@ -1,6 +1,7 @@
 """The web page without its page: gradio's history as messages, answers that can be stopped, what was seen."""
 
 import asyncio
+import sys
 import threading
 import time
 from contextlib import aclosing
@@ -9,7 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from servers import ASSETS, talker
+from typer.testing import CliRunner
 
+from pvc.cli import app
 from pvc.clips import Clip
 from pvc.preprocess import read_frames
 from pvc.serving.errors import ApiError
@@ -18,6 +21,8 @@ from pvc.serving.web.dialogue import NOT_ANSWERED, files_of, kind_of, messages_o
 from pvc.serving.web.live import LiveCamera, LiveCameras
 from pvc.serving.web.seen import Seen, SeenMedia, seen_html
 
+SPACE = ASSETS.parent / "examples" / "space"
+HUB_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 IMAGE, VIDEO = str(ASSETS / "picture1.png"), str(ASSETS / "video.mp4")
 SETTINGS = Settings(num_frames=4, max_tiles=2, max_tokens=32)
 
@@ -304,3 +309,36 @@ def test_stages_are_told_once_they_are_known():
 def test_a_long_video_shows_a_part_of_its_frames():
     page = seen_html(seen_of("a.mp4", frames=70, times_s=[float(i) for i in range(70)]))
     assert page.count("<img") == 64 and "and 6 more" in page
+
+
+# ---- the command, and the Space
+
+
+def run(*arguments):
+    """Exit code, and all that `pvc web` prints, in one line."""
+    result = CliRunner().invoke(app, ["web", *arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_other_machines_need_a_password(monkeypatch):
+    monkeypatch.delenv("PVC_WEB_PASSWORD", raising=False)
+    code, printed = run("--host", "0.0.0.0")
+    assert code == 1
+    assert "set PVC_WEB_PASSWORD, or pass --without-password" in printed
+
+
+def test_without_gradio_the_command_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "pvc.serving.web.page", raising=False)
+    code, printed = run()
+    assert code == 1
+    assert "the page needs gradio" in printed and "`web`" in printed
+
+
+def test_the_space_says_what_the_hub_asks_for():
+    head, _ = (SPACE / "README.md").read_text().removeprefix("---\n").split("\n---\n")
+    metadata = dict(line.split(": ", 1) for line in head.splitlines())
+    assert metadata["sdk"] == "gradio"
+    assert (SPACE / metadata["app_file"]).exists()
+    assert len(metadata["short_description"]) <= 60  # the Hub's limit
+    assert metadata["colorFrom"] in HUB_COLOURS and metadata["colorTo"] in HUB_COLOURS

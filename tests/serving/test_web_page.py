@@ -6,6 +6,7 @@ Screenshots go to the folder that SCREENSHOTS names, build/web by default.
 import base64
 import os
 import re
+import runpy
 import shutil
 import time
 import urllib.error
@@ -381,3 +382,13 @@ def test_files_of_the_machine_are_not_served(tiny_page, file):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{tiny_page.url}gradio_api/file={file}", timeout=10)
     assert refused.value.code in (403, 404)
+
+
+def test_the_app_of_the_space_is_this_page(monkeypatch, uploads):
+    import gradio
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))  # the app sets another: set back at the end
+    monkeypatch.delenv("MODEL", raising=False)
+    app = runpy.run_path(str(ASSETS.parent / "examples" / "space" / "app.py"), run_name="app")
+    assert isinstance(app["page"], gradio.Blocks)
+    assert app["assistant"].processor.media_policy.isolate
