@@ -33,11 +33,11 @@ evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: 
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
-# without what does not depend on the version of transformers
-OTHERS = --ignore=tests/evaluation --ignore=tests/fuzz --ignore=tests/media --ignore=tests/serving
+# what depends on the version of transformers
+DEPENDENT = $(addprefix tests/,conversion dialogue hub model packaging training)
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
-	.venv-oldest/bin/$(TESTS) -m "not slow" $(OTHERS)
+	.venv-oldest/bin/$(TESTS) -m "not slow" $(DEPENDENT)
 
 # the newest transformers that vLLM takes, and otherwise the versions of CI
 MIDDLE = 5.19.0

@@ -13,16 +13,17 @@ import numpy as np
 from PIL import Image
 
 try:
-    from .media_policy import Budget, check_number, check_real, check_whole
+    from .media_policy import Budget, check_number, check_real, check_whole, shown
     from .video_readers import Frames, MediaFile, Video, open_video
 except ImportError:  # in a clone, where this folder is not a package
-    from media_policy import Budget, check_number, check_real, check_whole
+    from media_policy import Budget, check_number, check_real, check_whole, shown
     from video_readers import Frames, MediaFile, Video, open_video
 
 # Frames are looked up this much late, for containers that round times: WebM and FLV to milliseconds.
 TIME_ROUNDING_S = 1e-3
 
 MAX_FPS = 1000
+THINNINGS = ("even", "starts")
 MAX_STEPS = 2**62  # of a video at a rate: more than any file has, and few enough for Python's ranges
 
 
@@ -52,7 +53,11 @@ def get_index(
 
 
 class FrameChoice(NamedTuple):
-    """The options of `preprocess.read_frames` that choose frames, and an upper limit of their number."""
+    """The options of `preprocess.read_frames` that choose frames, and an upper limit of their number.
+
+    `thinning` says which of too many frames are kept: "even", evenly spaced from the first to the last, or
+    "starts", the first of each of `max_frames` stretches, the longer ones first, as Dynamic-VLM's code does.
+    """
 
     num_frames: int | None = None
     fps: float | None = None
@@ -60,6 +65,7 @@ class FrameChoice(NamedTuple):
     start_s: float | None = None
     end_s: float | None = None
     limit: int = 2**20
+    thinning: str = "even"
 
     def checked(self) -> "FrameChoice":
         """The same choice with Python's own numbers, of whatever library they came from.
@@ -72,6 +78,9 @@ class FrameChoice(NamedTuple):
             given[name] = check_whole(name, given[name])
         for name in given.keys() & {"fps", "start_s", "end_s"}:
             given[name] = check_number(name, given[name])
+
+        if self.thinning not in THINNINGS:
+            raise ValueError(f"thinning={shown(self.thinning)}: expected one of {', '.join(THINNINGS)}")
 
         choice = self._replace(**given)
         check_real("fps", choice.fps, most=MAX_FPS)
@@ -129,7 +138,7 @@ class FrameChoice(NamedTuple):
         return get_index((first, last), 1.0, round(last), num_segments=number).tolist()
 
     def _thinned(self, indices: range) -> list[int]:
-        """At most `max_frames` of the indices, evenly spaced from the first to the last."""
+        """At most `max_frames` of the indices, spaced as `thinning` says."""
         number = indices.stop - indices.start  # len() ends at 2**63
         if self.max_frames is None and number > self.limit:
             raise ValueError(
@@ -138,6 +147,10 @@ class FrameChoice(NamedTuple):
             )
         if self.max_frames is None or number <= self.max_frames:
             return list(indices)
+
+        if self.thinning == "starts":
+            length, longer = divmod(number, self.max_frames)
+            return [indices[i * length + min(i, longer)] for i in range(self.max_frames)]
 
         positions = np.linspace(0, number - 1, self.max_frames).round().astype(int)
         return [indices[min(int(i), number - 1)] for i in positions]  # beyond 2**53 linspace rounds up

@@ -446,6 +446,7 @@ def read_frames(
     max_frames: int | None = None,
     start_s: float | None = None,
     end_s: float | None = None,
+    thinning: str = "even",
     backend: str = "pyav",
     budget: Budget | None = None,
 ) -> VideoFrames:
@@ -460,6 +461,7 @@ def read_frames(
             times: one that stays for longer comes several times. At most 1000.
         max_frames: upper limit; the frames of `fps` are thinned evenly, the first and last kept.
         start_s, end_s: seconds after the first frame between which to choose, for videos only.
+        thinning: "starts" keeps the first of each of `max_frames` stretches instead.
         backend: name of a reader in `VIDEO_READERS`.
         budget: of the media policy that applies; None: limits for one's own files.
 
@@ -471,7 +473,7 @@ def read_frames(
             `load_video`.
         OSError: an image of a list or folder cannot be read.
     """
-    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s)
+    choice = FrameChoice(num_frames, fps, max_frames, start_s, end_s, thinning=thinning)
     with _open_chosen(source, choice, backend, budget) as chosen:
         frames = dict(chosen.frames)
     return VideoFrames([frames[index] for index in chosen.indices], chosen.times_s)

@@ -17,7 +17,7 @@ logger = logging.get_logger(__name__)
 
 IMAGE_TOKEN, VIDEO_TOKEN = "<image>", "<video>"  # placeholders of finished prompts
 
-FRAME_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s")  # of a call or a block
+FRAME_OPTIONS = ("num_frames", "fps", "max_frames", "start_s", "end_s", "thinning")  # of a call or a block
 VIDEO_OPTIONS = (*FRAME_OPTIONS, "backend")  # of a call
 TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_multiple_of")
 TOKEN_OPTIONS = ("max_video_tokens", "frame_tokens")

@@ -5,7 +5,7 @@ import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -63,6 +63,12 @@ def evaluate(
     ] = None,
     judge_model: Annotated[str | None, Option(metavar="NAME", help="Of --judge-url.")] = None,
     list_tasks: Annotated[bool, Option("--list", help="List the tasks with their protocols.")] = False,
+    engine: Annotated[
+        Literal["chat", "vllm"], Option(help="Who answers; vllm: see docs/serving.md.")
+    ] = "chat",
+    vllm_options: Annotated[
+        str | None, Option(metavar="JSON", help='Of vllm.LLM, such as {"tensor_parallel_size": 4}.')
+    ] = None,
     device: Annotated[str | None, Option(help="cuda, cuda:1, mps or cpu. Default: the fastest.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
     quantize: Annotated[QUANTIZATIONS | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,
@@ -96,8 +102,13 @@ def evaluate(
         if fresh:
             delete_old(tasks, out)
         with show_status("Loading") as status:
-            engine = load_engine(model, trust, status, device, dtype, quantize, attn, batch)
-    raise Exit(run_tasks(engine, tasks, data, out, options, judge))
+            folder = find_model(model or str(CHECKPOINT), trust, status)
+            identity = identity_of(folder, model)
+            if engine == "vllm":
+                answerer = load_vllm(folder, identity, dtype, batch, vllm_options)
+            else:
+                answerer = load_engine(folder, identity, device, dtype, quantize, attn, batch)
+    raise Exit(run_tasks(answerer, tasks, data, out, options, judge))
 
 
 @contextmanager
@@ -192,19 +203,26 @@ def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None
             print(printable(line))
 
 
+def identity_of(folder: str, name: str) -> dict[str, str]:
+    """What tells this model from others: the name that the user gave ("": PVC-Tiny), and its weights."""
+    from pvc.evaluation.engine import checkpoint_identity
+
+    shown_name = os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
+    return checkpoint_identity(Path(folder), shown_name or "PVC-Tiny")
+
+
 def load_engine(
-    name: str,
-    trust: bool,
-    status: Any,
+    folder: str,
+    identity: dict[str, str],
     device: str | None,
     dtype: str,
     quantize: str | None,
     attn: str | None,
     batch: int,
 ) -> Any:
-    """The model of a folder or Hub id ("": PVC-Tiny), on this rank's device."""
+    """The model of a folder on this rank's device."""
     from pvc.cli.chat import load_model
-    from pvc.evaluation.engine import ChatEngine, checkpoint_identity
+    from pvc.evaluation.engine import ChatEngine
 
     local_rank = os.environ.get("LOCAL_RANK")
     if device is None and local_rank is not None:
@@ -212,12 +230,24 @@ def load_engine(
 
         device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
 
-    folder = find_model(name or str(CHECKPOINT), trust, status)
     model, processor = load_model(folder, device, dtype, quantize, attn)
-    shown_name = os.path.basename(os.path.realpath(name)) if os.path.isdir(name) else name
-    identity = checkpoint_identity(Path(folder), shown_name or "PVC-Tiny")
     identity["dtype"] = quantize or str(model.dtype).removeprefix("torch.")
     return ChatEngine(model, processor.tokenizer, identity, batch)
+
+
+def load_vllm(folder: str, identity: dict[str, str], dtype: str, batch: int, options: str | None) -> Any:
+    """The model of a folder in vLLM, with its options as JSON."""
+    import json
+
+    from transformers import AutoConfig, AutoTokenizer
+
+    from pvc.evaluation.vllm_engine import VLLMEngine
+
+    settings = {"dtype": dtype} | json.loads(options or "{}")
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=True)
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+    identity |= {"engine": "vllm", "dtype": str(settings["dtype"])}
+    return VLLMEngine(folder, config, tokenizer, identity, batch, **settings)
 
 
 def this_rank() -> Any:

@@ -3,7 +3,7 @@
 import difflib
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -117,7 +117,7 @@ def find_model(name: str, trust_remote_code: bool, status: Status) -> str:
 
     from pvc.conversion.files import check_code_within
 
-    check_is_pvc(name)
+    check_is_pvc(name, others=("dynamic_vlm",))
     folder = os.path.expanduser(name)
     if os.path.isdir(folder):
         check_code_within(folder)
@@ -132,10 +132,13 @@ def find_model(name: str, trust_remote_code: bool, status: Status) -> str:
     return folder
 
 
-def check_is_pvc(name: str) -> None:
-    """Raises ValueError unless `name` is a folder or Hub id whose config.json is that of a PVC."""
+def check_is_pvc(name: str, others: Sequence[str] = ()) -> None:
+    """Raises ValueError unless `name` is a folder or Hub id whose config.json is that of a PVC.
+
+    `others`: model types that are taken too.
+    """
     model_type = read_config(name).get("model_type")
-    if model_type != "pvc":
+    if model_type not in ("pvc", *others):
         raise ValueError(f"{name} is not a PVC: model_type in its config.json is {model_type!r}")
 
 

@@ -44,6 +44,8 @@ class ChatEngine:
         batch: questions that are asked at once, where each has media of its own.
     """
 
+    reads_tiles = True
+
     def __init__(self, model: Any, tokenizer: Any, identity: Mapping[str, Any], batch: int = 1):
         self.model, self.tokenizer = model, tokenizer
         self.identity, self.batch = dict(identity), batch

@@ -9,8 +9,9 @@
 import io
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -46,10 +47,16 @@ class Request(NamedTuple):
 
 
 class Unit(NamedTuple):
-    """Questions about the same media, and these media's tiles `(num_tiles, 3, S, S)`."""
+    """Questions about the same media, and these media's tiles `(num_tiles, 3, S, S)`.
+
+    Attributes:
+        media: for an engine that cuts tiles itself, in place of them: PIL images, and frames
+            `(frames, height, width, 3)` uint8. The requests' numbers of tiles are then 1 an image or frame.
+    """
 
     requests: list[Request]
     pixel_values: torch.Tensor | None
+    media: tuple[Any, ...] = ()
 
 
 class Broken(NamedTuple):
@@ -111,11 +118,15 @@ def image_plan(settings: Settings, position: int, number: int) -> ImagePlan:
 
 def cut_image(media: Media, plan: ImagePlan, tile_size: int) -> torch.Tensor:
     """Tiles `(num_tiles, 3, S, S)` of an image."""
+    return image_tiles(_open_enlarged(media, plan), tile_size, plan.max_tiles)
+
+
+def _open_enlarged(media: Media, plan: ImagePlan) -> Image.Image:
     image = open_image(_file(media), upright=False)
     if plan.enlarge > 1:
         size = (image.width * plan.enlarge, image.height * plan.enlarge)
         image = in_rgb(in_8_bits(image)).resize(size, Image.Resampling.BILINEAR)
-    return image_tiles(image, tile_size, plan.max_tiles)
+    return image
 
 
 def count_tiles(media: Media, plan: ImagePlan, tile_size: int) -> int:
@@ -151,15 +162,23 @@ def _read_frames(media: Media, indices: Sequence[int]) -> Iterator[tuple[int, Im
 # ---- units
 
 
-def prepare(records: Sequence[Record], protocol: Protocol, tile_size: int) -> Unit:
-    """Questions about the same media with their tiles; the media are read once.
+def prepare(
+    records: Sequence[Record], protocol: Protocol, tile_size: int, *, cuts_tiles: bool = True
+) -> Unit:
+    """Questions about the same media with their tiles, or with the media themselves; these are read once.
 
     Raises:
         OSError, ValueError: where they cannot be read.
     """
     first = records[0]
     shown = layouts(first, protocol.settings)
-    pixel_values, patches = _cut(first, shown, protocol.settings, tile_size)
+    if cuts_tiles:
+        pixel_values, patches = _cut(first, shown, protocol.settings, tile_size)
+        media = ()
+    else:
+        pixel_values = None
+        media = open_media(first, shown, protocol.settings)
+        patches = [[1] * frames.frames for frames in shown]
     split_sizes, flags = media_groups(first, patches)
 
     requests = [
@@ -173,7 +192,23 @@ def prepare(records: Sequence[Record], protocol: Protocol, tile_size: int) -> Un
         )
         for record in records
     ]
-    return Unit(requests, pixel_values)
+    return Unit(requests, pixel_values, media)
+
+
+def open_media(record: Record, shown: Sequence[Shown], settings: Settings) -> tuple[Any, ...]:
+    """The record's images as PIL's in RGB, and the chosen frames of its videos as arrays."""
+    number_of_images = sum(media.kind == "image" for media in record.media)
+    opened: list[Any] = []
+    position = 0
+    for media, frames in zip(record.media, shown):
+        if media.kind == "image":
+            image = _open_enlarged(media, image_plan(settings, position, number_of_images))
+            opened.append(in_rgb(in_8_bits(image)))
+            position += 1
+        else:
+            read = dict(_read_frames(media, sorted(set(frames.indices))))
+            opened.append(np.stack([np.asarray(read[index].convert("RGB")) for index in frames.indices]))
+    return tuple(opened)
 
 
 def _cut(
@@ -217,8 +252,15 @@ def media_groups(record: Record, patches: Sequence[Sequence[int]]) -> tuple[list
 class Units(Dataset):
     """Units by number. Where media cannot be read, `Broken` stands in the unit's place."""
 
-    def __init__(self, groups: Sequence[Sequence[Record]], protocol: Protocol, tile_size: int):
-        self.groups, self.protocol, self.tile_size = groups, protocol, tile_size
+    def __init__(
+        self,
+        groups: Sequence[Sequence[Record]],
+        protocol: Protocol,
+        tile_size: int,
+        cuts_tiles: bool = True,
+    ):
+        self.groups, self.protocol = groups, protocol
+        self.tile_size, self.cuts_tiles = tile_size, cuts_tiles
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -226,7 +268,7 @@ class Units(Dataset):
     def __getitem__(self, i: int) -> Unit | Broken:
         records = list(self.groups[i])
         try:
-            return prepare(records, self.protocol, self.tile_size)
+            return prepare(records, self.protocol, self.tile_size, cuts_tiles=self.cuts_tiles)
         except Exception as error:  # decoders and prompts may raise anything: one unit fails, the run goes on
             return Broken(records, f"{type(error).__name__}: {error}")
 
@@ -241,7 +283,7 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
     """
     done = 0
     while done < len(units):
-        rest = Units(units.groups[done:], units.protocol, units.tile_size)
+        rest = Units(units.groups[done:], units.protocol, units.tile_size, units.cuts_tiles)
         problem = ""
         try:
             for unit in _loader(rest, workers, timeout_s):

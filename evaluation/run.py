@@ -39,6 +39,7 @@ class Engine(Interface):
 
     identity: Mapping[str, Any]
     tile_size: int
+    reads_tiles: bool  # False: it takes images and frames, and cuts them itself
 
     def answer(self, units: Iterator["Unit"], settings: Settings) -> Iterator["Answer"]:
         """An answer or an error for each request, in order."""
@@ -346,7 +347,9 @@ def ask_all(
     if progress is not None:
         progress(0, total)
     if units:
-        source = read_ahead(Units(units, plan.protocol, engine.tile_size), options.workers)
+        source = read_ahead(
+            Units(units, plan.protocol, engine.tile_size, engine.reads_tiles), options.workers
+        )
         for answer in engine.answer(readable(source), plan.protocol.settings):
             write(answer_line(answer))
 

@@ -114,13 +114,7 @@ def score_answers(
     metric = protocol.metric
     is_complete = len(rows) == len(records)
 
-    counts = {
-        "records": len(records),
-        "answered": sum(row.answer is not None for row in rows),
-        "failed": sum(row.answer is None for row in rows),
-        "empty": sum(row.answer is not None and not row.answer.strip() for row in rows),
-        "unparsed": sum(row.answer is not None and row.parsed in ("", None) for row in rows),
-    }
+    counts = counts_of(len(records), rows)
     return Result(
         task,
         protocol_name,
@@ -138,6 +132,17 @@ def score_answers(
         unanswered=len(records) - len(rows),
         judgement=judge_rows(protocol, rows, judge) if judge is not None and is_complete else None,
     )
+
+
+def counts_of(records: int, rows: Sequence[Row]) -> dict[str, int]:
+    """Numbers of records by what became of them."""
+    return {
+        "records": records,
+        "answered": sum(row.answer is not None for row in rows),
+        "failed": sum(row.answer is None for row in rows),
+        "empty": sum(row.answer is not None and not row.answer.strip() for row in rows),
+        "unparsed": sum(row.answer is not None and row.parsed in ("", None) for row in rows),
+    }
 
 
 def score_row(record: Record, line: Mapping[str, Any], protocol: Protocol) -> Row:

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from builders import golden
+from numbered_videos import write_video
 from safetensors.torch import load_file, save_file
 from transformers import (
     AutoProcessor,
@@ -121,6 +122,14 @@ def test_a_dry_run_says_what_would_be_done_and_writes_nothing(release, vit, tmp_
     said = pvc("convert", release, tmp_path / "a", "--tokenizer", TOKENIZER, "--vision", vit, "--dry-run")
     assert said.startswith("0 ") and "model.projector.0.weight [48, 32] <- llm_proj.0.weight" in said
     assert not (tmp_path / "a").exists()
+
+
+def test_a_converted_model_is_asked_by_pvc_chat(release, vit, tmp_path):
+    target, video = tmp_path / "dynamic", tmp_path / "video.mp4"
+    pvc("convert", release, target, "--tokenizer", TOKENIZER, "--vision", vit)
+    write_video(video, num_frames=30)
+    command = ("chat", target, "What happens?", "--video", video, "--max-new-tokens", "3")
+    assert pvc(*command, "--device", "cpu").startswith("0 ")
 
 
 @pytest.mark.parametrize(

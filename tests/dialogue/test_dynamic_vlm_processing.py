@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from transformers import AutoProcessor, AutoTokenizer
 
 from pvc.conversation import Segment, dialogue_segments, encode_segments, get_conv_template
+from pvc.frame_choice import FrameChoice
 from pvc.image_files import in_rgb
 from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
 from pvc.processing_pvc import PVCImageProcessor
@@ -22,6 +23,7 @@ from pvc.processing_pvc import PVCImageProcessor
 TIMESTAMPS = json.loads(golden("dynamic_vlm/timestamps.json").read_text())
 PROMPTS = json.loads(golden("dynamic_vlm/prompts.json").read_text())
 TRANSFORMS = json.loads(golden("dynamic_vlm/image_transform.json").read_text())
+FRAMES = json.loads(golden("dynamic_vlm/frame_sampling.json").read_text())
 IMAGE_PAD, PLACEHOLDER = 333, -200
 
 
@@ -198,7 +200,7 @@ def test_a_video_is_read_at_one_frame_a_second_up_to_max_frames(tmp_path):
     processor = make_processor()
 
     def shown(**options) -> int:
-        return len(ask_about(processor, path, **options)["pixel_values"])
+        return len(ask_with(processor, str(path), **options)["pixel_values"])
 
     seconds = shown()
     assert seconds == 10  # of 100 frames at 10 a second
@@ -207,8 +209,34 @@ def test_a_video_is_read_at_one_frame_a_second_up_to_max_frames(tmp_path):
     assert shown(max_frames=2) == 2
 
 
-def ask_about(processor: DynamicVLMProcessor, path, **options):
-    messages = [{"role": "user", "content": [{"type": "video", "path": str(path)}]}]
+def test_thinning_by_starts_keeps_the_frames_that_the_official_evaluation_keeps():
+    compared = 0
+    for case in FRAMES["random_index"]:
+        number, most = case["frames_length"], case["num_segments"]
+        if case["average"] and number >= most:
+            choice = FrameChoice(num_frames=None, max_frames=most, thinning="starts")
+            assert choice.by_number(0, number - 1) == case["index"]
+            compared += 1
+    for case in FRAMES["sample_frames"]:
+        if case["sample_method"] == "global" and not case["training"]:
+            choice = FrameChoice(num_frames=None, max_frames=case["max_batch_frames"], thinning="starts")
+            assert choice.by_number(0, case["frames"] - 1) == case["index"]
+            compared += 1
+    assert compared > 30
+
+
+def test_thinning_is_an_option_of_a_call_and_checked():
+    listed = make_processor()
+    few = ask_with(listed, frames(20), max_frames=16, thinning="starts")
+    reds = few["pixel_values"][:, 0, 0, 0]
+    whole = ask_with(listed, frames(20))["pixel_values"][:, 0, 0, 0]
+    assert torch.equal(reds, whole[[0, 2, 4, 6, *range(8, 20)]])
+    with pytest.raises(ValueError, match="thinning='odd': expected one of even, starts"):
+        ask_with(listed, frames(20), thinning="odd")
+
+
+def ask_with(processor: DynamicVLMProcessor, video, **options):
+    messages = [{"role": "user", "content": [{"type": "video", "video": video}]}]
     return processor.apply_chat_template(messages, tokenize=True, return_dict=True, **options)
 
 

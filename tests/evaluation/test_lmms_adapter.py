@@ -55,6 +55,7 @@ class Echo:
     """An engine that answers with the id of the question's record, and keeps what it was asked."""
 
     tile_size = 96
+    reads_tiles = True
 
     def __init__(self, ending="", failing=()):
         self.ending, self.failing, self.asked = ending, failing, []

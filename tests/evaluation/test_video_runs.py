@@ -20,6 +20,7 @@ class OneAnswer:
 
     identity = {"name": "one answer"}
     tile_size = 28
+    reads_tiles = True
 
     def __init__(self, text="A"):
         self.text = text

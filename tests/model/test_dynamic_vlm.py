@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import golden
 from safetensors.torch import load_file
+from transformers import CompileConfig
 
 from pvc.clips import Clip, clip_grid_of
 from pvc.compressors import TokenPruning
@@ -351,3 +352,19 @@ def test_a_model_is_loaded_by_transformers_means(tmp_path, name, value):
     model = DynamicVLMForConditionalGeneration.from_pretrained(tmp_path, **{name: value})
     features = model.get_image_features(pixels_of([Clip(1, 1, 1)])).last_hidden_state
     assert features.shape == (36, 48) and features.isfinite().all()
+
+
+def test_compiled_decoding_gives_the_tokens_of_plain_decoding():
+    torch._dynamo.reset()
+    config = CompileConfig(backend="eager", mode=None)
+    config._compile_all_devices = True
+    model = random_model("pooling")
+    clips = model.model.share_budget([Clip(4, 1, 1)])
+    prompt = {
+        "input_ids": torch.tensor([[5, *[IMAGE_TOKEN_ID] * 36, 6]]),
+        "pixel_values": pixels_of(clips),
+        "clip_grid": clip_grid_of(clips),
+    }
+    settings = GREEDY | {"eos_token_id": None}
+    fast = model.generate(**prompt, **settings, fast_decode=True, compile_config=config)
+    assert torch.equal(fast, model.generate(**prompt, **settings))

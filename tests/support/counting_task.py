@@ -80,6 +80,7 @@ class AddingEngine:
 
     identity = {"name": "adder", "weights": "0"}
     tile_size = 28
+    reads_tiles = True
 
     def __init__(self, wrong=(), failing=(), die_after=None, stop_after=None):
         self.wrong, self.failing = wrong, failing

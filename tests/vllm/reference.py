@@ -72,7 +72,11 @@ CASES = {
 
 
 def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template: str) -> None:
-    """A checkpoint with random weights. vLLM's attention on a CPU wants heads of at least 32."""
+    """A checkpoint with random weights and four visual tokens a tile.
+
+    vLLM's attention on a CPU wants heads of at least 32. It takes the most frequent token of a replacement
+    for that of the embeddings: with one visual token a frame that may be another.
+    """
     torch.manual_seed(0)
     tokenizer = make_tokenizer(tokenizer_kind)
     llm = {
@@ -85,7 +89,14 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
         "max_position_embeddings": 2048,
     }
     context = tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>")
-    model = tiny_model(llm_config=llm, image_token_id=context, template=template, max_dynamic_patch=4)
+    model = tiny_model(
+        vision_config={"image_size": 112},
+        llm_config=llm,
+        force_image_size=112,
+        image_token_id=context,
+        template=template,
+        max_dynamic_patch=4,
+    )
     model.generation_config.eos_token_id = tokenizer.eos_token_id
     images = PVCImageProcessor.from_model_config(model.config)
     model.save_pretrained(folder)
