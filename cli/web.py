@@ -1,6 +1,8 @@
 """`pvc web`: a web page to ask a model about images and videos. The work is `serving/web/`'s."""
 
 import os
+import signal
+import sys
 from typing import Annotated
 
 from typer import Argument, Option
@@ -61,6 +63,7 @@ def web(
             note=ABOUT_CHECKPOINT if is_tiny else "",
             examples=page.example_messages(CHECKPOINT / "assets", uploads),
         )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # ends as Ctrl-C does: uploads are removed
         log(f"http://{host}:{port}; Ctrl-C ends", style="green")
         blocks.launch(
             server_name=host,

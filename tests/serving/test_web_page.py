@@ -8,6 +8,10 @@ import os
 import re
 import runpy
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -392,3 +396,38 @@ def test_the_app_of_the_space_is_this_page(monkeypatch, uploads):
     app = runpy.run_path(str(ASSETS.parent / "examples" / "space" / "app.py"), run_name="app")
     assert isinstance(app["page"], gradio.Blocks)
     assert app["assistant"].processor.media_policy.isolate
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_uploads_go_when_the_command_ends(ending, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pvc.cli", "web", "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not is_served(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        assert list(tmp_path.glob("pvc-web-*"))
+
+        process.send_signal(ending)
+        _, printed = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert list(tmp_path.glob("pvc-web-*")) == []
+    assert "Traceback" not in printed and "Warning" not in printed
+
+
+def is_served(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
