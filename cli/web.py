@@ -1,6 +1,8 @@
 """`pvc web`: a web page to ask a model about images and videos. The work is `serving/web/`'s."""
 
 import os
+import signal
+import sys
 from typing import Annotated
 
 from typer import Argument, Option
@@ -34,7 +36,7 @@ def web(
     attn: Annotated[str | None, Option(help="sdpa, flash_attention_2, eager. Default: sdpa.")] = None,
     trust: Annotated[bool, Option("--trust-remote-code", help="Run a Hub model's code unasked.")] = False,
 ) -> None:
-    """Ask a model about images and videos in the browser; needs `pip install pvc[web]`.
+    """Ask a model about images and videos in the browser; needs the extra `web`, gradio.
 
     Without options the page is for this machine alone.
     """
@@ -61,6 +63,7 @@ def web(
             note=ABOUT_CHECKPOINT if is_tiny else "",
             examples=page.example_messages(CHECKPOINT / "assets", uploads),
         )
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))  # ends as Ctrl-C does: uploads are removed
         log(f"http://{host}:{port}; Ctrl-C ends", style="green")
         blocks.launch(
             server_name=host,
@@ -82,5 +85,5 @@ def import_page():  # noqa: ANN201  # a module that needs gradio
     except ModuleNotFoundError as error:
         if (error.name or "").split(".")[0] != "gradio":
             raise
-        raise ImportError("the page needs gradio: pip install 'pvc[web]'") from error
+        raise ImportError("the page needs gradio: install this package with its extra `web`") from error
     return page

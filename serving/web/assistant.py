@@ -75,9 +75,11 @@ class Assistant:
         processor = restricted(processor, options, max_positions)
         self.processor = with_policy(processor, replace(processor.media_policy, isolate=isolate))
 
+        self.model = model
+
         self._reader = PromptReader(self.processor, max_positions, {})
         self._answerer = BatchAnswerer(model, self.processor.tokenizer, PrefixStore(CACHE_BYTES))
-        self._lock = threading.Lock()  # of the model
+        self.lock = threading.Lock()  # who uses the model has it
         self._times: OrderedDict[tuple[str, int], list[float] | None] = OrderedDict()
 
     @property
@@ -93,7 +95,7 @@ class Assistant:
     @property
     def is_busy(self) -> bool:
         """Whether a question is on the model."""
-        return self._lock.locked()
+        return self.lock.locked()
 
     def ask(self, messages: Sequence[dict], settings: Settings) -> Iterator[Update]:
         """Yields the answer as it grows; the last update has all of it, or an error."""
@@ -156,7 +158,7 @@ class Assistant:
 
         row = self._answerer.row(prompt, sampling, give)
         row.cancelled = question.cancelled
-        with self._lock:
+        with self.lock:
             if question.cancelled.is_set():
                 raise Abandoned
             self._answerer.look_up(row)

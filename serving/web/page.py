@@ -18,8 +18,10 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")  # read while gradio 
 
 import gradio as gr
 
+from pvc.serving.errors import ApiError
 from pvc.serving.web.assistant import Assistant, Settings
 from pvc.serving.web.dialogue import NOT_ANSWERED, messages_of
+from pvc.serving.web.live import LiveCameras
 from pvc.serving.web.seen import NOTHING_SEEN, seen_html
 
 EXAMPLES = (  # question, files of assets/
@@ -32,6 +34,10 @@ MOST_TOKENS = 4096
 UPLOAD_SIZE = "64mb"
 DELETE_S = (3600, 86400)  # how often files are looked at, and the age at which they go
 QUEUE = 32  # questions that wait; one more is refused
+LIVE_EVERY_S = 0.5  # between frames of a live camera
+START_CAMERA = "Start the camera, and ask while it runs."
+EMPTY_ANSWER = "(empty answer)"
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 
 CSS = """
 #pvc-dialogue {height: max(22rem, calc(100dvh - 18rem)) !important}
@@ -112,6 +118,8 @@ def build_page(
         elem_id="pvc-question",
     )
 
+    cameras = LiveCameras(assistant)
+
     with gr.Blocks(title=title, fill_width=True, delete_cache=DELETE_S, analytics_enabled=False) as page:
         gr.Markdown(f"# {title}\n{note}")
         with gr.Row():
@@ -126,6 +134,7 @@ def build_page(
                 for component in settings:
                     component.render()
             _camera(textbox)
+            _live_camera(cameras, settings)
 
         with left:
             gr.ChatInterface(
@@ -143,6 +152,7 @@ def build_page(
 
         for event in (chatbot.clear, chatbot.undo):
             event(lambda: NOTHING_SEEN, None, seen, queue=False, api_visibility="private")
+        page.unload(_forgetter(cameras))
     return page.queue(max_size=QUEUE, default_concurrency_limit=1)
 
 
@@ -195,19 +205,21 @@ def _settings(defaults: Settings, most_frames: int) -> list[Any]:
     ]
 
 
+def _settings_of(values: Sequence[Any]) -> Settings:
+    """The settings that the components of `_settings` have; the last value is the system message."""
+    num_frames, max_tiles, max_tokens, temperature, _ = values
+    return Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+
+
 def _answer_with(assistant: Assistant) -> Any:
     """The function of the chat: yields the answer so far, and the panel of what was seen."""
 
     async def ask(
         message: dict,
         history: list[dict],
-        num_frames: float,
-        max_tiles: float,
-        max_tokens: float,
-        temperature: float,
-        system: str,
+        *values: Any,
     ) -> AsyncIterator[tuple[Any, Any]]:
-        settings = Settings(int(num_frames), int(max_tiles), int(max_tokens), float(temperature))
+        settings, system = _settings_of(values), values[-1]
         try:
             messages = messages_of(history, message, system or "")
         except ValueError as error:
@@ -219,7 +231,7 @@ def _answer_with(assistant: Assistant) -> Any:
             if update.error is not None:
                 yield _not_answered(update.error), NOTHING_SEEN
             else:
-                yield update.text or ("(empty answer)" if update.is_last else ""), panel
+                yield update.text or (EMPTY_ANSWER if update.is_last else ""), panel
 
     return ask
 
@@ -233,7 +245,12 @@ def _camera(textbox: gr.MultimodalTextbox) -> None:
     """A camera whose photos are attached to the question."""
     with gr.Accordion("Camera", open=False):
         photo = gr.Image(
-            sources=["webcam"], type="filepath", format="jpeg", show_label=False, elem_id="pvc-camera"
+            sources=["webcam"],
+            type="filepath",
+            format="jpeg",
+            show_label=False,
+            webcam_options=gr.WebcamOptions(mirror=False),  # what is written must stay readable
+            elem_id="pvc-camera",
         )
         attach = gr.Button("Attach the photo", size="sm")
 
@@ -246,3 +263,57 @@ def _camera(textbox: gr.MultimodalTextbox) -> None:
         return {"text": value["text"], "files": [*value["files"], path]}, None
 
     attach.click(attached, [textbox, photo], [textbox, photo], queue=False, api_visibility="private")
+
+
+def _forgetter(cameras: LiveCameras) -> Any:
+    """The function that is called when a page is closed."""
+
+    def forget(request: gr.Request) -> None:
+        cameras.forget(str(request.session_hash))
+
+    return forget
+
+
+def _live_camera(cameras: LiveCameras, settings: Sequence[Any]) -> None:
+    """A camera that is watched frame by frame, with questions of its own."""
+    with gr.Accordion("Live camera", open=False):
+        video = gr.Image(
+            sources=["webcam"],
+            streaming=True,
+            type="filepath",
+            format="jpeg",
+            show_label=False,
+            webcam_options=gr.WebcamOptions(mirror=False),
+            elem_id="pvc-live",
+        )
+        told = gr.Markdown(START_CAMERA)
+        question = gr.Textbox(
+            show_label=False, placeholder="Question about the video so far", submit_btn=True
+        )
+        answer = gr.Textbox(show_label=False, interactive=False, visible=False, elem_id="pvc-live-answer")
+        again = gr.Button("Forget the video", size="sm")
+
+    def watch(path: str | None, request: gr.Request) -> Any:
+        if path is None:
+            return gr.skip()
+        camera = cameras.of(str(request.session_hash))
+        try:
+            camera.add(path)
+        finally:
+            Path(path).unlink(missing_ok=True)  # a camera would fill the disk
+        return f"{camera.num_frames} frames"
+
+    def ask(text: str, request: gr.Request, *values: Any) -> Any:
+        try:
+            said = cameras.of(str(request.session_hash)).ask(text, _settings_of(values))
+        except ApiError as error:
+            said = f"{NOT_ANSWERED}: {error.message}"
+        return gr.update(value=said or EMPTY_ANSWER, visible=True)
+
+    def forget(request: gr.Request) -> tuple[str, Any]:
+        cameras.forget(str(request.session_hash))
+        return START_CAMERA, gr.update(visible=False)
+
+    video.stream(watch, video, told, stream_every=LIVE_EVERY_S, show_progress="hidden", **PRIVATE)
+    question.submit(ask, [question, *settings], answer, show_progress="minimal", **PRIVATE)
+    again.click(forget, None, [told, answer], **PRIVATE)

@@ -1,6 +1,7 @@
 """The web page without its page: gradio's history as messages, answers that can be stopped, what was seen."""
 
 import asyncio
+import sys
 import threading
 import time
 from contextlib import aclosing
@@ -9,12 +10,19 @@ from dataclasses import replace
 import pytest
 import torch
 from servers import ASSETS, talker
+from typer.testing import CliRunner
 
+from pvc.cli import app
 from pvc.clips import Clip
+from pvc.preprocess import read_frames
+from pvc.serving.errors import ApiError
 from pvc.serving.web.assistant import Assistant, Settings
 from pvc.serving.web.dialogue import NOT_ANSWERED, files_of, kind_of, messages_of, names_alone
+from pvc.serving.web.live import LiveCamera, LiveCameras
 from pvc.serving.web.seen import Seen, SeenMedia, seen_html
 
+SPACE = ASSETS.parent / "examples" / "space"
+HUB_COLOURS = ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
 IMAGE, VIDEO = str(ASSETS / "picture1.png"), str(ASSETS / "video.mp4")
 SETTINGS = Settings(num_frames=4, max_tiles=2, max_tokens=32)
 
@@ -209,7 +217,7 @@ def test_a_stream_that_is_cancelled_stops_the_model():
 
 
 def test_a_question_that_is_stopped_while_it_waits_is_never_computed(assistant):
-    with assistant._lock:  # another question is on the model
+    with assistant.lock:  # another question is on the model
         updates = assistant.ask(messages_of([], "What?"), SETTINGS)
         assert next(updates).seen is not None
         updates.close()
@@ -217,6 +225,57 @@ def test_a_question_that_is_stopped_while_it_waits_is_never_computed(assistant):
     while any(t.name == "pvc-question" for t in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not any(t.name == "pvc-question" for t in threading.enumerate())
+
+
+# ---- live camera
+
+
+@pytest.fixture
+def frames(tmp_path):
+    """Frames of the video of assets/, as files."""
+    paths = [tmp_path / f"frame{i}.png" for i in range(8)]
+    for path, frame in zip(paths, read_frames(VIDEO, num_frames=8).frames):
+        frame.save(path)
+    return [str(path) for path in paths]
+
+
+def test_a_camera_answers_about_the_frames_so_far(tiny, tmp_path, frames):
+    camera = LiveCamera(Assistant(*tiny, tmp_path))
+    assert all(camera.add(path) for path in frames)
+
+    assert camera.num_frames == 8
+    assert camera.ask("Which shape moves?", SETTINGS) == "blue circle"
+    assert camera.history == [("Which shape moves?", "blue circle")]
+
+
+def test_frames_that_come_while_the_model_answers_are_left_out(tiny, tmp_path, frames):
+    assistant = Assistant(*tiny, tmp_path)
+    camera = LiveCamera(assistant)
+    with assistant.lock:
+        assert camera.add(frames[0]) is False
+    assert camera.num_frames == 0
+
+
+@pytest.mark.parametrize(("question", "why"), [(" ", "the question is empty"), ("What?", "no frame yet")])
+def test_a_camera_without_question_or_frame_is_refused(assistant, question, why):
+    with pytest.raises(ApiError, match=why):
+        LiveCamera(assistant).ask(question, SETTINGS)
+
+
+def test_the_camera_used_longest_ago_goes_for_a_new_one(assistant):
+    cameras = LiveCameras(assistant, most=2)
+    a, b = cameras.of("a"), cameras.of("b")
+    assert cameras.of("a") is a
+    cameras.of("c")
+    assert cameras.of("a") is a
+    assert cameras.of("b") is not b
+
+
+def test_a_forgotten_video_starts_anew(assistant):
+    cameras = LiveCameras(assistant)
+    camera = cameras.of("a")
+    cameras.forget("a")
+    assert cameras.of("a") is not camera
 
 
 # ---- what was seen, as HTML
@@ -250,3 +309,36 @@ def test_stages_are_told_once_they_are_known():
 def test_a_long_video_shows_a_part_of_its_frames():
     page = seen_html(seen_of("a.mp4", frames=70, times_s=[float(i) for i in range(70)]))
     assert page.count("<img") == 64 and "and 6 more" in page
+
+
+# ---- the command, and the Space
+
+
+def run(*arguments):
+    """Exit code, and all that `pvc web` prints, in one line."""
+    result = CliRunner().invoke(app, ["web", *arguments])
+    return result.exit_code, " ".join(result.output.split())
+
+
+def test_other_machines_need_a_password(monkeypatch):
+    monkeypatch.delenv("PVC_WEB_PASSWORD", raising=False)
+    code, printed = run("--host", "0.0.0.0")
+    assert code == 1
+    assert "set PVC_WEB_PASSWORD, or pass --without-password" in printed
+
+
+def test_without_gradio_the_command_says_what_is_missing(monkeypatch):
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "pvc.serving.web.page", raising=False)
+    code, printed = run()
+    assert code == 1
+    assert "the page needs gradio" in printed and "`web`" in printed
+
+
+def test_the_space_says_what_the_hub_asks_for():
+    head, _ = (SPACE / "README.md").read_text().removeprefix("---\n").split("\n---\n")
+    metadata = dict(line.split(": ", 1) for line in head.splitlines())
+    assert metadata["sdk"] == "gradio"
+    assert (SPACE / metadata["app_file"]).exists()
+    assert len(metadata["short_description"]) <= 60  # the Hub's limit
+    assert metadata["colorFrom"] in HUB_COLOURS and metadata["colorTo"] in HUB_COLOURS

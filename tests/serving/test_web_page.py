@@ -6,7 +6,12 @@ Screenshots go to the folder that SCREENSHOTS names, build/web by default.
 import base64
 import os
 import re
+import runpy
 import shutil
+import signal
+import socket
+import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
@@ -148,6 +153,11 @@ def wait_for_end(page):
     page.wait_for_selector("#pvc-question textarea:not([disabled])")
 
 
+def set_number(page, label, value):
+    page.get_by_label(f"number input for {label}").fill(str(value))
+    page.keyboard.press("Tab")
+
+
 def seen(page):
     return page.locator(".pvc-seen")
 
@@ -208,6 +218,8 @@ def test_clear_forgets_the_dialogue(tiny_page, visit):
 
 def test_stop_ends_the_model_and_keeps_text_and_image(talking_page, visit):
     page = visit(talking_page)
+    page.click("button:has-text('Settings')")
+    set_number(page, "Tokens of an answer", 4096)  # half a minute or more
     attach(page, ASSETS / "picture1.png")
     send(page, "Tell me everything")
     page.wait_for_function("document.querySelector('[data-testid=bot]')?.innerText.trim().length > 5")
@@ -289,6 +301,31 @@ def test_a_photo_of_the_camera_is_attached(tiny_page, visit):
     expect(seen(page)).to_contain_text("visual tokens")
 
 
+def test_a_live_camera_is_watched_and_asked_about(tiny_page, visit, uploads):
+    page = visit(tiny_page, permissions=["camera"])
+    page.click("button:has-text('Live camera')")
+    page.locator("#pvc-live").get_by_role("button").first.click()  # asks for the camera
+    page.wait_for_selector("#pvc-live video")
+    page.wait_for_timeout(1000)
+    page.click("#pvc-live button[aria-label='start recording'], #pvc-live button[aria-label='capture photo']")
+    page.wait_for_function("/([4-9]|[1-9][0-9]) frames/.test(document.body.innerText)")
+
+    box = page.get_by_placeholder("Question about the video so far")
+    box.fill("Which shape moves?")
+    box.press("Enter")
+    expect(page.locator("#pvc-live-answer textarea")).to_have_value(re.compile(r"\w+"))
+    assert "Not answered" not in page.locator("#pvc-live-answer textarea").input_value()
+    page.wait_for_function(  # it goes on
+        "n => Number(document.body.innerText.match(/([0-9]+) frames/)[1]) > n + 3",
+        arg=int(re.search(r"(\d+) frames", page.inner_text("body"))[1]),
+    )
+    shot(page, "live")
+    page.click("#pvc-live button[aria-label='stop recording'], #pvc-live button:has-text('Stop')")
+    page.click("button:has-text('Forget the video')")
+    expect(page.get_by_text("Start the camera, and ask while it runs.")).to_be_visible()
+    assert len(list(uploads.rglob("webcam*"))) < 5 and len(list(uploads.rglob("*.jpeg"))) < 5
+
+
 def test_an_example_is_asked_by_a_click(tiny_page, visit):
     page = visit(tiny_page)
     page.click("text=In which direction does the blue circle move?")
@@ -300,9 +337,8 @@ def test_an_example_is_asked_by_a_click(tiny_page, visit):
 def test_settings_are_those_of_the_answer(tiny_page, visit):
     page = visit(tiny_page)
     page.click("button:has-text('Settings')")
-    for label, value in (("Tiles of an image", "1"), ("Tokens of an answer", "1")):
-        page.get_by_label(f"number input for {label}").fill(value)
-        page.keyboard.press("Tab")
+    set_number(page, "Tiles of an image", 1)
+    set_number(page, "Tokens of an answer", 1)
     shot(page, "settings")
     ask(page, "What is in the image?", ASSETS / "picture1.png")
     expect(seen(page)).to_contain_text("1 tile, 36 visual tokens")
@@ -350,3 +386,48 @@ def test_files_of_the_machine_are_not_served(tiny_page, file):
     with pytest.raises(urllib.error.HTTPError) as refused:
         urllib.request.urlopen(f"{tiny_page.url}gradio_api/file={file}", timeout=10)
     assert refused.value.code in (403, 404)
+
+
+def test_the_app_of_the_space_is_this_page(monkeypatch, uploads):
+    import gradio
+
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(uploads))  # the app sets another: set back at the end
+    monkeypatch.delenv("MODEL", raising=False)
+    app = runpy.run_path(str(ASSETS.parent / "examples" / "space" / "app.py"), run_name="app")
+    assert isinstance(app["page"], gradio.Blocks)
+    assert app["assistant"].processor.media_policy.isolate
+
+
+@pytest.mark.parametrize("ending", [signal.SIGINT, signal.SIGTERM])
+def test_uploads_go_when_the_command_ends(ending, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "pvc.cli", "web", "--port", str(port)]
+    process = subprocess.Popen(
+        command,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        deadline = time.monotonic() + 120
+        while not is_served(f"http://127.0.0.1:{port}"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.2)
+        assert list(tmp_path.glob("pvc-web-*"))
+
+        process.send_signal(ending)
+        _, printed = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert list(tmp_path.glob("pvc-web-*")) == []
+    assert "Traceback" not in printed and "Warning" not in printed
+
+
+def is_served(url):
+    try:
+        return urllib.request.urlopen(url, timeout=5).status == 200
+    except OSError:
+        return False
