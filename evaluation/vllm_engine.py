@@ -112,7 +112,8 @@ class VLLMEngine:
         """What `LLM.generate` takes for a question."""
         kinds = [item.kind for item in request.record.media]
         images = [shown for kind, shown in zip(kinds, media) if kind == "image"]
-        videos = [shown for kind, shown in zip(kinds, media) if kind != "image"]
+        # vLLM makes tensors of arrays, and takes their frames for (3, height, width)
+        videos = [shown.transpose(0, 3, 1, 2) for kind, shown in zip(kinds, media) if kind != "image"]
 
         template = self._template()
         template.append_message(template.roles[0], question_for(request.question, len(images), len(videos)))

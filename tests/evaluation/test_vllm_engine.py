@@ -62,9 +62,8 @@ def vllm(model, processor, monkeypatch):
             inputs = processor(
                 text=request["prompt"],
                 images=media.get("image"),
-                videos=[list(frames) for frames in media["video"]] if "video" in media else None,
+                videos=[torch.tensor(frames) for frames in media["video"]] if "video" in media else None,
                 **request.get("mm_processor_kwargs", {}),
-                num_frames=None,
             )
             ids = model.generate(**inputs, max_new_tokens=sampling.max_tokens, do_sample=False)
             new = ids[0, inputs["input_ids"].shape[1] :]
