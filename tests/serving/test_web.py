@@ -12,6 +12,7 @@ import torch
 from servers import ASSETS, talker
 from typer.testing import CliRunner
 
+import pvc.serving.web
 from pvc.cli import app
 from pvc.clips import Clip
 from pvc.preprocess import read_frames
@@ -330,6 +331,7 @@ def test_other_machines_need_a_password(monkeypatch):
 def test_without_gradio_the_command_says_what_is_missing(monkeypatch):
     monkeypatch.setitem(sys.modules, "gradio", None)
     monkeypatch.delitem(sys.modules, "pvc.serving.web.page", raising=False)
+    monkeypatch.delattr(pvc.serving.web, "page", raising=False)
     code, printed = run()
     assert code == 1
     assert "the page needs gradio" in printed and "`web`" in printed
