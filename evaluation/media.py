@@ -302,7 +302,17 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
 
 def _loader(units: Units, workers: int, timeout_s: float) -> DataLoader:
     if workers == 0:
-        return DataLoader(units, batch_size=None)
+        return DataLoader(units, batch_size=None, collate_fn=_as_it_is)
     return DataLoader(
-        units, batch_size=None, num_workers=workers, prefetch_factor=READ_AHEAD, timeout=timeout_s
+        units,
+        batch_size=None,
+        num_workers=workers,
+        prefetch_factor=READ_AHEAD,
+        timeout=timeout_s,
+        collate_fn=_as_it_is,
     )
+
+
+def _as_it_is(unit: Unit | Broken) -> Unit | Broken:
+    """A unit: the default makes tensors of the arrays in it."""
+    return unit

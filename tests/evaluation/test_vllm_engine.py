@@ -7,13 +7,15 @@ answers.
 import sys
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import AutoProcessor
 
 from pvc import CHECKPOINT
 from pvc.evaluation.engine import ChatEngine
-from pvc.evaluation.media import prepare
+from pvc.evaluation.media import Units, prepare, read_ahead
 from pvc.evaluation.prompts import frame_lines
 from pvc.evaluation.records import Media, Record
 from pvc.evaluation.task import ImagePlan, Protocol, Settings
@@ -148,3 +150,15 @@ def test_without_vllm_the_error_names_the_page(model, processor, monkeypatch):
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(ImportError, match=r"docs/serving.md"):
         VLLMEngine("model", model.config, processor.tokenizer, {})
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_frames_and_images_arrive_as_they_were_read(workers):
+    records = [Record("x", (IMAGES[0], VIDEO), "what?")]
+    units = Units([records], PROTOCOL, 96, cuts_tiles=False)
+    (unit,) = read_ahead(units, workers)
+    image, frames = unit.media
+    assert isinstance(image, Image.Image) and image.mode == "RGB"
+    assert isinstance(frames, np.ndarray) and frames.dtype == np.uint8
+    assert frames.shape[0] == 6 and frames.shape[3] == 3
+    assert unit.pixel_values is None and unit.requests[0].num_patches_list == [1] * 7
