@@ -108,7 +108,7 @@ def _table(rows: list[Row]) -> str:
 
 def _cell(value: str | int | float) -> str:
     if isinstance(value, str):
-        return value.replace("|", "\\|").replace("\n", " ")
+        return value
     if not math.isfinite(value):
         return str(value)
     if isinstance(value, int):
