@@ -14,7 +14,6 @@ from .configuration_pvc import (
     _llm_config,
     _require,
     _require_activation,
-    _require_common_fields,
     _require_dict,
     _require_integers,
     _require_numbers,
@@ -121,15 +120,7 @@ class DynamicVLMConfig(VLMConfig):
         self.template = template
         self.new_parameters = new_parameters
 
-        self._check()
-        self.new_parameters = list(new_parameters)
-        _require_common_fields(kwargs)
-
-        # transformers looks for these at the top
-        kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
-        kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
-        with _as_value_errors("the configuration"):
-            super().__init__(**kwargs)
+        self._finish(AUTO_MAP, new_parameters, kwargs)
 
     def _check(self):
         _require_one_of("compressor", self.compressor, COMPRESSORS)

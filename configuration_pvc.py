@@ -472,6 +472,18 @@ class VLMConfig(PretrainedConfig):
     def get_text_config(self, *args, **kwargs):
         return self.llm_config
 
+    def _finish(self, auto_map: dict, new_parameters, kwargs: dict):
+        """Checks the fields, and lets transformers take the rest."""
+        self._check()
+        self.new_parameters = list(new_parameters)
+        _require_common_fields(kwargs)
+
+        # transformers looks for these at the top
+        kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
+        kwargs["auto_map"] = auto_map | (kwargs.get("auto_map") or {})
+        with _as_value_errors("the configuration"):
+            PretrainedConfig.__init__(self, **kwargs)
+
 
 class PVCConfig(VLMConfig):
     """PVC: a ViT with temporal layers, adaptive compression, an LLM, and how they are used.
@@ -567,15 +579,7 @@ class PVCConfig(VLMConfig):
         self.select_layer = select_layer
         self.new_parameters = new_parameters
 
-        self._check()
-        self.new_parameters = list(new_parameters)
-        _require_common_fields(kwargs)
-
-        # transformers looks for these at the top
-        kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
-        kwargs["auto_map"] = AUTO_MAP | (kwargs.get("auto_map") or {})
-        with _as_value_errors("the configuration"):
-            super().__init__(**kwargs)
+        self._finish(AUTO_MAP, new_parameters, kwargs)
 
     def _check(self):
         self._check_types()

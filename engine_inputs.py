@@ -107,6 +107,7 @@ def replacement_offsets(
     start = new_start = 0
     for segment in segments:
         new_text = segment.text
+
         if segment.kind == "media":
             new_text = replacement(next(unread), tokens_per_tile, template_labels)
             offsets.append(
@@ -118,6 +119,7 @@ def replacement_offsets(
                     "new_span": (new_start, new_start + len(new_text)),
                 }
             )
+
         start += len(segment.text)
         new_start += len(new_text)
     return offsets

@@ -205,6 +205,7 @@ class DynamicVLMConversion(Conversion):
             ),
             new_parameters=["projector", *(["compressor"] if is_pruning else [])] if is_start else [],
         )
+
         if len(self.tokenizer) > config.llm_config.vocab_size:
             raise CheckpointError(
                 f"the tokenizer has {len(self.tokenizer)} tokens, but the LLM's vocabulary "

@@ -104,6 +104,7 @@ class ChatEngine:
     def _answer_one(self, request: Request, pixel_values: torch.Tensor | None, settings: Settings) -> Answer:
         start = time.perf_counter()
         text, error = None, None
+
         try:
             text = self.model.chat(
                 self.tokenizer,
@@ -120,6 +121,7 @@ class ChatEngine:
             if is_fatal(problem):
                 raise
             error = f"{type(problem).__name__}: {problem}"
+
         tokens = 0 if text is None else self._count_tokens(text)
         return Answer(request, text, error, time.perf_counter() - start, tokens)
 

@@ -125,6 +125,7 @@ class Judge:
         self.url = endpoint(url)
         self.model = model
         self.cache = ReplyCache(cache)
+
         self.timeout_s = timeout_s
         self.attempts = max(1, attempts)
         self.wait_s = wait_s

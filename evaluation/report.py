@@ -64,6 +64,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "header": dict(result.header),
         "complete": not result.unanswered,
         "partial": result.partial,
+        # the figures, and the published ones
         "metric": metric.name,
         "headline": figure_json(result.headline),
         "sub_scores": {
@@ -75,6 +76,7 @@ def as_json(result: Result) -> dict[str, Any]:
         "paper": paper_comparison(result),
         "paper_protocol": result.task.paper_protocol,
         "judge": judgement_json(result),
+        # how the run went
         "warnings": result.warnings,
         "errors": result.errors,
         "timing": result.timing,

@@ -59,6 +59,7 @@ class Row:
         self.finish_reason: str | None = None
         self.known: tuple[Prefix | None, int] = (None, 0)  # what an earlier dialogue computed
         self.cancelled = threading.Event()
+
         self._text = text
         self._give = give
         self._stop_ids = frozenset(stop_ids)

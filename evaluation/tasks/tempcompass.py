@@ -133,6 +133,7 @@ def _record(
         meta["fine type"] = f"{task}: {fine_type}"
     if task == CAPTIONING:
         meta |= {"mc_question": row["mc_question"], "mc_answer": row["mc_answer"]}
+
     return Record(
         id=f"{task}/{video}/{aspect}/{row['number']}",
         media=(Media("video", find_video(video)),),

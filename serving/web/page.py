@@ -175,6 +175,7 @@ def launch_options() -> dict[str, Any]:
 def _settings(defaults: Settings, most_frames: int) -> list[Any]:
     """Components of the settings, in the order of `Settings` and the system message."""
     return [
+        # what the model is shown
         gr.Slider(1, most_frames, defaults.num_frames, step=1, label="Frames of a video", render=False),
         gr.Slider(
             1,
@@ -185,6 +186,7 @@ def _settings(defaults: Settings, most_frames: int) -> list[Any]:
             info="At most, the thumbnail not counted.",
             render=False,
         ),
+        # how it answers
         gr.Slider(1, MOST_TOKENS, defaults.max_tokens, step=1, label="Tokens of an answer", render=False),
         gr.Slider(
             0,

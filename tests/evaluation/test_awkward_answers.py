@@ -129,5 +129,6 @@ def test_no_answer_and_no_reply_breaks_the_judge(name, tmp_path):
     protocol = next(iter(task.protocols.values()))
     for record in task.read(tmp_path):
         for text in AWKWARD:
-            protocol.judge.messages(record, text)
-            protocol.judge.read(text, record)
+            assert isinstance(protocol.judge.messages(record, text), list)
+            reading = protocol.judge.read(text, record)
+            assert reading is None or isinstance(reading, dict)
