@@ -34,7 +34,7 @@ test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
 # what depends on the version of transformers
-DEPENDENT = $(addprefix tests/,conversion dialogue hub model packaging training)
+DEPENDENT = $(addprefix tests/,conversion dialogue model training)
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
 	.venv-oldest/bin/$(TESTS) -m "not slow" $(DEPENDENT)
