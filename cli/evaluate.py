@@ -98,9 +98,9 @@ def evaluate(
         if score_again:
             raise Exit(max(score_task(task, data, out, options, judge) for task in tasks))
 
-        check_plans(tasks, data, options)
+        plans = make_plans(tasks, data, options)
         if fresh:
-            delete_old(tasks, out)
+            delete_old(plans, out)
         with show_status("Loading") as status:
             folder = find_model(model or str(CHECKPOINT), trust, status)
             identity = identity_of(folder, model)
@@ -108,7 +108,7 @@ def evaluate(
                 answerer = load_vllm(folder, identity, dtype, batch, vllm_options)
             else:
                 answerer = load_engine(folder, identity, device, dtype, quantize, attn, batch)
-    raise Exit(run_tasks(answerer, tasks, data, out, options, judge))
+    raise Exit(run_tasks(answerer, plans, out, options, judge))
 
 
 @contextmanager
@@ -168,21 +168,19 @@ def published(task: Any) -> str:
     return ", ".join(values)
 
 
-def check_plans(tasks: list[str], data: Path, options: Any) -> None:
-    """Raises where a task cannot be run, before weights are loaded for any."""
+def make_plans(tasks: list[str], data: Path, options: Any) -> list[Any]:
+    """What each task will ask. Raises where one cannot be run, before weights are loaded for any."""
     from pvc.evaluation.run import make_plan
 
-    for task in tasks:
-        make_plan(task, data, options)
+    return [make_plan(task, data, options) for task in tasks]
 
 
-def delete_old(tasks: list[str], out: Path) -> None:
+def delete_old(plans: list[Any], out: Path) -> None:
     """Deletes this rank's old answers, before another rank that is faster could take them for new ones."""
     from pvc.evaluation.run import delete_answers
-    from pvc.evaluation.tasks import find_task
 
-    for task in tasks:
-        delete_answers(out / find_task(task).name, this_rank())
+    for plan in plans:
+        delete_answers(out / plan.task.name, this_rank())
 
 
 def score_task(task: str, data: Path, out: Path, options: Any, judge: Any) -> int:
@@ -222,15 +220,9 @@ def load_engine(
 ) -> Any:
     """The model of a folder on this rank's device."""
     from pvc.cli.chat import load_model
-    from pvc.evaluation.engine import ChatEngine
+    from pvc.evaluation.engine import ChatEngine, device_of_rank
 
-    local_rank = os.environ.get("LOCAL_RANK")
-    if device is None and local_rank is not None:
-        import torch
-
-        device = f"cuda:{local_rank}" if torch.cuda.is_available() else None
-
-    model, processor = load_model(folder, device, dtype, quantize, attn)
+    model, processor = load_model(folder, device or device_of_rank(), dtype, quantize, attn)
     identity["dtype"] = quantize or str(model.dtype).removeprefix("torch.")
     return ChatEngine(model, processor.tokenizer, identity, batch)
 
@@ -257,27 +249,28 @@ def this_rank() -> Any:
     return Rank(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
 
 
-def run_tasks(engine: Any, tasks: list[str], data: Path, out: Path, options: Any, judge: Any) -> int:
+def run_tasks(engine: Any, plans: list[Any], out: Path, options: Any, judge: Any) -> int:
     """Runs tasks one after another; returns the highest exit code. Ctrl-C ends them all."""
     codes = []
     try:
-        for task in tasks:
-            codes.append(run_task(engine, task, data, out, options, judge))
+        for plan in plans:
+            codes.append(run_task(engine, plan, out, options, judge))
     except KeyboardInterrupt:
-        log(f"{task}: stopped; the same command goes on.")
+        log(f"{plan.task.name}: stopped; the same command goes on.")
         codes.append(INCOMPLETE)
     return max(codes)
 
 
-def run_task(engine: Any, task: str, data: Path, out: Path, options: Any, judge: Any) -> int:
+def run_task(engine: Any, plan: Any, out: Path, options: Any, judge: Any) -> int:
     """Runs a task and prints its result; returns the exit code."""
     from pvc.evaluation import run
 
     rank = this_rank()
+    task = plan.task.name
     try:
         with answers_progress(task, is_shown=rank.number == 0) as progress:
-            outcome = run.evaluate(
-                engine, task, data, out=out, options=options, rank=rank, judge=judge, progress=progress
+            outcome = run.run_plan(
+                engine, plan, out=out, options=options, rank=rank, judge=judge, progress=progress
             )
         return report(outcome, out)
     except ValueError as error:

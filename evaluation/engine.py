@@ -6,6 +6,7 @@ questions asked alone.
 """
 
 import hashlib
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -159,6 +160,14 @@ def batch_lists(request: Request, settings: Settings) -> tuple[list[int], list[i
         return request.num_patches_list, request.split_sizes, request.data_flag
     total = sum(request.num_patches_list)
     return [total], [total], [IMAGE]
+
+
+def device_of_rank() -> str | None:
+    """The GPU of this process where torchrun started it; None where there is no GPU, or no torchrun."""
+    local_rank = os.environ.get("LOCAL_RANK")
+    if local_rank is None or not torch.cuda.is_available():
+        return None
+    return f"cuda:{local_rank}"
 
 
 def checkpoint_identity(folder: Path, name: str) -> dict[str, str]:

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from lmms_eval.models.registry_v2 import ModelManifest
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from pvc import CHECKPOINT
-from pvc.evaluation.engine import ChatEngine
+from pvc.evaluation.engine import ChatEngine, device_of_rank
 from pvc.evaluation.media import Broken, Unit, Units, read_ahead
 from pvc.evaluation.prompts import frame_lines, image_lines
 from pvc.evaluation.records import Media, Record, Shown
@@ -162,8 +162,7 @@ def load_engine(
 ) -> ChatEngine:
     """The model of a folder or Hub id on its device; the code in a folder is trusted."""
     if device is None:
-        rank = os.environ.get("LOCAL_RANK", "0")
-        device = f"cuda:{rank}" if torch.cuda.is_available() else "cpu"
+        device = device_of_rank() or ("cuda" if torch.cuda.is_available() else "cpu")
 
     options = {"trust_remote_code": trust_remote_code or os.path.isdir(folder)}
     model = AutoModelForImageTextToText.from_pretrained(
@@ -213,14 +212,8 @@ def protocol_of(task: str, options: dict[str, Any]) -> Protocol:
     """Tiles and frames of the task of this name here, lmms-eval's prompt and options of generation."""
     names = [name for pattern, name in TASK_OF.items() if re.fullmatch(pattern, task) and name in TASKS]
     ours = next(iter(TASKS[names[0]].protocols.values())).settings if names else Settings()
-    settings = Settings(
-        max_tiles=ours.max_tiles,
-        plan_image=ours.plan_image,
-        frames=ours.frames,
-        frame_tiles=ours.frame_tiles,
-        choose_frames=ours.choose_frames,
-        generation=generation_of(options),
-    )
+    # each image is one of its own, also where the released script takes all tiles for one
+    settings = replace(ours, generation=generation_of(options), chat_lists=Settings().chat_lists)
     return Protocol(prompt, lambda answer, record: answer, lambda parsed, record: 0.0, settings)
 
 

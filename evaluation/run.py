@@ -284,6 +284,20 @@ def evaluate(
     """
     options = options or Options()
     plan = make_plan(task, data, options)
+    return run_plan(engine, plan, out=out, options=options, rank=rank, judge=judge, progress=progress)
+
+
+def run_plan(
+    engine: Engine,
+    plan: Plan,
+    *,
+    out: Path,
+    options: Options,
+    rank: Rank = Rank(),  # noqa: B008  # a tuple
+    judge: Judge | None = None,
+    progress: Progress | None = None,
+) -> Outcome:
+    """`evaluate` of a task that was made ready by `make_plan` with the same options."""
     folder = out / plan.task.name
     header = make_header(plan, engine.identity)
     if options.fresh:

@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 from pvc import CHECKPOINT
 from pvc.cli import app
 from pvc.cli import evaluate as command
+from pvc.evaluation import tasks
 
 
 @pytest.fixture
@@ -106,11 +107,11 @@ def test_an_interrupted_run_ends_with_3_and_goes_on(data, tmp_path, engine, monk
 def test_an_interrupt_ends_all_tasks(data, tmp_path, engine, monkeypatch):
     asked = []
 
-    def stops(engine, task, *rest, **options):
-        asked.append(task)
+    def stops(engine, plan, **options):
+        asked.append(plan.task.name)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("pvc.evaluation.run.evaluate", stops)
+    monkeypatch.setattr("pvc.evaluation.run.run_plan", stops)
     result = call("evaluate", "counting", "counting", "--data", data, "--out", tmp_path)
     assert result.exit_code == 3
     assert asked == ["counting"]
@@ -180,3 +181,12 @@ def test_the_page_has_the_table_of_the_command():
     page = (CHECKPOINT / "docs/evaluation.md").read_text()
     lines = [line for line in call("evaluate", "--list").stdout.splitlines() if "`counting`" not in line]
     assert "\n".join(lines) in page
+
+
+def test_a_command_reads_the_records_once(data, tmp_path, engine, monkeypatch):
+    reads = []
+    read = counting_task.TASK.read
+    counted = replace(counting_task.TASK, read=lambda folder: reads.append(folder) or read(folder))
+    monkeypatch.setitem(tasks.TASKS, "counting", counted)
+    assert evaluate(data, tmp_path / "run").exit_code == 0
+    assert len(reads) == 1
