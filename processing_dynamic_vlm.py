@@ -37,6 +37,12 @@ WITHOUT_TILES: dict[
 }
 
 
+def stretched_tile(image: Image.Image, size: int) -> torch.Tensor:
+    """The whole image as one tile `(1, 3, S, S)`, its aspect ratio ignored."""
+    image = in_rgb(image).resize((size, size), Image.Resampling.BILINEAR)
+    return normalised(image, CLIP_MEAN, CLIP_STD)[None]
+
+
 class DynamicVLMImageProcessor(PVCImageProcessor):
     """Images -> `pixel_values (F, 3, S, S)` and `clip_grid (F, 4)`, one clip an image.
 
@@ -118,9 +124,7 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         return get_conv_template("dynamic-vlm").video_segments(num_frames, times_s)
 
     def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
-        """The whole image as one tile (1, 3, S, S), its aspect ratio ignored."""
-        image = in_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        return normalised(image, self.pixel_mean, self.pixel_std)[None]
+        return stretched_tile(image, self.image_size)
 
 
 class DynamicVLMProcessor(PVCProcessor):
