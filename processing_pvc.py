@@ -486,8 +486,7 @@ class PVCProcessor(ProcessorMixin):
 
         inputs = self._encode(expanded, read)
         if read.tells_replacements:
-            labels = "first_frame" in str(self.chat_template)
-            inputs = engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+            inputs = engine_batch(inputs, prompts, expanded, self)
         return inputs
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
@@ -564,6 +563,7 @@ class PVCProcessor(ProcessorMixin):
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "first_frame": "",  # the label of a video's first frame comes with its frames
+            "last_frame": "",  # and so does what ends its last
         }
         if self._is_own(template):  # the text is the released one, to which `processor(text=…)` adds BOS
             variables["bos_token"] = ""
