@@ -51,7 +51,7 @@ ONE_ROW = {"max_tokens": 400, "min_frames": 4, "max_frames": 4, "streams": 1, "p
 TABLE_5 = {  # of the paper
     "pretrain": {
         "learning_rate": 2e-5,
-        "new_parameter_lr_multiplier": 10,
+        "lr_multipliers": {"new_parameters": 10},
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 100,
         "max_steps": 25_000,
@@ -59,7 +59,7 @@ TABLE_5 = {  # of the paper
     },
     "tune": {
         "learning_rate": 4e-5,
-        "new_parameter_lr_multiplier": 1,
+        "lr_multipliers": {},
         "lr_scheduler_type": "cosine",
         "warmup_steps": 240,
         "max_steps": 8_000,
@@ -246,7 +246,7 @@ def test_a_new_parameter_is_named_by_whole_components():
 
 def test_each_parameter_is_in_the_group_that_its_name_and_shape_ask_for():
     model = new_model()
-    rates = {"learning_rate": 1e-3, "new_parameter_lr_multiplier": 10, "weight_decay": 0.1}
+    rates = {"learning_rate": 1e-3, "lr_multipliers": {"new_parameters": 10}, "weight_decay": 0.1}
     groups = parameter_groups(model, NEW, **rates)
     found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(groups) == 4 and len(found) == len(list(model.parameters()))
@@ -258,7 +258,7 @@ def test_each_parameter_is_in_the_group_that_its_name_and_shape_ask_for():
 
 def test_matrices_of_layers_have_the_rate_of_muon_and_stand_last():
     model = new_model()
-    rates = {"learning_rate": 1e-3, "new_parameter_lr_multiplier": 10, "muon_lr_multiplier": 3}
+    rates = {"learning_rate": 1e-3, "lr_multipliers": {"new_parameters": 10}, "muon_lr_multiplier": 3}
     groups = parameter_groups(model, NEW, **rates)
     found = {id(p): (group["lr"], group["is_matrix"]) for group in groups for p in group["params"]}
     assert [group["is_matrix"] for group in groups] == [False] * 4 + [True] * 2
@@ -273,7 +273,7 @@ def test_new_parameters_that_nothing_has_are_an_error():
     with pytest.raises(ValueError, match="'eyes'"):
         parameter_groups(new_model(), ["temporal_attn", "eyes"], learning_rate=1e-3)
     with pytest.raises(ValueError, match="config.new_parameters is empty"):
-        parameter_groups(new_model(), [], learning_rate=1e-3, new_parameter_lr_multiplier=10)
+        parameter_groups(new_model(), [], learning_rate=1e-3, lr_multipliers={"new_parameters": 10})
 
 
 class Rates(TrainerCallback):
@@ -370,7 +370,7 @@ def test_a_row_of_mixed_samples_is_learned_by_heart(how, four_kinds, tmp_path):
         pytest.importorskip("peft")
     # LoRA leaves the head as it is, and rows as short as random ones cannot tell 2,048 ids apart
     model = write_model(tmp_path / "model", head_scale=4)
-    settings = {"lr_scheduler_type": "constant_with_warmup", "new_parameter_lr_multiplier": 1}
+    settings = {"lr_scheduler_type": "constant_with_warmup", "lr_multipliers": {}}
     trainer = run(model, four_kinds, tmp_path / "run", **ONE_ROW | settings | {"max_steps": 30} | how)
     assert losses(trainer)[0] > 5
     assert losses(trainer)[-1] < 0.02
