@@ -121,6 +121,7 @@ def test_one_seed_is_that_of_the_data_and_of_the_trainer():
             {"rows_per_step": 2, "max_steps": 1, "accelerator_config": {"split": True}},
             "the Trainer does not take .* 'split'",
         ),
+        ({"lr_multipliers": {"llm": 0}, "rows_per_step": 2, "max_steps": 1}, "llm: 0, expected a positive"),
         (
             {"loss_reduction": "mean", "rows_per_step": 2, "max_steps": 1},
             "expected one of token, square, sample",
@@ -274,6 +275,31 @@ def test_new_parameters_that_nothing_has_are_an_error():
         parameter_groups(new_model(), ["temporal_attn", "eyes"], learning_rate=1e-3)
     with pytest.raises(ValueError, match="config.new_parameters is empty"):
         parameter_groups(new_model(), [], learning_rate=1e-3, lr_multipliers={"new_parameters": 10})
+
+
+def test_a_parameter_has_the_rates_of_all_its_parts():
+    model = new_model()
+    multipliers = {"vision_model": 0.2, "new_parameters": 10, "lm_head": 3}
+    groups = parameter_groups(model, NEW, learning_rate=1.0, lr_multipliers=multipliers)
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert (groups[0]["part"], groups[0]["lr"]) == ("", 1)  # the rate that the Trainer logs
+    for name, parameter in model.named_parameters():
+        expected = 0.2 if ".vision_model." in name else 3 if "lm_head" in name else 1
+        expected *= 10 if is_new(name, NEW) else 1
+        assert found[id(parameter)] == pytest.approx(expected), name
+
+
+def test_a_part_that_the_model_has_not_is_told_with_those_that_it_has():
+    expected = "'eyes'.*expected language_model, lm_head, projector, vision_model, new_parameters"
+    with pytest.raises(ValueError, match=expected):
+        parameter_groups(new_model(), NEW, learning_rate=1.0, lr_multipliers={"eyes": 2})
+
+
+def test_the_older_name_of_a_multiplier_is_read_with_a_line(warned, tmp_path):
+    changes = {"new_parameter_lr_multiplier": 3, "max_steps": 1, "parallel": "ddp"}
+    arguments = training_arguments(Recipe.from_values(read_recipe("pretrain-2b", changes)), tmp_path)
+    assert arguments.lr_multipliers == {"new_parameters": 3}
+    assert any("write lr_multipliers: {new_parameters: 3}" in line for line in warned())
 
 
 class Rates(TrainerCallback):

@@ -269,10 +269,12 @@ class Encoder:
         if self.frame_tokens is None or not tiles:
             return None
         least, most = self.frame_tokens
+        if least == most:
+            return least
+
         budget = self.max_video_tokens or getattr(self.images, "max_video_tokens", None)
-        if least < most and budget is not None:
-            most = tokens_of_share(tiles, budget, most)
-        return int(rng.integers(min(least, most), most, endpoint=True)) if least < most else least
+        share = most if budget is None else tokens_of_share(tiles, budget, most)
+        return int(rng.integers(min(least, share), share, endpoint=True))
 
     def _share(self, clips: Sequence[Clip], drawn: int | None) -> list[Clip]:
         """The clips of a sample with their numbers of tokens."""
