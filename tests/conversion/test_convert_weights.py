@@ -213,7 +213,8 @@ def test_every_tensor_is_accounted_for(layout, projector_init, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("projector_init", "expected"), [("average", "projector.norm"), ("random", "projector")]
+    ("projector_init", "expected"),
+    [("average", "projector.norm"), ("interlaced", "projector.norm"), ("random", "projector")],
 )
 def test_configuration_tells_which_parameters_are_new(projector_init, expected, tmp_path):
     golden_source(tmp_path / "source")
