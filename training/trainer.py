@@ -105,7 +105,7 @@ class PVCTrainingArguments(TrainingArguments):
             f"new_parameter_lr_multiplier is an older name: write lr_multipliers: {{{NEW_PARAMETERS}: "
             f"{multiplier:g}}}"
         )
-        self.lr_multipliers = checked_multipliers({**self.lr_multipliers, NEW_PARAMETERS: multiplier})
+        self.lr_multipliers = checked_multipliers({**(self.lr_multipliers or {}), NEW_PARAMETERS: multiplier})
         self.new_parameter_lr_multiplier = None  # or a copy would read it again
 
 

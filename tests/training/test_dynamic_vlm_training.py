@@ -237,6 +237,9 @@ def test_a_run_trains_its_parts_at_their_rates_and_goes_on_exactly(model, data, 
     for name, weight in whole.model.state_dict().items():
         assert torch.equal(weight, resumed.model.state_dict()[name]), name
 
+    layers = {type(module).__name__ for module in whole.model.modules()}
+    assert {"CLIPEncoderLayer"} <= set(whole.model._no_split_modules) <= layers  # what FSDP2 shards
+
     text = (tmp_path / "run" / "README.md").read_text()
     assert "Dynamic-VLM" in text and "Progressive" not in text
 
