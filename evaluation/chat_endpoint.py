@@ -1,7 +1,7 @@
 """A chat model behind an OpenAI-compatible URL, and a file of its replies.
 
-`ChatEndpoint` sends a request, and tries again where an error may be temporary. `ReplyCache` keeps replies, so
-that no question is asked twice. What is asked, and how a reply is read, is left to `judge.py` and to
+`ChatEndpoint` sends a request, and tries again where an error may be temporary. `ReplyCache` keeps replies,
+so that no question is asked twice. What is asked, and how a reply is read, is left to `judge.py` and to
 `training/data_construction/`.
 
 The key comes from an environment variable. It is sent to that URL alone, and no message holds it.
@@ -97,7 +97,7 @@ class ChatEndpoint:
             read: raises TemporaryError for a response that it cannot use.
 
         Raises:
-            EndpointError: where there is none after all tries, or at once where the server refuses the request.
+            EndpointError: where there is none after all tries, or at once where the server refuses it.
         """
         content = json.dumps(body).encode()
         for attempt in range(self.attempts):
@@ -171,19 +171,16 @@ def endpoint(url: str) -> str:
 class ReplyCache:
     """Replies in a JSON-lines file, one a line; None: in memory alone.
 
-    A reply is on the disk before it can be got. A last line that a killed process left unfinished is cut off.
-    Lines that are no replies are passed over.
+    A reply is on the disk before it can be got. A last line that a killed process left unfinished is cut off,
+    unless the file is `read_only`. Lines that are no replies are passed over.
     """
 
-    def __init__(self, path: str | os.PathLike | None = None) -> None:
+    def __init__(self, path: str | os.PathLike | None = None, *, read_only: bool = False) -> None:
         self.path = None if path is None else Path(path)
         self._lock = threading.Lock()
         self._entries: dict[tuple[str, str], dict[str, Any]] = {}
         if self.path is not None and self.path.exists():
-            self._read(self.path)
-
-    def __len__(self) -> int:
-        return len(self._entries)
+            self._read(self.path, read_only)
 
     def get(self, prompt: str, model: str) -> str | None:
         """The reply of a model to the prompt of this hash."""
@@ -222,10 +219,10 @@ class ReplyCache:
                 raise OSError(f"{path}: {written} of {len(content)} bytes of a reply could be written")
             os.fsync(file.fileno())
 
-    def _read(self, path: Path) -> None:
+    def _read(self, path: Path, read_only: bool) -> None:
         content = path.read_bytes()
         whole = content.rfind(b"\n") + 1
-        if whole < len(content):
+        if whole < len(content) and not read_only:
             os.truncate(path, whole)
 
         for line in content[:whole].splitlines():

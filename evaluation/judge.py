@@ -1,8 +1,8 @@
 """The optional judge: a chat model behind an OpenAI-compatible URL, its replies kept in a file.
 
-`judge_protocols.py` has the messages and reads the replies, `chat_endpoint.py` sends and keeps. Nothing is sent
-anywhere unless a URL is given. Temperature is 0. A reply is kept with the hash of its prompt and the model's
-name; errors are never kept.
+`judge_protocols.py` has the messages and reads the replies, `chat_endpoint.py` sends and keeps. Nothing is
+sent anywhere unless a URL is given. Temperature is 0. A reply is kept with the hash of its prompt and the
+model's name; errors are never kept.
 """
 
 import hashlib

@@ -33,7 +33,7 @@ from pvc.preprocess import (
 )
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.data.samples import BrokenSample, Sample
-from pvc.training.data.sources import FileSource, Source
+from pvc.training.data.sources import FileSource, Source, VideoFileSource
 
 IGNORED = -100  # the label of a token outside the answers
 FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are an image
@@ -71,6 +71,7 @@ class Encoder:
 
     A sample of more than `max_tokens` is never cut. Its images get the largest limit of tiles with which it
     fits; its video the largest number of frames, 2 at the least; and where that does not help, it is broken.
+    A video of a sample with `every_frame` keeps all its frames.
 
     Args:
         processor: names the template, the tokenizer, and what a tile and a repeat are.
@@ -163,14 +164,17 @@ class Encoder:
         if sample.video is None:
             return self.images.image(source, file.max_tiles)
         start_s, end_s = sample.clip_s or (None, None)
+        num_frames = None if sample.every_frame else file.clip.frames
         return self.images.video(
-            source, max_tiles=file.max_tiles, num_frames=file.clip.frames, start_s=start_s, end_s=end_s
+            source, max_tiles=file.max_tiles, num_frames=num_frames, start_s=start_s, end_s=end_s
         )
 
     # ------------------------------------------------------------------------------------- tiles and frames
 
     def _choices(self, sample: Sample, max_tiles: int, rng: np.random.Generator):
         """The media as asked for, and the function from a sample's tokens with them to media that fit."""
+        if sample.every_frame and isinstance(sample.video, VideoFileSource):
+            return self._video_choices(sample, sample.video.num_frames())
         if sample.video is not None:
             return self._video_choices(sample, int(rng.integers(*self.frames, endpoint=True)))
         return self._image_choices(sample, max(1, max_tiles // max(1, len(sample.images))))
@@ -204,6 +208,8 @@ class Encoder:
             return [MediaFile(video, clip, self.frame_tiles) for clip in clips]
 
         def smaller(tokens: int) -> list[MediaFile]:
+            if sample.every_frame:  # the text names frames by number
+                return showing(frames)
             fewer = range(FEWEST_FRAMES, frames)
             fitting = bisect_right(
                 fewer, self.max_tokens, key=lambda n: len(self._tokens(sample, showing(n))[0])
