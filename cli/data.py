@@ -1,5 +1,6 @@
 """`pvc data`: training data of raw videos. The work is `training/data_construction/`'s."""
 
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -67,6 +68,10 @@ def construct_data(
     detail: Annotated[Literal["low", "high", "none"], Option(help="Of images; none: not sent.")] = "low",
     max_tokens: Annotated[int, Option(min=1, help="Of a reply.")] = 1024,
     temperature: Annotated[float | None, Option(min=0, help="Default: the API's.")] = None,
+    body: Annotated[
+        str | None,
+        Option(metavar="JSON", help="Further fields of a request, null to leave one out: see the docs."),
+    ] = None,
     requests_per_minute: Annotated[float | None, Option(min=0.01, help="Default: no limit.")] = None,
     concurrency: Annotated[int, Option(min=1, help="Requests at a time.")] = 8,
     timeout: Annotated[float, Option(min=0.1, metavar="SECONDS", help="Of one try.")] = 180.0,
@@ -105,7 +110,13 @@ def construct_data(
             seed=seed,
             tasks_per_video=tasks_per_video,
             frames=FrameOptions(max_frames, long_frames, long_share, frame_size, seed),
-            requests=RequestOptions(max_tokens, temperature, None if detail == "none" else detail, captions),
+            requests=RequestOptions(
+                max_tokens,
+                temperature,
+                None if detail == "none" else detail,
+                captions,
+                further=json_object("--body", body),
+            ),
         )
         if dry_run:
             show_estimate(plan, out, model, image_tokens, (prompt_price, reply_price))
@@ -113,7 +124,7 @@ def construct_data(
 
         endpoint = make_endpoint(url, key_variable, timeout, attempts, requests_per_minute)
         report = run(plan, out, endpoint, model, concurrency, workers)
-    raise Exit(show_report(report, out, was_asked=endpoint is not None))
+    raise Exit(show_report(report, out, (prompt_price, reply_price), was_asked=endpoint is not None))
 
 
 @data.command(name="tasks")
@@ -138,6 +149,17 @@ def list_tasks(
 
 
 # ---- before
+
+
+def json_object(option: str, text: str | None) -> dict[str, Any]:
+    """The JSON object that an option gives; none is an empty one."""
+    try:
+        values = json.loads(text or "{}")
+    except ValueError as error:
+        raise ValueError(f"{option} is not JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{option} is {text!r}: expected an object")
+    return values
 
 
 def make_plan(
@@ -243,7 +265,7 @@ def bar() -> Iterator[Any]:
         yield advance
 
 
-def show_report(report: Any, out: Path, was_asked: bool) -> int:
+def show_report(report: Any, out: Path, prices: tuple[float, float], was_asked: bool) -> int:
     """Prints what came of a run, in numbers; returns the exit code."""
     from pvc.reporting.markdown import markdown_table
 
@@ -261,6 +283,11 @@ def show_report(report: Any, out: Path, was_asked: bool) -> int:
         for what, number in counts.items()
         if number
     ]
+    if any(prices):
+        cost = (
+            report.usage["prompt_tokens"] * prices[0] + report.usage["completion_tokens"] * prices[1]
+        ) / 1e6
+        rows.append(("tokens", "cost", f"{cost:,.2f}"))
     print(printable(markdown_table(["of", "what", "number"], rows, align="llr")))
 
     show_some("cannot be read", [f"{path}: {error}" for path, error in report.unreadable])

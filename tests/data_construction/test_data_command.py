@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 from chat_server import ChatServer
-from construction import MODEL, good_reply, write_list
+from construction import MODEL, good_reply, images_of, write_list
 from training_runs import RECIPE, losses, pvc, write_model
 
 
@@ -30,7 +30,7 @@ def construct(listed, out, server, *options):
 
 def numbers(output: str) -> dict[str, str]:
     """The last two cells of each row of the printed table."""
-    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("|")]
+    rows = [line.strip("| ").split(" | ") for line in output.splitlines() if line.startswith("| ")]
     return {row[-2].strip(): row[-1].strip() for row in rows}
 
 
@@ -64,9 +64,7 @@ def test_a_dry_run_counts_what_a_run_then_asks(listed, server, tmp_path):
     out = tmp_path / "data"
     planned = numbers(construct(listed, out, server, "--dry-run").stdout)
     assert construct(listed, out, server).exit_code == 0
-    images = sum(
-        str(body).count("image_url'}") or str(body).count("data:image") for *_, body in server.requests
-    )
+    images = sum(len(images_of(body)) for _, _, body in server.requests)
     assert (planned["requests"], planned["images in them"]) == (str(len(server.requests)), str(images))
 
     again = numbers(construct(listed, out, server, "--dry-run").stdout)

@@ -71,6 +71,7 @@ class Asker:
         self.failures: list[Failure] = []
         self.gave_up = False
         self._errors_in_a_row = 0
+        self._is_stopped = False
         self._bugs: list[BaseException] = []
         self._lock = threading.Lock()
 
@@ -83,6 +84,7 @@ class Asker:
             OSError: where a reply cannot be kept, or a frame cannot be read.
         """
         waiting = iter(requests)
+        self._is_stopped = False
         workers = [
             threading.Thread(target=self._work, args=(waiting, progress), daemon=True)
             for _ in range(self.concurrency)
@@ -94,7 +96,7 @@ class Asker:
             for worker in workers:
                 worker.join()
         finally:
-            self.gave_up = self.gave_up or any(worker.is_alive() for worker in workers)
+            self._is_stopped = True
         if self._bugs:
             raise self._bugs[0]
 
@@ -102,11 +104,13 @@ class Asker:
         while True:
             try:
                 with self._lock:
-                    request = None if self.gave_up or self._bugs else next(waiting, None)
+                    is_over = self.gave_up or self._is_stopped or self._bugs
+                    request = None if is_over else next(waiting, None)
                 if request is None:
                     return
                 self._ask(request)
-                progress()
+                with self._lock:
+                    progress()
             except BaseException as error:  # a disk that is full, or a bug: the caller raises it
                 self._bugs.append(error)
                 return

@@ -1,6 +1,6 @@
 """From a list of videos to JSON lines for `pvc train`; what a run leaves in its folder.
 
-    OUT/frames/NAME/        the frames of a video
+    OUT/frames/NAME/        the frames of a video; settings.json: how they were chosen
     OUT/replies.jsonl       every reply, as it came, with its finish reason and usage
     OUT/constructed.jsonl   one dialogue a reply; `video` is the folder of frames
     OUT/meta.json           names them for `pvc train`
@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from filelock import FileLock, Timeout
 
@@ -41,6 +41,9 @@ FRAMES, REPLIES, DATA, META, REPORT = (
     "report.json",
 )
 DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EMFILE)  # not the video's fault
+BATCH = 1024  # videos that are queued for decoding
+
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is done, how many are, of how many
 
 
@@ -126,7 +129,7 @@ def construct(
     """
     out.mkdir(parents=True, exist_ok=True)
     with _locked(out):
-        check_settings(out / FRAMES, plan.frames)
+        check_settings(out, plan.frames)
         report = Report()
         frames = _save_all_frames(plan, out / FRAMES, workers, report, progress)
         requests = [request for video, saved in frames for request in plan.requests_of(video, saved)]
@@ -151,12 +154,11 @@ def _locked(out: Path) -> Iterator[None]:
 
 
 def _count_videos(selection: Selection, used: int, report: Report) -> None:
-    kept = len(selection.videos)
     report.videos.update(
-        listed=kept + selection.duplicates + selection.thinned,
+        listed=selection.listed,
         duplicates=selection.duplicates,
         thinned=selection.thinned,
-        unreadable=kept - used,
+        unreadable=len(report.unreadable),
         used=used,
     )
 
@@ -177,13 +179,22 @@ def _save_all_frames(
 
     saved = []
     with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        for number, (video, found) in enumerate(zip(videos, pool.map(save, videos)), 1):
+        for video, found in _in_batches(pool, save, videos):
             if isinstance(found, Exception):
                 report.unreadable.append((video.path, " ".join(str(found).split())))
             else:
                 saved.append((video, found))
-            progress("frames", number, len(videos))
+            progress("frames", len(saved) + len(report.unreadable), len(videos))
     return saved
+
+
+def _in_batches(
+    pool: ThreadPoolExecutor, save: Callable[[Video], T], videos: Sequence[Video]
+) -> Iterator[tuple[Video, T]]:
+    """What `save` makes of each video, in order; a list of millions is not queued at once."""
+    for start in range(0, len(videos), BATCH):
+        batch = videos[start : start + BATCH]
+        yield from zip(batch, pool.map(save, batch))
 
 
 def _ask(

@@ -14,7 +14,14 @@ from pvc.evaluation.chat_endpoint import ReplyCache
 from pvc.preprocess import open_frames
 from pvc.training.data.encoding import UNREADABLE
 from pvc.training.data_construction.construct import FRAMES, REPLIES, Plan
-from pvc.training.data_construction.frames import FrameOptions, FrameSet, frame_choice, saved_frames
+from pvc.training.data_construction.frames import (
+    SETTINGS,
+    FrameOptions,
+    FrameSet,
+    check_settings,
+    frame_choice,
+    saved_frames,
+)
 from pvc.training.data_construction.requests import Request
 from pvc.training.data_construction.videos import Video
 
@@ -54,8 +61,13 @@ def estimate(
 
     Args:
         image_tokens: of one image; None: by OpenAI's rule.
+
+    Raises:
+        ValueError: where `out` has frames of other options.
     """
     found = Estimate()
+    if (out / SETTINGS).exists():
+        check_settings(out, plan.frames)
     is_there = (out / REPLIES).exists()
     cache = ReplyCache(out / REPLIES, read_only=True) if is_there else ReplyCache()
 
@@ -70,13 +82,12 @@ def estimate(
             _add(found, request, cache, model, image_tokens)
         progress("videos", number, len(videos))
 
-    dropped = {"duplicates": plan.selection.duplicates, "thinned": plan.selection.thinned}
-    unreadable = len(found.unreadable)
     found.videos.update(
-        listed=len(videos) + sum(dropped.values()),
-        **dropped,
-        unreadable=unreadable,
-        used=len(videos) - unreadable,
+        listed=plan.selection.listed,
+        duplicates=plan.selection.duplicates,
+        thinned=plan.selection.thinned,
+        unreadable=len(found.unreadable),
+        used=len(videos) - len(found.unreadable),
     )
     return found
 

@@ -167,16 +167,15 @@ def _as_jpeg(frame: Image.Image, size: tuple[int, int]) -> bytes:
     return file.getvalue()
 
 
-def check_settings(folder: Path, options: FrameOptions) -> None:
-    """Keeps the options in the folder of frames, or compares them with those that are there.
+def check_settings(out: Path, options: FrameOptions) -> None:
+    """Keeps the options in the folder of a run, or compares them with those that are there.
 
     Raises:
         ValueError: where they differ: frames of both would lie side by side.
     """
-    path = folder / SETTINGS
+    path = out / SETTINGS
     asked = asdict(options)
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(asked), encoding="utf-8")
         partial.replace(path)
@@ -187,4 +186,4 @@ def check_settings(folder: Path, options: FrameOptions) -> None:
         f"{name} {there.get(name)}, now {asked[name]}" for name in asked if there.get(name) != asked[name]
     ]
     if differing:
-        raise ValueError(f"the frames in {folder} have {', '.join(differing)}: choose another OUT")
+        raise ValueError(f"the frames in {out} have {', '.join(differing)}: choose another OUT")

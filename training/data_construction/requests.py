@@ -6,7 +6,8 @@ The frames come in order, each behind its mark: `<Frame 1>`, image, `<Frame 2>`,
 import base64
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from pvc.training.data_construction.frames import FrameSet
@@ -23,12 +24,19 @@ class RequestOptions:
         temperature: of sampling.
         detail: of an image, "low" or "high"; what it means is the endpoint's.
         shows_captions: captions stand in the prompts.
+        further: fields of the request's body, in place of its own; one that is None is left out.
     """
 
     max_tokens: int = 1024
     temperature: float | None = None
     detail: str | None = "low"
     shows_captions: bool = True
+    further: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        fixed = sorted({"model", "messages", "stream", "n"} & self.further.keys())
+        if fixed:
+            raise ValueError(f"{', '.join(fixed)}: such fields of a request cannot be changed")
 
 
 @dataclass(frozen=True)
@@ -57,10 +65,12 @@ class Request:
     @property
     def key(self) -> str:
         """SHA-256 of all that the reply depends on but the model, without reading the frames."""
-        options = {"max_tokens": self.options.max_tokens, "temperature": self.options.temperature}
+        options = self.options
         asked = {
-            **options,
-            "detail": self.options.detail,
+            "max_tokens": options.max_tokens,
+            "temperature": options.temperature,
+            "further": dict(options.further),
+            "detail": options.detail,
             "video": self.video.name,
             "frames": self.frames.digest,
             "text": [self.prompts.system, self.opening, self.instruction],
@@ -79,9 +89,8 @@ class Request:
             {"role": "user", "content": content},
         ]
         body = {"model": model, "messages": messages, "max_tokens": self.options.max_tokens}
-        if self.options.temperature is not None:
-            body["temperature"] = self.options.temperature
-        return body
+        body |= {"temperature": self.options.temperature, **self.options.further}
+        return {name: value for name, value in body.items() if value is not None}
 
     def _image(self, jpeg: bytes) -> dict[str, Any]:
         image = {"url": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"}

@@ -110,10 +110,20 @@ def read_prompts(path: str | os.PathLike = PROMPTS) -> Prompts:
         if not isinstance(values[name], dict) or not values[name]:
             raise ValueError(f"{path}: {name} is {values[name]!r}: expected names and values")
 
-    tasks = {name: _task(name, given, path) for name, given in values["tasks"].items()}
-    texts = {name: str(values[name]).strip() for name in ("system", "caption", "json")}
-    lists = {name: tuple(str(x).casefold() for x in values[name]) for name in ("vague", "refusals")}
-    return Prompts(**texts, **lists, shapes=values["shapes"], tasks=tasks)
+    tasks = {str(name): _task(name, given, path) for name, given in values["tasks"].items()}
+    return Prompts(
+        system=str(values["system"]).strip(),
+        caption=str(values["caption"]).strip(),
+        json=str(values["json"]).strip(),
+        shapes=values["shapes"],
+        vague=_in_small_letters(values["vague"]),
+        refusals=_in_small_letters(values["refusals"]),
+        tasks=tasks,
+    )
+
+
+def _in_small_letters(phrases: Any) -> tuple[str, ...]:
+    return tuple(str(phrase).casefold() for phrase in phrases)
 
 
 def _task(name: Any, given: Any, path: str | os.PathLike) -> Task:

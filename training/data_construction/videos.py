@@ -31,9 +31,10 @@ class Video(NamedTuple):
 
 
 class Selection(NamedTuple):
-    """The videos that are kept, in the order of the list, and how many are not."""
+    """The videos that are kept, in the order of the list; how many were listed, and why others are not."""
 
     videos: list[Video]
+    listed: int
     duplicates: int
     thinned: int
 
@@ -132,7 +133,7 @@ def select(videos: Sequence[Video], *, phrase_limit: int | None = 100, seed: int
     """
     different = list(_without_duplicates(videos))
     kept = different if phrase_limit is None else _thinned(different, phrase_limit, seed)
-    return Selection(kept, len(videos) - len(different), len(different) - len(kept))
+    return Selection(kept, len(videos), len(videos) - len(different), len(different) - len(kept))
 
 
 def _without_duplicates(videos: Iterable[Video]) -> Iterator[Video]:
