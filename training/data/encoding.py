@@ -251,7 +251,7 @@ class Encoder:
         return showing(frames), smaller
 
     def _num_frames(self, sample: Sample, video: Source, rng: np.random.Generator) -> int:
-        """Frames of a video: all, drawn, or as many as `fps` has; of a file, its packets are read for that."""
+        """Frames of a video: all, drawn, or as `fps` has it; of a file, its packets are read for that."""
         if sample.every_frame and isinstance(video, VideoFileSource):
             return video.num_frames()
         if self.fps is None or not isinstance(video, VideoFileSource):
