@@ -18,7 +18,15 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .clips import Clip, clip_grid_of
-from .conversation import FIRST_FRAME, Conversation, PlainTextEncoder, Segment
+from .conversation import (
+    FIRST_FRAME,
+    Conversation,
+    PlainTextEncoder,
+    Segment,
+    adds_bos,
+    get_conv_template,
+    jinja_template,
+)
 from .frame_choice import FrameChoice
 from .media_policy import shown
 from .processing_options import FRAME_OPTIONS, IMAGE_TOKEN, VIDEO_TOKEN
@@ -480,3 +488,9 @@ def media_inputs(media: Sequence[Media]) -> BatchFeature:
     tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
     clip_grid = clip_grid_of(item.clip for item in media)
     return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
+
+
+def jinja_of(name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The Jinja template of a prompt template, for that tokenizer."""
+    writes_bos = tokenizer is not None and adds_bos(tokenizer)
+    return jinja_template(get_conv_template(name), writes_bos=writes_bos)

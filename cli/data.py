@@ -94,7 +94,7 @@ def construct_data(
 
     Exit codes: 0 complete, 1 an error, 3 incomplete: requests without a reply, or videos that cannot be read.
     """
-    with report_errors():
+    with report_interrupts(), report_errors():
         from pvc.training.data_construction.frames import FrameOptions
         from pvc.training.data_construction.requests import RequestOptions
 
@@ -236,18 +236,24 @@ def show_estimate(
 # ---- a run
 
 
+@contextmanager
+def report_interrupts() -> Iterator[None]:
+    """Turns Ctrl-C into one line and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log("stopped: all replies so far are kept, and the same command goes on")
+        raise Exit(INCOMPLETE) from None
+
+
 def run(plan: Any, out: Path, endpoint: Any, model: str, concurrency: int, workers: int) -> Any:
     """Runs a plan with progress on stderr."""
     from pvc.training.data_construction.construct import construct
 
-    try:
-        with bar() as progress:
-            return construct(
-                plan, out, endpoint, model, concurrency=concurrency, workers=workers, progress=progress
-            )
-    except KeyboardInterrupt:
-        log("stopped: all replies so far are kept, and the same command goes on")
-        raise Exit(INCOMPLETE) from None
+    with bar() as progress:
+        return construct(
+            plan, out, endpoint, model, concurrency=concurrency, workers=workers, progress=progress
+        )
 
 
 @contextmanager

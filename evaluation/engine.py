@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 from pvc.evaluation.media import IMAGE, Request, Unit
-from pvc.evaluation.task import Settings
+from pvc.evaluation.task import SHOWING, Settings
 
 logger = logging.get_logger(__name__)
 
@@ -100,7 +100,7 @@ class ChatEngine:
             num_patches_list=[patches for patches, _, _ in lists],
             split_sizes=[sizes or None for _, sizes, _ in lists],
             data_flag=[flags for _, _, flags in lists],
-            **token_options(settings),
+            **chat_options(settings),
         )
 
     def _answer_one(self, request: Request, pixel_values: torch.Tensor | None, settings: Settings) -> Answer:
@@ -114,7 +114,7 @@ class ChatEngine:
                 request.question,
                 dict(settings.generation),
                 **chat_lists(request, settings),
-                **token_options(settings),
+                **chat_options(settings),
                 cache=self._cache_for(settings),
             )
         except OUT_OF_MEMORY as problem:
@@ -154,10 +154,10 @@ def chat_lists(request: Request, settings: Settings) -> dict[str, list[int]]:
     return {name: lists[name] for name in settings.chat_lists if request.num_patches_list}
 
 
-def token_options(settings: Settings) -> dict[str, int]:
-    """The limits of visual tokens that `chat` is given: those that are set."""
-    limits = {"max_video_tokens": settings.max_video_tokens, "frame_tokens": settings.frame_tokens}
-    return {name: value for name, value in limits.items() if value is not None}
+def chat_options(settings: Settings) -> dict[str, int]:
+    """Repeats and limits of visual tokens that `chat` is given: those that are set."""
+    options = {name: getattr(settings, name) for name in SHOWING}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def batch_lists(request: Request, settings: Settings) -> tuple[list[int], list[int], list[int]]:

@@ -129,7 +129,10 @@ class VLLMEngine:
         prompt["multi_modal_data"] = {
             name: items for name, items in (("image", images), ("video", videos)) if items
         }
-        prompt["mm_processor_kwargs"] = {"max_tiles": tiles_of(settings, len(images), len(videos))}
+        shown = {"max_tiles": tiles_of(settings, len(images), len(videos))}
+        if settings.image_repeats is not None:
+            shown["image_repeats"] = settings.image_repeats
+        prompt["mm_processor_kwargs"] = shown
         return prompt
 
 

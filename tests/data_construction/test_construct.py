@@ -219,7 +219,7 @@ def test_bad_replies_are_kept_counted_and_left_out(listed, server, tmp_path):
 
     expected = {"refused": 1, "cut off": 1, "broken": 1, "declined": 1, "nothing left": 1, "used": 5}
     assert report.replies == expected
-    assert report.dropped == {"vague": 1, "ill-formatted": 2, "repeated question": 0}
+    assert report.dropped == {"vague": 1, "ill-formatted": 2}
     assert report.pairs == {"main_entities": 5}
     assert len(lines(tmp_path / "replies.jsonl")) == 10  # every reply is kept, as it came
     assert json.loads((tmp_path / "report.json").read_text())["replies"] == expected

@@ -9,6 +9,8 @@ from chat_server import ChatServer
 from construction import MODEL, good_reply, images_of, write_list
 from training_runs import RECIPE, losses, pvc, write_model
 
+from pvc.training.data_construction.asking import Asker
+
 
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory) -> Path:
@@ -120,7 +122,31 @@ def test_a_second_run_at_the_same_folder_is_refused(listed, server, tmp_path):
     assert done.exit_code == 1 and "another run is writing" in done.stderr and not server.requests
 
 
-def test_report_has_what_is_printed(listed, server, tmp_path):
-    done = construct(listed, tmp_path / "data", server)
-    report = json.loads((tmp_path / "data" / "report.json").read_text())
-    assert numbers(done.stdout)["completion_tokens"] == str(report["usage"]["completion_tokens"]) == "120"
+def test_fields_of_a_request_are_added_and_left_out(listed, server, tmp_path):
+    body = {"max_completion_tokens": 99, "max_tokens": None}
+    assert construct(listed, tmp_path / "data", server, "--body", json.dumps(body)).exit_code == 0
+    for _, _, sent in server.requests:
+        assert sent["max_completion_tokens"] == 99 and not {"max_tokens", "temperature"} & sent.keys()
+
+    assert construct(listed, tmp_path / "data", server).exit_code == 0  # another body is another request
+    assert len(server.requests) == 24
+    wrong = construct(listed, tmp_path / "data", server, "--body", '{"messages": []}')
+    assert wrong.exit_code == 1 and "messages: such fields" in wrong.stderr
+
+
+def test_ctrl_c_keeps_the_replies(listed, server, tmp_path, monkeypatch):
+    def stop(asker, requests, progress):
+        asker.concurrency = 1
+        real(asker, requests[:2], progress)
+        raise KeyboardInterrupt
+
+    real = Asker.ask_all
+    with monkeypatch.context() as patch:
+        patch.setattr(Asker, "ask_all", stop)
+        done = construct(listed, tmp_path / "data", server)
+    assert done.exit_code == 3 and "the same command goes on" in done.stderr
+    assert len((tmp_path / "data" / "constructed.jsonl").read_text().splitlines()) == 2
+
+    done = construct(listed, tmp_path / "data", server, "--prompt-price", 10000)
+    assert done.exit_code == 0 and len(server.requests) == 12
+    assert numbers(done.stdout)["cost"] == "12.00"  # 100 tokens each

@@ -185,8 +185,8 @@ class Encoder:
         if sample.video is None:
             return self.images.image(source, file.max_tiles)
         start_s, end_s = sample.clip_s or (None, None)
-        every: dict = {"num_frames": None}
-        frames = every if sample.every_frame else self._frame_choice(file.source, file.clip.frames)
+        frames = self._frame_choice(file.source, file.clip.frames)
+        frames = {"num_frames": None} if sample.every_frame else frames
         return self.images.video(source, max_tiles=file.max_tiles, start_s=start_s, end_s=end_s, **frames)
 
     # ------------------------------------------------------------------------------------- tiles and frames
@@ -251,7 +251,7 @@ class Encoder:
         return showing(frames), smaller
 
     def _num_frames(self, sample: Sample, video: Source, rng: np.random.Generator) -> int:
-        """Frames of a video: all, drawn, or as `fps` has it; of a file, its packets are read for that."""
+        """Frames of a video: all, drawn, or by `fps`; of a file, its packets are read for that."""
         if sample.every_frame and isinstance(video, VideoFileSource):
             return video.num_frames()
         if self.fps is None or not isinstance(video, VideoFileSource):

@@ -260,7 +260,8 @@ def _dialogues(
 
         report.usage.update(tokens_of(entry))
         report.dropped.update(read.dropped)
-        report.dropped["repeated question"] += len(read.pairs) - len(pairs)
+        if len(pairs) < len(read.pairs):
+            report.dropped["repeated question"] += len(read.pairs) - len(pairs)
         report.replies["nothing left" if read.pairs and not pairs else read.fate] += 1
         report.pairs[task.name] += len(pairs)
         if pairs:
