@@ -247,17 +247,25 @@ class PVCImageProcessor(BaseImageProcessor):
         clips = self.share_budget([item.clip for item in media], **options)
         return [item._replace(clip=clip) for item, clip in zip(media, clips)]
 
-    def image(self, source: Any, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
+    def image(
+        self,
+        source: Any,
+        max_tiles: int | None = None,
+        *,
+        budget: Budget | None = None,
+        as_bytes: bool = False,
+    ) -> Media:
         """One image as a clip of one frame.
 
         Args:
             source: as `preprocess.read_image` takes it.
             max_tiles: the thumbnail not counted; None: the processor's own number.
             budget: of the prompt that the image belongs to; None: it is alone.
+            as_bytes: tiles as uint8, for `preprocess.normalise`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         image = read_image(source, budget)
-        tiles = self._tiles(image, max_tiles)
+        tiles = self._tiles(image, max_tiles, as_bytes)
         budget.use_tiles(len(tiles))
 
         clip = Clip(1, len(tiles), self.image_repeats)
@@ -270,6 +278,7 @@ class PVCImageProcessor(BaseImageProcessor):
         max_tiles: int | None = None,
         frame_times: bool = False,
         budget: Budget | None = None,
+        as_bytes: bool = False,
         **options,
     ) -> Media:
         """One video as a clip.
@@ -279,12 +288,13 @@ class PVCImageProcessor(BaseImageProcessor):
             max_tiles: tiles of a frame, the thumbnail not counted; None: 1.
             frame_times: whether the prompt tells the time of each frame.
             budget: of the prompt that the video belongs to; None: it is alone.
+            as_bytes: as of `image`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         with open_frames(source, **options, budget=budget) as chosen:
             if frame_times and chosen.times_s is None:
                 raise ValueError("frame_times: the frames of a list or folder have no times")
-            tiles = self._frame_tiles(chosen, 1 if max_tiles is None else max_tiles, budget)
+            tiles = self._frame_tiles(chosen, 1 if max_tiles is None else max_tiles, budget, as_bytes)
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)
@@ -309,7 +319,9 @@ class PVCImageProcessor(BaseImageProcessor):
                 raise ValueError(f"{name}={value}: this model makes {self.tokens_per_tile} tokens of a tile")
         return list(clips)
 
-    def _frame_tiles(self, chosen: ChosenFrames, max_tiles: int, budget: Budget) -> torch.Tensor:
+    def _frame_tiles(
+        self, chosen: ChosenFrames, max_tiles: int, budget: Budget, as_bytes: bool
+    ) -> torch.Tensor:
         """Tiles (frames, tiles, 3, S, S). One frame at a time is held at its full size."""
         rows: dict[int, list[int]] = {}  # index in the video -> rows of the clip: it may be chosen repeatedly
         for row, index in enumerate(chosen.indices):
@@ -317,7 +329,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
         tiles: torch.Tensor | None = None
         for index, frame in chosen.frames:
-            frame_tiles = self._tiles(frame, max_tiles)  # (tiles, 3, S, S)
+            frame_tiles = self._tiles(frame, max_tiles, as_bytes)  # (tiles, 3, S, S)
             if tiles is None:  # all frames have the size of the first, and so its number of tiles
                 budget.use_tiles(len(chosen.indices) * len(frame_tiles))
                 tiles = frame_tiles.new_empty(len(chosen.indices), *frame_tiles.shape)
@@ -337,7 +349,7 @@ class PVCImageProcessor(BaseImageProcessor):
             )
         return min_tiles, max_tiles
 
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
         min_tiles, max_tiles = self._tile_limits(max_tiles)
         return image_tiles(
             image,
@@ -345,6 +357,7 @@ class PVCImageProcessor(BaseImageProcessor):
             max_tiles,
             min_num=min_tiles,
             use_thumbnail=self.use_thumbnail,
+            as_bytes=as_bytes,
         )  # (tiles, 3, S, S)
 
 
