@@ -20,7 +20,7 @@ from .conversation import Segment, get_conv_template
 from .frame_choice import MAX_FPS
 from .image_files import in_rgb
 from .media_policy import check_real, check_whole, shown
-from .preprocess import normalised
+from .preprocess import normalise, pixels_of
 from .processing_pvc import PVCImageProcessor, PVCProcessor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -117,10 +117,11 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         """What stands for a video in a prompt."""
         return get_conv_template("dynamic-vlm").video_segments(num_frames, times_s)
 
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
         """The whole image as one tile (1, 3, S, S), its aspect ratio ignored."""
         image = in_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        return normalised(image, self.pixel_mean, self.pixel_std)[None]
+        pixels = pixels_of(image)[None]
+        return pixels if as_bytes else normalise(pixels, self.pixel_mean, self.pixel_std)
 
 
 class DynamicVLMProcessor(PVCProcessor):
