@@ -194,9 +194,9 @@ class Encoder:
         if sample.video is None:
             return self.images.image(source, file.max_tiles, as_bytes=True)
         start_s, end_s = sample.clip_s or (None, None)
-        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
         frames = self._frame_choice(file.source, file.clip.frames)
         frames = {"num_frames": None} if sample.every_frame else frames
+        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
         return self.images.video(source, **options, **frames)
 
     # ------------------------------------------------------------------------------------- tiles and frames
