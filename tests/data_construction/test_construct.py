@@ -152,7 +152,7 @@ def test_errors_that_may_be_gone_are_tried_again_and_counted(listed, server, tmp
         (503, b"busy", {}),
         b"<html>",
         {"choices": []},
-        reply(""),
+        reply(None),
     ]
     report = run(make_plan(listed), tmp_path, server.url, concurrency=1, attempts=6)
 
@@ -209,7 +209,8 @@ def test_bad_replies_are_kept_counted_and_left_out(listed, server, tmp_path):
     server.responses = [
         reply("Sorry, I cannot identify people."),
         reply('{"pairs": [{"question": "Wh', finish_reason="length"),
-        reply("", finish_reason="length"),
+        reply(None, finish_reason="length"),
+        reply(""),
         reply("Here are the pairs: 1. ..."),
         reply('{"pairs": []}'),
         reply(json.dumps({"pairs": [pair | {"answer": "A person."}, pair]})),
@@ -218,10 +219,10 @@ def test_bad_replies_are_kept_counted_and_left_out(listed, server, tmp_path):
     plan = make_plan(listed, tasks=["main_entities"], tasks_per_video=1)
     report = run(plan, tmp_path, server.url, concurrency=1)
 
-    expected = {"refused": 1, "cut off": 2, "broken": 1, "declined": 1, "nothing left": 1, "used": 4}
+    expected = {"refused": 1, "cut off": 2, "broken": 2, "declined": 1, "nothing left": 1, "used": 3}
     assert report.replies == expected
     assert report.dropped == {"vague": 1, "ill-formatted": 2}
-    assert report.pairs == {"main_entities": 4}
+    assert report.pairs == {"main_entities": 3}
     assert len(lines(tmp_path / "replies.jsonl")) == 10  # every reply is kept, as it came
     assert json.loads((tmp_path / "report.json").read_text())["replies"] == expected
 
