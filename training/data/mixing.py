@@ -123,8 +123,9 @@ def _factors(data_sets: Sequence[SampleSet], image_to_video: float | None) -> di
 def _shuffled(sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
     """The numbers below `sum(sizes)` in random order, each group of so many spread evenly over it."""
     rng = make_rng(seed, ORDER, epoch)
+    narrow = np.int32 if sum(sizes) < 2**31 else np.int64
     slots, times = [], []
     for size, end in zip(sizes, accumulate(sizes)):
-        slots.append(end - size + rng.permutation(size))
+        slots.append((end - size + rng.permutation(size)).astype(narrow))
         times.append((np.arange(size) + rng.random(size)) / size)  # one in each of `size` equal parts
     return np.concatenate(slots)[np.argsort(np.concatenate(times))]
