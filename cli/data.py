@@ -302,10 +302,16 @@ def show_report(report: Any, out: Path, prices: tuple[float, float], was_asked: 
         log(
             "too many errors in a row: nothing more was asked; is the URL, the model or the key wrong?", "red"
         )
-    if not report.is_complete and was_asked:
-        log("run the same command again to ask for what is missing", "yellow")
+    if not report.is_complete:
+        hint = (
+            "run the same command again" if was_asked else "give the options of the run that asked, and --url"
+        )
+        log(f"{report.replies['missing']:,} replies are missing: {hint}", "yellow")
 
-    log(f"written: {out}; next: pvc train check {out / 'meta.json'}")
+    has_data = any(report.pairs.values())
+    log(
+        f"written: {out}" + (f"; next: pvc train check {out / 'meta.json'}" if has_data else ", without data")
+    )
     return 0 if report.is_complete and not report.unreadable else INCOMPLETE
 
 

@@ -77,12 +77,16 @@ def test_a_run_that_is_not_complete_says_what_is_missing(listed, server, tmp_pat
     server.responses = [(400, b"no such model", {})]
     done = construct(listed, tmp_path / "data", server, "--concurrency", 1)
     assert done.exit_code == 3 and numbers(done.stdout)["missing"] == "1"
-    assert "400 Bad Request: no such model" in done.stderr and "same command again" in done.stderr
+    assert "400 Bad Request: no such model" in done.stderr
+    assert "1 replies are missing: run the same command again" in done.stderr
 
     without = pvc(
         "data", "construct", listed, tmp_path / "data", "--model", MODEL
     )  # of the replies there are
     assert without.exit_code == 3 and numbers(without.stdout)["used"] == "11"
+    other = pvc("data", "construct", listed, tmp_path / "data", "--model", "another")
+    assert other.exit_code == 3 and "12 replies are missing: give the options of the run" in other.stderr
+    assert "without data" in other.stderr
     assert construct(listed, tmp_path / "data", server).exit_code == 0
 
 

@@ -25,7 +25,7 @@ BLOCKED = re.compile(r"content[_ ]?(filter|policy)|safety system|responsible ?ai
 
 
 class Completion(NamedTuple):
-    """What a response holds. `text` may be empty where the finish reason is `FILTERED` or `CUT_OFF`."""
+    """What a response holds. `text` may be empty, above all where it is `FILTERED` or `CUT_OFF`."""
 
     text: str
     finish_reason: str | None
@@ -177,11 +177,11 @@ def read_completion(response: dict[str, Any]) -> Completion:
     if not text and isinstance(refusal, str) and refusal:
         text, reason = refusal, FILTERED
 
-    # a model may use up all its tokens before the text, by reasoning
-    if not text and reason in (FILTERED, CUT_OFF):
+    # withheld, or all tokens went into reasoning
+    if text is None and reason in (FILTERED, CUT_OFF):
         text = ""
-    elif not isinstance(text, str) or not text.strip():
-        raise TemporaryError(f"the reply is empty (finish_reason {reason!r})")
+    if not isinstance(text, str):
+        raise TemporaryError(f"the response has no text: {str(response)[:200]}")
 
     usage, model = response.get("usage"), response.get("model")
     return Completion(
