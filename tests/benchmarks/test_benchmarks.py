@@ -17,7 +17,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from typer.testing import CliRunner
 
-from pvc.benchmarks import counting, report, suite
+from pvc.benchmarks import counting, first_token, report, suite
 from pvc.benchmarks.counting import Cost, count_first_token, counted, grouped, memory_needs
 from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.models import benchmark_models
@@ -192,6 +192,23 @@ def test_memory_needs_of_the_8b_are_known():
 
 
 # ---- what is compared
+
+
+def test_the_eighth_has_an_eighth_of_each_width_of_the_8b_and_all_else_of_it():
+    whole, eighth = (spec(name, "PVC").config for name in ("8B", "8b-eighth"))
+    for part, widths in (
+        ("vision_config", ("hidden_size", "intermediate_size", "num_attention_heads", "time_embed_dim")),
+        ("llm_config", ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads")),
+    ):
+        large, small = (getattr(config, part).to_dict() for config in (whole, eighth))
+        assert {name: 8 * small.pop(name) for name in widths} == {name: large.pop(name) for name in widths}
+        assert small == large
+
+
+def test_first_token_over_internvl2s_stands_beside_the_ratio_of_flops(capsys):
+    first_token.main(["--preset", "tiny", "--runs", "1", "--only", "image"])
+    printed = capsys.readouterr().out
+    assert "| image, 13 tiles | 64 |" in printed and "counted FLOPs" in printed
 
 
 def test_four_full_passes_give_what_re_use_gives():

@@ -23,7 +23,7 @@ NEW = ["temporal_attn", "temporal_norm", "temporal_gate", "projector.norm"]
 SMALL_ROWS = {"max_tokens": 160, "min_frames": 2, "max_frames": 5, "streams": 4, "pool": 6, "seed": 4}
 RECIPE = SMALL_ROWS | {
     "learning_rate": 1e-3,
-    "new_parameter_lr_multiplier": 10,
+    "lr_multipliers": {"new_parameters": 10},
     "lr_scheduler_type": "cosine",
     "warmup_steps": 2,
     "weight_decay": 0.1,

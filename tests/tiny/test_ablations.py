@@ -118,7 +118,7 @@ def test_what_the_base_does_not_give_is_new_and_learns_faster(runs_folder, token
     model = ablations.new_model(name, 0, tokenizer, runs_folder / "runs/base")
     given = {x for x in load_file(runs_folder / "runs/base/model.safetensors") if ".projector." not in x}
     groups = parameter_groups(
-        model, model.config.new_parameters, learning_rate=1.0, new_parameter_lr_multiplier=4
+        model, model.config.new_parameters, learning_rate=1.0, lr_multipliers={"new_parameters": 4}
     )
     rates = {id(x): group["lr"] for group in groups for x in group["params"]}
     faster = {x for x, parameter in model.named_parameters() if rates[id(parameter)] == 4}

@@ -44,6 +44,15 @@ logger = logging.get_logger(__name__)
 
 T = TypeVar("T")
 HEAD = 0  # the number of the stream that the first rows come from; those after it follow
+OF_ENCODER = (  # the options that `encoding.Encoder` takes
+    "max_tokens",
+    "min_frames",
+    "max_frames",
+    "fps",
+    "frame_tiles",
+    "max_video_tokens",
+    "frame_tokens",
+)
 PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
 
 
@@ -54,7 +63,7 @@ class DataOptions:
     Attributes:
         max_tokens: of a row.
         image_to_video: see `mixing.Mixture`.
-        min_frames, max_frames, frame_tiles: see `encoding.Encoder`.
+        min_frames, max_frames, fps, frame_tiles, max_video_tokens, frame_tokens: see `encoding.Encoder`.
         seed: of the order, the frames and the augmentation.
         skip_broken: how many samples may be broken before it is an error, on each rank.
         streams: that plan rows after the head; see above.
@@ -65,7 +74,10 @@ class DataOptions:
     image_to_video: float | None = None
     min_frames: int = 16
     max_frames: int = 96
+    fps: float | None = None
     frame_tiles: int = 1
+    max_video_tokens: int | None = None
+    frame_tokens: int | list[int] | None = None
     seed: int = 0
     skip_broken: int = 0
     streams: int = 64
@@ -88,8 +100,7 @@ class DataOptions:
         return HEAD + 1 + stream, index
 
     def encoder(self, processor: PVCProcessor) -> Encoder:
-        names = ("max_tokens", "min_frames", "max_frames", "frame_tiles")
-        return Encoder(processor, **{name: getattr(self, name) for name in names})
+        return Encoder(processor, **{name: getattr(self, name) for name in OF_ENCODER})
 
 
 def with_kinds_there_are(make: Callable[[DataOptions], T], options: DataOptions, asked: Collection[str]) -> T:
