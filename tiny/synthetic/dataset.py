@@ -76,7 +76,8 @@ class SyntheticDataset(Dataset):
         length: number of samples.
         seed: any number; together with the split it determines the samples.
         held_out: for evaluation: phrasings, words and random streams that are not in training.
-        tasks: names from `ALL_TASKS`, those of PVC-Tiny by default; one that is named twice comes twice as often.
+        tasks: names from `ALL_TASKS`, by default those of PVC-Tiny; one that is named twice comes twice as
+            often.
         turns: most questions about a scene, of the task's own kind or others; `evaluate` asks the first.
 
     Items are dicts like the lines of InternVL's JSONL, with a PIL image or a list of them under "image" or
@@ -140,8 +141,8 @@ class SyntheticDataset(Dataset):
             [answer.strip() == self.sample(index).answer for index, answer in enumerate(answers)]
         )
 
-    def mean_by_task(self, marks: Sequence[bool]) -> dict[str, float]:
-        """The share by task of `marks`, one for each sample, that are true."""
+    def mean_by_task(self, marks: Sequence[float]) -> dict[str, float]:
+        """The mean by task of `marks`, one for each sample."""
         by_task = defaultdict(list)
         for index, mark in enumerate(marks):
             by_task[self.task_of(index)].append(mark)
