@@ -14,10 +14,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .clips import Clip
+from .clips import Clip, clip_grid_of
 from .conversation import FIRST_FRAME, Conversation, PlainTextEncoder, Segment
 from .frame_choice import FrameChoice
 from .media_policy import shown
@@ -469,3 +469,14 @@ def _common_prefix(one: list[int], other: list[int]) -> int:
     """The number of ids with which both begin."""
     differing = (i for i, (a, b) in enumerate(zip(one, other)) if a != b)
     return next(differing, min(len(one), len(other)))
+
+
+def media_inputs(media: Sequence[Media]) -> BatchFeature:
+    """`pixel_values` and `clip_grid` of media in prompt order; empty where there are none."""
+    if not media:
+        return BatchFeature({})
+
+    # a single one is not copied: a video of many frames has gigabytes
+    tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
+    clip_grid = clip_grid_of(item.clip for item in media)
+    return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})

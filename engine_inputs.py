@@ -71,7 +71,7 @@ def count_media(
     counts = MultiModalData()
     if image_sizes is not None:
         tiles = [images.count_tiles(width, height, options.image_tiles) for height, width in image_sizes]
-        clips = [Clip(1, number, images.image_repeats) for number in tiles]
+        clips = [images.share_budget([Clip(1, number, images.image_repeats)])[0] for number in tiles]
         counts.num_image_patches = tiles
         counts.num_image_tokens = [tokens_of_clip(clip, images.tokens_per_tile) for clip in clips]
 
@@ -81,6 +81,7 @@ def count_media(
             Clip(frames, images.count_tiles(width, height, most), images.video_repeats)
             for frames, height, width in video_sizes
         ]
+        clips = [images.share_budget([clip], **options.tokens)[0] for clip in clips]
         counts.num_video_tokens = [tokens_of_clip(clip, images.tokens_per_tile) for clip in clips]
     return counts
 

@@ -138,13 +138,16 @@ class AdaLN(nn.Module):
     def _mlp(self, width_in: int) -> nn.Sequential:
         return nn.Sequential(nn.Linear(width_in, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
 
-    def forward(self, x: torch.Tensor, times: torch.Tensor) -> torch.Tensor:  # (R, N, C), (R,) -> (R, N, C)
+    def forward(
+        self, x: torch.Tensor, times: torch.Tensor, rows: torch.Tensor | None = None
+    ) -> torch.Tensor:  # (R, N, C), (R,) -> (R, N, C)
+        """`rows`: where rows have different numbers of tokens, `x (tokens, C)`: the row of each token."""
         normed = F.layer_norm(x, (self.width,), eps=self.eps)
         if self.condition == "none":
             return normed
 
         te = self.time_embed(sinusoid(times, self.time_embed_dim).to(x.dtype))  # (R, C)
-        te = te[:, None]  # (R, 1, C)
+        te = te[:, None] if rows is None else te[rows]  # (R, 1, C) or (tokens, C)
         z = x + te if self.condition == "x+te" else te
         return self.gamma(z) * normed + self.beta(z)
 

@@ -514,6 +514,26 @@ def _open_chosen(
         yield ChosenFrames(indices, None, _read_listed(listed, sorted(set(indices)), budget))
 
 
+def frame_tiles(
+    chosen: ChosenFrames, cut: Callable[[Image.Image], torch.Tensor], budget: Budget
+) -> torch.Tensor:
+    """Tiles `(frames, tiles, 3, S, S)` of chosen frames; one at a time is held at its full size."""
+    rows: dict[int, list[int]] = {}  # index in the video -> rows of the clip: it may be chosen repeatedly
+    for row, index in enumerate(chosen.indices):
+        rows.setdefault(index, []).append(row)
+
+    tiles: torch.Tensor | None = None
+    for index, frame in chosen.frames:
+        of_frame = cut(frame)  # (tiles, 3, S, S)
+        if tiles is None:  # all frames have the size of the first, and so its number of tiles
+            budget.use_tiles(len(chosen.indices) * len(of_frame))
+            tiles = of_frame.new_empty(len(chosen.indices), *of_frame.shape)
+        tiles[rows[index]] = of_frame
+
+    assert tiles is not None  # at least one frame is chosen
+    return tiles
+
+
 def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:
     size = None
     for index in indices:

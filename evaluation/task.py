@@ -34,6 +34,7 @@ class Settings:
         frames: how many of a video are asked for. frame_tiles: largest number of tiles of each.
         choose_frames: which ones.
         generation: options of `generate`; greedy decoding unless they say otherwise.
+        max_video_tokens, frame_tokens: of `chat`; None: as the model has them.
         chat_lists: which of `num_patches_list`, `split_sizes`, `data_flag` `chat` is given. The released
             scripts leave some out, where all tiles are then one image.
     """
@@ -43,6 +44,8 @@ class Settings:
     frames: int = 96
     frame_tiles: int = 1
     choose_frames: FrameRule = middle_frames
+    max_video_tokens: int | None = None
+    frame_tokens: int | None = None
     generation: Mapping[str, Any] = field(default_factory=lambda: {"max_new_tokens": 16})
     chat_lists: tuple[str, ...] = ("num_patches_list", "split_sizes", "data_flag")
 

@@ -66,6 +66,8 @@ class VLLMEngine:
         Raises:
             ValueError: for settings that vLLM does not have.
         """
+        if settings.max_video_tokens or settings.frame_tokens:
+            raise ValueError("vLLM goes by the checkpoint's max_video_tokens: set it in its config.json")
         sampling = self.vllm.SamplingParams(**sampling_options(settings))
         waiting: list[tuple[Request, Sequence[Any]]] = []
         size = 0

@@ -10,6 +10,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MODEL_FILES = [
     "chat.py",
     "clips.py",
+    "compressors.py",
+    "configuration_checks.py",
     "configuration_pvc.py",
     "conversation.py",
     "dialogue_cache.py",
@@ -24,7 +26,6 @@ MODEL_FILES = [
     "tokenization_internlm2.py",
 ]
 DYNAMIC_VLM_FILES = [  # beside those, where a model is a Dynamic-VLM
-    "compressors.py",
     "configuration_dynamic_vlm.py",
     "modeling_dynamic_vlm.py",
 ]

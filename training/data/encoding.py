@@ -69,6 +69,7 @@ class Encoder:
 
     A sample of more than `max_tokens` is never cut. Its images get the largest limit of tiles with which it
     fits; its video the largest number of frames, 2 at the least; and where that does not help, it is broken.
+    A video of a sample with `every_frame` keeps all its frames.
 
     Args:
         processor: names the template, the tokenizer, and what a tile and a repeat are.
@@ -184,7 +185,8 @@ class Encoder:
         if sample.video is None:
             return self.images.image(source, file.max_tiles)
         start_s, end_s = sample.clip_s or (None, None)
-        frames = self._frame_choice(file.source, file.clip.frames)
+        every: dict = {"num_frames": None}
+        frames = every if sample.every_frame else self._frame_choice(file.source, file.clip.frames)
         return self.images.video(source, max_tiles=file.max_tiles, start_s=start_s, end_s=end_s, **frames)
 
     # ------------------------------------------------------------------------------------- tiles and frames
@@ -234,6 +236,8 @@ class Encoder:
             return len(self._tokens(sample, media)[0]) - self._visual_tokens(media)
 
         def smaller(tokens: int) -> list[MediaFile]:
+            if sample.every_frame:  # the text names frames by number
+                return showing(frames)
             fewest = min(FEWEST_FRAMES, frames)
             least_text = text_of(fewest)
 
@@ -247,7 +251,9 @@ class Encoder:
         return showing(frames), smaller
 
     def _num_frames(self, sample: Sample, video: Source, rng: np.random.Generator) -> int:
-        """Frames of a video: drawn, or as many as `fps` has; of a file, its packets are read for that."""
+        """Frames of a video: all, drawn, or as `fps` has it; of a file, its packets are read for that."""
+        if sample.every_frame and isinstance(video, VideoFileSource):
+            return video.num_frames()
         if self.fps is None or not isinstance(video, VideoFileSource):
             least = min(self.frames)  # with fps, `min_frames` need not be below `max_frames`
             return int(rng.integers(least, self.frames[1], endpoint=True))
