@@ -4,7 +4,7 @@ A figure is the share of right cells in percent, the mean over seeds with the sa
 there are several. The paper's own figures are benchmarks of a 7B: compare their order, not their size.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import fmean
 
@@ -15,37 +15,35 @@ COMPRESSORS = ("pooling", "merging", "pruning")
 TRAINED = {"pooling": "sampled, 1 to 36", "fixed-4": "4", "fixed-16": "16"}
 TRAINED_PVC = {"pvc-sampled": "sampled, 1 to 9", "pvc": "9 (no budget)"}
 PAPER = {"pooling": "52.0 / 62.0", "merging": "51.6 / 61.9", "pruning": "47.6 / 59.5"}  # VideoMME, MSVD-QA
-TASKS = {"board_dark": "the dark board", "board_after": "the board after it"}
 
 Results = Sequence[dict]
 
 
 def report(results: Results, majority: float) -> str:
     """All tables as Markdown; `majority`: the share of the majority baseline."""
-    parts = [f"Majority baseline: {100 * majority:.1f} %."]
-    for task, title in TASKS.items():
-        tokens = lambda name, task=task: by_tokens(results, name, task)  # noqa: E731
-        parts += [
-            f"### Compressors (Table 5), {title}\n\n{_compressors(results, tokens)}",
-            f"### Tokens against frames (Table 6), {title}\n\n{_budgets(results, task)}",
-            f"### Tokens in training against tokens asked, {title}\n\n{_trained(results, TRAINED, tokens)}",
-            f"### The same for PVC, {title}\n\n{_trained(results, TRAINED_PVC, tokens)}",
-        ]
-    return "\n\n".join([*parts, _cost(results)]) + "\n"
+    parts = [
+        f"Majority baseline: {100 * majority:.1f} %.",
+        f"### Compressors (Table 5)\n\n{_compressors(results)}",
+        f"### Tokens against frames (Table 6)\n\n{_budgets(results)}",
+        f"### Tokens in training against tokens asked\n\n{_trained(results, TRAINED)}",
+        f"### The same for PVC\n\n{_trained(results, TRAINED_PVC)}",
+        f"### Runs (means over seeds)\n\n{_cost(results)}",
+    ]
+    return "\n\n".join(parts) + "\n"
 
 
-def by_tokens(results: Results, name: str, task: str) -> dict[int, list[float]]:
+def by_tokens(results: Results, name: str) -> dict[int, list[float]]:
     """The share of each seed by tokens of a frame, at the number of frames that all are asked with."""
     points: dict[int, list[float]] = {}
     for result in _of(results, name):
         frames = result["asked"][0]["frames"]
         for asked in result["asked"]:
             if asked["frames"] == frames:
-                points.setdefault(asked["tokens"], []).append(asked["scores"][task])
+                points.setdefault(asked["tokens"], []).append(asked["share"])
     return dict(sorted(points.items()))
 
 
-def by_budget(results: Results, name: str, task: str, budget: int, most: int) -> dict[int, tuple]:
+def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple]:
     """Frames, and the share of each seed, by tokens of a frame, where as many frames are shown as fit.
 
     Args:
@@ -57,7 +55,7 @@ def by_budget(results: Results, name: str, task: str, budget: int, most: int) ->
         for asked in result["asked"]:
             tokens, frames = asked["tokens"], asked["frames"]
             if frames == min(budget // tokens, most):
-                points.setdefault(tokens, (frames, []))[1].append(asked["scores"][task])
+                points.setdefault(tokens, (frames, []))[1].append(asked["share"])
     return dict(sorted(points.items()))
 
 
@@ -69,8 +67,8 @@ def _numbers(curves: Iterable[dict[int, list[float]]]) -> list[int]:
     return sorted({number for points in curves for number in points})
 
 
-def _compressors(results: Results, tokens: Callable[[str], dict[int, list[float]]]) -> str:
-    curves = {name: tokens(name) for name in COMPRESSORS}
+def _compressors(results: Results) -> str:
+    curves = {name: by_tokens(results, name) for name in COMPRESSORS}
     numbers = _numbers(curves.values())
 
     lines = []
@@ -86,8 +84,8 @@ def _compressors(results: Results, tokens: Callable[[str], dict[int, list[float]
     return markdown(["tokens a frame, at most", *map(str, numbers), "seeds", "paper"], lines)
 
 
-def _trained(results: Results, trained: dict[str, str], tokens: Callable[[str], dict]) -> str:
-    curves = {name: tokens(name) for name in trained}
+def _trained(results: Results, trained: dict[str, str]) -> str:
+    curves = {name: by_tokens(results, name) for name in trained}
     numbers = _numbers(curves.values())
     lines = [
         [label, *(mean_std(curves[name].get(number, [])) for number in numbers), str(len(_of(results, name)))]
@@ -102,9 +100,9 @@ def budgets_of(results: Results) -> tuple[list[int], int]:
     return facts["budgets"], facts["most_frames"]
 
 
-def _budgets(results: Results, task: str) -> str:
+def _budgets(results: Results) -> str:
     budgets, most = budgets_of(results)
-    curves = {budget: by_budget(results, "pooling", task, budget, most) for budget in budgets}
+    curves = {budget: by_budget(results, "pooling", budget, most) for budget in budgets}
     numbers = _numbers(curves.values())
 
     def cell(budget: int, tokens: int) -> str:
@@ -126,7 +124,7 @@ def _cost(results: Results) -> str:
         lines.append([name, str(len(runs)), *(f"{number:,.0f}" for number in counts + seconds)])
 
     head = ["", "seeds", "parameters", "steps", "samples", "CPU s of training", "CPU s of scoring"]
-    return f"### Runs (means over seeds)\n\n{markdown(head, lines)}"
+    return markdown(head, lines)
 
 
 def draw_figure(results: Results, path: Path):
@@ -134,21 +132,17 @@ def draw_figure(results: Results, path: Path):
 
     The same results give the same bytes.
     """
-    task = next(iter(TASKS))
     budgets, most = budgets_of(results)
     panels = {
-        "compressors": {name: by_tokens(results, name, task) for name in COMPRESSORS},
-        "tokens in training": {label: by_tokens(results, name, task) for name, label in TRAINED.items()},
+        "compressors": {name: by_tokens(results, name) for name in COMPRESSORS},
+        "tokens in training": {label: by_tokens(results, name) for name, label in TRAINED.items()},
         "budget of a video": {
             f"{budget} tokens": {
-                tokens: shares
-                for tokens, (_, shares) in by_budget(results, "pooling", task, budget, most).items()
+                tokens: shares for tokens, (_, shares) in by_budget(results, "pooling", budget, most).items()
             }
             for budget in budgets
         },
-        "PVC, tokens in training": {
-            label: by_tokens(results, name, task) for name, label in TRAINED_PVC.items()
-        },
+        "PVC, tokens in training": {label: by_tokens(results, name) for name, label in TRAINED_PVC.items()},
     }
 
     with new_figure(3 * len(panels), 3.2) as figure:

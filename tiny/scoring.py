@@ -12,7 +12,6 @@ import argparse
 import copy
 import sys
 from collections.abc import Iterator, Sequence
-from statistics import fmean
 
 import numpy as np
 import torch
@@ -49,11 +48,12 @@ def exact_match(
         frames: of each video, evenly spread.
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
-    encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
-    return dataset.mean_by_task([all(marks) for marks in correct_tokens(model, encoder, dataset)])
+    marks = answer_marks(model, processor, dataset, frames=frames, row_tokens=row_tokens)
+    return dataset.mean_by_task([all(of_sample) for of_sample in marks])
 
 
-def token_match(
+@torch.no_grad()
+def answer_marks(
     model: PreTrainedModel,
     processor: PVCProcessor,
     dataset: SyntheticDataset,
@@ -61,11 +61,10 @@ def token_match(
     frames: int,
     frame_tokens: int | None = None,
     row_tokens: int = ROW_TOKENS,
-) -> dict[str, float]:
-    """The mean share by task of the tokens of an answer that are the likeliest behind those before them.
+) -> list[list[bool]]:
+    """Whether each token of each sample's answer is the likeliest behind those before it; the last ends it.
 
-    For answers that are lists of things which tell nothing of each other; the token that ends an answer does
-    not count. Arguments as of `exact_match`, and
+    Arguments as of `exact_match`, and
 
     Args:
         frame_tokens: visual tokens of each frame; None: as many as the processor says.
@@ -73,20 +72,13 @@ def token_match(
     encoder = Encoder(
         processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames, frame_tokens=frame_tokens
     )
-    marks = correct_tokens(model, encoder, dataset)
-    return dataset.mean_by_task([fmean(of_sample[:-1]) for of_sample in marks])
-
-
-@torch.no_grad()
-def correct_tokens(model: PreTrainedModel, encoder: Encoder, dataset: SyntheticDataset) -> list[list[bool]]:
-    """Whether each token of each sample's answer is predicted; the last is the token that ends it."""
     data_set = SceneDataSet("held-out", dataset)
     unused_rng = np.random.default_rng(0)
     samples = (encoder.encode(data_set.read(i), None, unused_rng) for i in range(len(dataset)))
 
     was_training = model.training
     model.eval()
-    marks = [marks for row in rows(samples, encoder.max_tokens) for marks in answered(model, encoder, row)]
+    marks = [marks for row in rows(samples, row_tokens) for marks in answered(model, encoder, row)]
     model.train(was_training)
     return marks
 

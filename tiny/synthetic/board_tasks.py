@@ -1,26 +1,28 @@
 """Samplers of boards: images and videos in which how much of each frame is seen decides the answer.
 
-A board is 4 x 4 cells, most of which hold a coloured shape; a question asks the colour of one cell. A video
-is a sequence of boards that have nothing in common, each for `STEPS_A_BOARD` frames, so that an answer needs
+A board has 3 rows of 4 cells, most of which hold a coloured shape; the answer tells the colours of all cells,
+each behind its number. A video is a sequence of boards that have nothing in common, each for `STEPS_A_BOARD`
+frames; one of them is dark, and asked for. So an answer needs the right frame, which a video that is shown in
+few frames leaves out, and enough of it: 12 cells of seven choices are some 33 bits.
 
-- the right frame: one board is dark, and a video that is shown in too few frames may leave it out;
-- enough of it: the 16 cells of a frame are up to 45 bits;
-- order, for what comes after the dark board.
-
-Questions and answers stand in `board_tasks.yaml`.
+Questions stand in `board_tasks.yaml`.
 """
 
 from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE, SceneSample
-from pvc.tiny.synthetic.sampler import SHAPE_SPECS, SceneSampler
-from pvc.tiny.synthetic.scenes import Scene, Shape
+from pvc.tiny.synthetic.sampler import SceneSampler
+from pvc.tiny.synthetic.scenes import COLOURS, KINDS, Scene, Shape, ShapeSpec
 from pvc.tiny.synthetic.tasks import task
 
 ROWS, COLUMNS = 3, 4
 HEIGHT, WIDTH = TILE // ROWS, TILE // COLUMNS  # of a cell, in pixels
-NUMBERS = "one two three four five six seven eight nine ten eleven twelve".split()  # of cells, row by row
+NUMBERS = (  # of cells, row by row
+    *("one", "two", "three", "four", "five", "six"),
+    *("seven", "eight", "nine", "ten", "eleven", "twelve"),
+)
 RADIUS = (9, 11)
 FILLED = 0.75  # share of the cells that hold a shape
 EMPTY = "empty"  # what is said of the others
+PALETTES = (1, 2, 3, len(COLOURS))  # colours of a board in training: few of them are easier to learn
 BOARDS, STEPS_A_BOARD = 4, 2  # of a video: 4 frames, evenly spread, show every board
 DARK = (0, 70)  # least and most of each channel of a dark background
 
@@ -28,11 +30,15 @@ DARK = (0, 70)  # least and most of each channel of a dark background
 def _board(rng: SceneSampler, *, dark: bool = False) -> Scene:
     """A board on a light background or a dark one."""
     background = tuple(rng.randint(*DARK) for _ in range(3)) if dark else rng.background()
-    filled = [cell for cell in range(ROWS * COLUMNS) if rng.random() < FILLED]
-    centres = [
-        (WIDTH * (cell % COLUMNS) + WIDTH // 2, HEIGHT * (cell // COLUMNS) + HEIGHT // 2) for cell in filled
-    ]
-    shapes = [Shape(rng.choice(SHAPE_SPECS), x, y, rng.randint(*RADIUS)) for x, y in centres]
+    colours = rng.sample(list(COLOURS), len(COLOURS) if rng.held_out else rng.choice(PALETTES))
+
+    shapes = []
+    for cell in range(ROWS * COLUMNS):
+        if rng.random() < FILLED:
+            row, column = divmod(cell, COLUMNS)
+            spec = ShapeSpec(rng.choice(colours), rng.choice(KINDS))
+            centre = WIDTH * column + WIDTH // 2, HEIGHT * row + HEIGHT // 2
+            shapes.append(Shape(spec, *centre, rng.randint(*RADIUS)))
     return Scene(ONE_TILE, background, tuple(shapes))
 
 
@@ -51,17 +57,6 @@ def cell_of(shape: Shape) -> int:
     return int(shape.y) // HEIGHT * COLUMNS + int(shape.x) // WIDTH
 
 
-def _video(rng: SceneSampler, dark: int) -> list[Scene]:
-    """The frames of a video whose board number `dark` is the dark one."""
-    boards = [_board(rng, dark=number == dark) for number in range(BOARDS)]
-    return [scene for scene in boards for _ in range(STEPS_A_BOARD)]
-
-
-def _dark_frame(scenes: list[Scene]) -> int:
-    """The number of the first dark frame."""
-    return next(number for number, scene in enumerate(scenes) if is_dark(scene))
-
-
 @task("board")
 def board(rng: SceneSampler) -> SceneSample:
     """One board, dark or not."""
@@ -72,12 +67,7 @@ def board(rng: SceneSampler) -> SceneSample:
 @task("board_dark")
 def board_dark(rng: SceneSampler) -> SceneSample:
     """The dark board of a video."""
-    scenes = _video(rng, dark=rng.randrange(BOARDS))
-    return SceneSample(scenes, {}, tell(scenes[_dark_frame(scenes)]))
-
-
-@task("board_after")
-def board_after(rng: SceneSampler) -> SceneSample:
-    """The board after the dark one."""
-    scenes = _video(rng, dark=rng.randrange(BOARDS - 1))
-    return SceneSample(scenes, {}, tell(scenes[_dark_frame(scenes) + STEPS_A_BOARD]))
+    dark = rng.randrange(BOARDS)
+    boards = [_board(rng, dark=number == dark) for number in range(BOARDS)]
+    scenes = [scene for scene in boards for _ in range(STEPS_A_BOARD)]
+    return SceneSample(scenes, {}, tell(boards[dark]))
