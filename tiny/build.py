@@ -124,17 +124,20 @@ def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
 
 
 @torch.no_grad()
-def init_weights_by_width(model: PreTrainedModel):
+def init_weights_by_width(model: PreTrainedModel, table_std: float = TABLE_STD):
     """Initialises all weights anew, with a standard deviation that follows from the width.
 
     The usual 0.02 is for widths of thousands: from there a model so narrow learns nothing for long. Layers
     that end a branch start smaller, by their number. A selector of patches keeps its start.
+
+    Args:
+        table_std: of embeddings, of positions too.
     """
     depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1 and "compressor" not in name:
             is_table = name.endswith(TABLES)
-            std = TABLE_STD if is_table else parameter[0].numel() ** -0.5
+            std = table_std if is_table else parameter[0].numel() ** -0.5
             ends_branch = name.endswith(BRANCH_ENDS)
             parameter.normal_(std=std / (2 * depth) ** 0.5 if ends_branch else std)
 

@@ -46,7 +46,7 @@ from pvc.tiny.ablation_runs import (
 from pvc.tiny.build import generation_config, init_weights_by_width
 from pvc.tiny.dynamic_report import draw_figure, report
 from pvc.tiny.scoring import answer_marks
-from pvc.tiny.synthetic.board_tasks import BOARDS, NUMBERS, STEPS_A_BOARD
+from pvc.tiny.synthetic.board_tasks import NUMBERS, STATES
 from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.image_tasks import TILE
 from pvc.tiny.tokenizer import write_tokenizer
@@ -80,16 +80,18 @@ CONFIGURATIONS = {
     "pvc-sampled": Configuration("pvc", "pooling", [1, PATCHES // BLOCK**2]),
 }
 ASKED_TOKENS = {"dynamic": (1, 4, 9, 16, 36), "pvc": (1, 4, 9)}  # of a frame
-ASKED_FRAMES = BOARDS  # the fewest that show every board
+ASKED_FRAMES = STATES  # the fewest that show all of a video
 BUDGETS = (18, 36, 72)  # tokens of a video
-FRAMES = (2, BOARDS * STEPS_A_BOARD)  # fewest and most of a video, in training too
+TRAINED_FRAMES = (STATES, 2 * STATES)  # fewest and most of a video in training: all is shown
+FRAMES = (2, 2 * STATES)  # fewest and most that are asked
 ACROSS_BUDGETS = ("pooling",)  # configurations that are also asked with other numbers of frames
 
-IMAGES, VIDEOS = ("board",), ("board_dark",)
+IMAGES, VIDEOS = ("board",), ("board_parts",)
 SAMPLES = 100_000  # to be drawn from: more than any run sees
-HELD_OUT = 200  # videos
+HELD_OUT = 100  # videos
 ROW_TOKENS = 1024
 BASE_SEED = 1000
+TABLE_STD = 1.0  # of a new model's embeddings
 
 
 # ----------------------------------------------------------------------------------------------------- models
@@ -174,10 +176,19 @@ def new_model(name: str, tokenizer: InternLM2Tokenizer, base: Path | None = None
         model.config.new_parameters = ["compressor"] if missing else []
         return model
 
-    init_weights_by_width(model)
+    init_weights_by_width(model, TABLE_STD)
     for module in model.modules():
         init_constant_start(module)
+    _strengthen_positions(model)
     return model
+
+
+@torch.no_grad()
+def _strengthen_positions(model: PreTrainedModel):
+    """Doubles a new ViT's position embedding: cells are found by their positions, which pixels outweigh."""
+    for name, parameter in model.named_parameters():
+        if "position_embedding" in name:
+            parameter.mul_(2)
 
 
 def write_start(folder: Path, name: str, base: Path | None = None):
@@ -216,8 +227,8 @@ def run_one(folder: Path, name: str, seed: int, recipes: dict):
     values = recipes[RUNS] | {
         "seed": seed,
         "frame_tokens": CONFIGURATIONS[name].frame_tokens,
-        "min_frames": FRAMES[0],
-        "max_frames": FRAMES[1],
+        "min_frames": TRAINED_FRAMES[0],
+        "max_frames": TRAINED_FRAMES[1],
     }
     data = training_data([(VIDEOS, SAMPLES)], seed)
 
@@ -249,7 +260,7 @@ def scores(output: Path, name: str) -> dict:
 
 
 def right_cells(model: PreTrainedModel, processor: PVCProcessor, tokens: int, frames: int) -> float:
-    """The share of the dark board's cells that are told right, from so many frames of so many tokens."""
+    """The share of the cells whose colour is told right, from so many frames of so many tokens."""
     dataset = held_out()
     marks = answer_marks(model, processor, dataset, frames=frames, frame_tokens=tokens, row_tokens=ROW_TOKENS)
 
@@ -280,7 +291,7 @@ def held_out() -> SyntheticDataset:
 
 
 def majority_baseline() -> float:
-    """The share of the most frequent content of a cell."""
+    """The share of the most frequent colour."""
     dataset = held_out()
     cells = Counter(cell for i in range(len(dataset)) for cell in dataset.sample(i).answer.split()[1::2])
     return max(cells.values()) / cells.total()
