@@ -92,7 +92,7 @@ def test_a_run_that_is_not_complete_says_what_is_missing(listed, server, tmp_pat
     )  # of the replies there are
     assert without.exit_code == 3 and numbers(without.stdout)["used"] == "11"
     other = pvc("data", "construct", listed, tmp_path / "data", "--model", "another")
-    assert other.exit_code == 3 and "12 replies are missing: give the options of the run" in other.stderr
+    assert other.exit_code == 3 and "12 replies are missing: give the run's own options" in other.stderr
     assert "without data" in other.stderr
     assert construct(listed, tmp_path / "data", server).exit_code == 0
 
