@@ -275,6 +275,25 @@ def show_report(report: Any, out: Path, prices: tuple[float, float], was_asked: 
     """Prints what came of a run, in numbers; returns the exit code."""
     from pvc.reporting.markdown import markdown_table
 
+    header = ["of", "what", "number"]
+    print(printable(markdown_table(header, report_rows(report, prices), align="llr")))
+
+    show_some("cannot be read", [f"{path}: {error}" for path, error in report.unreadable])
+    show_some("without a reply", [f"{video}, {task}: {error}" for video, task, error in report.failures])
+    if report.gave_up:
+        log("nothing more was asked after so many errors: are URL, model and key right?", "red")
+    if not report.is_complete:
+        again = "run the same command again" if was_asked else "give the run's own options, and --url"
+        log(f"{report.replies['missing']:,} replies are missing: {again}", "yellow")
+
+    has_data = any(report.pairs.values())
+    following = f"; next: pvc train check {out / 'meta.json'}" if has_data else ", without data"
+    log(f"written: {out}{following}")
+    return 0 if report.is_complete and not report.unreadable else INCOMPLETE
+
+
+def report_rows(report: Any, prices: tuple[float, float]) -> list[tuple[str, str, str]]:
+    """The numbers of a report that are not 0, and what its tokens cost."""
     groups = {
         "videos": report.videos,
         "replies": report.replies,
@@ -289,30 +308,12 @@ def show_report(report: Any, out: Path, prices: tuple[float, float], was_asked: 
         for what, number in counts.items()
         if number
     ]
+
     if any(prices):
-        cost = (
-            report.usage["prompt_tokens"] * prices[0] + report.usage["completion_tokens"] * prices[1]
-        ) / 1e6
+        tokens = (report.usage["prompt_tokens"], report.usage["completion_tokens"])
+        cost = sum(number * price for number, price in zip(tokens, prices)) / 1e6
         rows.append(("tokens", "cost", f"{cost:,.2f}"))
-    print(printable(markdown_table(["of", "what", "number"], rows, align="llr")))
-
-    show_some("cannot be read", [f"{path}: {error}" for path, error in report.unreadable])
-    show_some("without a reply", [f"{video}, {task}: {error}" for video, task, error in report.failures])
-    if report.gave_up:
-        log(
-            "too many errors in a row: nothing more was asked; is the URL, the model or the key wrong?", "red"
-        )
-    if not report.is_complete:
-        hint = (
-            "run the same command again" if was_asked else "give the options of the run that asked, and --url"
-        )
-        log(f"{report.replies['missing']:,} replies are missing: {hint}", "yellow")
-
-    has_data = any(report.pairs.values())
-    log(
-        f"written: {out}" + (f"; next: pvc train check {out / 'meta.json'}" if has_data else ", without data")
-    )
-    return 0 if report.is_complete and not report.unreadable else INCOMPLETE
+    return rows
 
 
 def show_some(what: str, lines: list[str]) -> None:

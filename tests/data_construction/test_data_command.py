@@ -7,7 +7,7 @@ import pytest
 import yaml
 from chat_server import ChatServer
 from construction import MODEL, good_reply, images_of, write_list
-from training_runs import RECIPE, losses, pvc, write_model
+from training_runs import RECIPE, losses, pvc, write_dynamic_model
 
 from pvc.training.data_construction.asking import Asker
 
@@ -43,8 +43,15 @@ def test_what_is_constructed_trains(listed, server, tmp_path):
     assert "OPENAI_API_KEY is not set" in done.stderr and "pvc train check" in done.stderr
 
     recipe = tmp_path / "own.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"max_steps": 1, "max_tokens": 512}))
-    model, run = write_model(tmp_path / "model"), tmp_path / "run"
+    settings = {
+        "max_steps": 1,
+        "max_tokens": 512,
+        "fps": 1.0,
+        "frame_tokens": [4, 36],
+        "max_video_tokens": 60,
+    }
+    recipe.write_text(yaml.safe_dump(RECIPE | settings))
+    model, run = write_dynamic_model(tmp_path / "model"), tmp_path / "run"
     trained = pvc("train", recipe, "--model", model, "--data", tmp_path / "data/meta.json", "--output", run)
     assert trained.exit_code == 0, trained.output
     assert len(losses(run)) == 1 and losses(run)[0] > 0
@@ -85,7 +92,7 @@ def test_a_run_that_is_not_complete_says_what_is_missing(listed, server, tmp_pat
     )  # of the replies there are
     assert without.exit_code == 3 and numbers(without.stdout)["used"] == "11"
     other = pvc("data", "construct", listed, tmp_path / "data", "--model", "another")
-    assert other.exit_code == 3 and "12 replies are missing: give the options of the run" in other.stderr
+    assert other.exit_code == 3 and "12 replies are missing: give the run's own options" in other.stderr
     assert "without data" in other.stderr
     assert construct(listed, tmp_path / "data", server).exit_code == 0
 

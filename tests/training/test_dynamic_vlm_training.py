@@ -6,16 +6,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from builders import golden
 from numbered_videos import write_video
 from training_files import tiny_processor, write_image, write_mixed
-from training_runs import RECIPE, losses, run
-from transformers import AutoTokenizer
+from training_runs import RECIPE, losses, run, write_dynamic_model
 
 from pvc.compressors import AdaptivePooling
-from pvc.configuration_dynamic_vlm import DynamicVLMConfig
 from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
-from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
 from pvc.training.data.encoding import IGNORED, Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
 from pvc.training.data.samples import Sample
@@ -29,22 +25,7 @@ ROWS = {"max_tokens": 256, "min_frames": 2, "max_frames": 6, "streams": 2, "pool
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The folder of a tiny model: 36 patches a frame, a budget of 60 tokens; the projector is new."""
-    official = json.loads(golden("dynamic_vlm/model_config.json").read_text())
-    config = DynamicVLMConfig(
-        vision_config=official["vision_config"] | {"num_hidden_layers": 2},
-        llm_config=official["text_config"] | {"model_type": "qwen2", "num_hidden_layers": 2},
-        max_video_tokens=60,
-        max_frame_tokens=36,
-        image_token_id=IMAGE_PAD,
-        new_parameters=["projector"],
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dynamic")
-    DynamicVLMForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(golden("dynamic_vlm/tokenizer"))
-    DynamicVLMProcessor(DynamicVLMImageProcessor.from_model_config(config), tokenizer).save_pretrained(folder)
-    return folder
+    return write_dynamic_model(tmp_path_factory.mktemp("dynamic"))
 
 
 @pytest.fixture(scope="module")

@@ -73,6 +73,7 @@ def estimate(
     found = Estimate()
     videos = plan.selection.videos
     for number, video in enumerate(videos, 1):
+        progress("videos", number, len(videos))
         try:
             frames = saved_frames(video, out / FRAMES) or _measured(video, plan.frames)
         except UNREADABLE as error:
@@ -81,7 +82,6 @@ def estimate(
 
         for request in plan.requests_of(video, frames):
             _add(found, request, cache, model, image_tokens)
-        progress("videos", number, len(videos))
 
     found.videos = counts_of_videos(plan.selection, len(found.unreadable))
     return found

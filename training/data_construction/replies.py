@@ -38,7 +38,8 @@ DROPPED = (  # reasons to drop a pair
 LETTERS = "ABCDEFGH"
 OPTION = re.compile(r"^\(?([A-Ha-h])[.):]\s+")  # a letter that already stands before an option
 FENCED = re.compile(r"\A```\w*\s*\n(.*?)\n?```\Z", re.DOTALL)
-PLACEHOLDERS = ("<image>", "<video>", "<img>", "<IMG_CONTEXT>", "<|")  # of prompts for training
+# of prompts for training, and of a model's reasoning
+PLACEHOLDERS = ("<image>", "<video>", "<img>", "<IMG_CONTEXT>", "<|", "<think>", "</think>")
 FROM_PROMPT = re.compile(r"\b(provided|given) (caption|frames|images)\b|\bthe prompt\b", re.IGNORECASE)
 WORD = re.compile(r"[^\W_]+")
 SENTENCE = re.compile(r"[^.!?\n]+")
