@@ -31,12 +31,12 @@ from numbered_videos import number_of
 from PIL import Image
 from transformers import AutoTokenizer
 
+from pvc.evaluation.chat_endpoint import MOST_ERRORS
 from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
 from pvc.training.data.check import check
 from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions
 from pvc.training.data.meta import read_meta
-from pvc.training.data_construction.asking import MOST_ERRORS
 from pvc.training.data_construction.construct import construct
 from pvc.training.data_construction.frames import FrameOptions
 
@@ -209,6 +209,7 @@ def test_bad_replies_are_kept_counted_and_left_out(listed, server, tmp_path):
     server.responses = [
         reply("Sorry, I cannot identify people."),
         reply('{"pairs": [{"question": "Wh', finish_reason="length"),
+        reply("", finish_reason="length"),
         reply("Here are the pairs: 1. ..."),
         reply('{"pairs": []}'),
         reply(json.dumps({"pairs": [pair | {"answer": "A person."}, pair]})),
@@ -217,10 +218,10 @@ def test_bad_replies_are_kept_counted_and_left_out(listed, server, tmp_path):
     plan = make_plan(listed, tasks=["main_entities"], tasks_per_video=1)
     report = run(plan, tmp_path, server.url, concurrency=1)
 
-    expected = {"refused": 1, "cut off": 1, "broken": 1, "declined": 1, "nothing left": 1, "used": 5}
+    expected = {"refused": 1, "cut off": 2, "broken": 1, "declined": 1, "nothing left": 1, "used": 4}
     assert report.replies == expected
     assert report.dropped == {"vague": 1, "ill-formatted": 2}
-    assert report.pairs == {"main_entities": 5}
+    assert report.pairs == {"main_entities": 4}
     assert len(lines(tmp_path / "replies.jsonl")) == 10  # every reply is kept, as it came
     assert json.loads((tmp_path / "report.json").read_text())["replies"] == expected
 
