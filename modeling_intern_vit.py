@@ -87,18 +87,26 @@ class AdaLN(nn.Module):
         return nn.Sequential(nn.Linear(width_in, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
 
     def forward(
-        self, x: torch.Tensor, times: torch.Tensor, source: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        times: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        *,
+        source: torch.Tensor | None = None,
     ) -> torch.Tensor:  # (R, N, C), (R,) -> (R, N, C)
-        """`source (R,)`: the row of `x` that each row shows, where rows are shown more than once.
+        """Normalises by the time of each row.
 
-        What does not depend on time is then computed once for all that show it.
+        Args:
+            rows: where rows have different numbers of tokens, `x (tokens, C)`: the row of each token.
+            source: `(R,)` the row of `x` that each row shows, where rows are shown more than once. What does
+                not depend on time is then computed once for all that show it.
         """
         normed = shown(F.layer_norm(x, (self.width,), eps=self.eps), source)
         if self.condition == "none":
             return normed
 
         te = self.time_embed(sinusoid(times, self.time_embed_dim).to(x.dtype))  # (R, C)
-        te = te[:, None]  # (R, 1, C)
+        te = te[:, None] if rows is None else te[rows]  # (R, 1, C) or (tokens, C)
         if self.condition == "te":
             gamma, beta = self.gamma(te), self.beta(te)  # (R, 1, C)
         elif source is None:
@@ -402,7 +410,7 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         """`tiles`: `x` before it was repeated."""
         recorder = None if weights is None else weights.new_temporal_layer()
         source = clips.source if len(tiles) < len(x) else None
-        normed = self.temporal_norm(tiles, clips.times, source)  # (R, N, C)
+        normed = self.temporal_norm(tiles, clips.times, source=source)  # (R, N, C)
         branch = self.temporal_attn(normed, clips.tile_sequences, past, recorder)
         return torch.addcmul(x, self.temporal_gate, branch, out=out)  # x + alpha * T-MHA(AdaLN(x; x + TE))
 

@@ -46,6 +46,15 @@ def evaluate(
     limit: Annotated[int | None, Option(min=1, help="The first so many records alone.")] = None,
     frames: Annotated[int | None, Option(min=1, help="Of a video, in place of the protocol's.")] = None,
     tiles: Annotated[int | None, Option(min=1, help="Of an image, in place of the protocol's.")] = None,
+    image_repeats: Annotated[
+        int | None, Option(min=1, help="How often an image is shown. Default: the model's.")
+    ] = None,
+    max_video_tokens: Annotated[
+        int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
+    ] = None,
+    frame_tokens: Annotated[
+        int | None, Option(min=1, help="Visual tokens of a frame of a video, in place of that.")
+    ] = None,
     batch: Annotated[int, Option(min=1, help="Questions asked at once.")] = 1,
     workers: Annotated[int, Option(min=0, help="Processes that read media ahead.")] = 2,
     skip_missing: Annotated[
@@ -84,7 +93,12 @@ def evaluate(
     """
     from pvc.evaluation.run import Options
 
-    options = Options(protocol, limit, frames, tiles, workers, skip_missing, fresh)
+    options = Options(
+        *(protocol, limit, frames, tiles, workers, skip_missing, fresh),
+        image_repeats=image_repeats,
+        max_video_tokens=max_video_tokens,
+        frame_tokens=frame_tokens,
+    )
     with usage_errors():
         judge = make_judge(judge_url, judge_model, out)
         if list_tasks:

@@ -16,7 +16,7 @@ import torch
 from transformers.utils import logging
 
 from pvc.evaluation.media import IMAGE, Request, Unit
-from pvc.evaluation.task import Settings
+from pvc.evaluation.task import SHOWING, Settings
 
 logger = logging.get_logger(__name__)
 
@@ -100,6 +100,7 @@ class ChatEngine:
             num_patches_list=[patches for patches, _, _ in lists],
             split_sizes=[sizes or None for _, sizes, _ in lists],
             data_flag=[flags for _, _, flags in lists],
+            **chat_options(settings),
         )
 
     def _answer_one(self, request: Request, pixel_values: torch.Tensor | None, settings: Settings) -> Answer:
@@ -113,6 +114,7 @@ class ChatEngine:
                 request.question,
                 dict(settings.generation),
                 **chat_lists(request, settings),
+                **chat_options(settings),
                 cache=self._cache_for(settings),
             )
         except OUT_OF_MEMORY as problem:
@@ -150,6 +152,12 @@ def chat_lists(request: Request, settings: Settings) -> dict[str, list[int]]:
         "data_flag": request.data_flag,
     }
     return {name: lists[name] for name in settings.chat_lists if request.num_patches_list}
+
+
+def chat_options(settings: Settings) -> dict[str, int]:
+    """Repeats and limits of visual tokens that `chat` is given: those that are set."""
+    options = {name: getattr(settings, name) for name in SHOWING}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def batch_lists(request: Request, settings: Settings) -> tuple[list[int], list[int], list[int]]:

@@ -22,7 +22,7 @@ from pvc.evaluation.records import DataError, Record, Shown
 from pvc.evaluation.report import RESULT_FILES, write_result
 from pvc.evaluation.scoring import Result, score_answers
 from pvc.evaluation.submit import write_submission
-from pvc.evaluation.task import Protocol, Settings, Task
+from pvc.evaluation.task import SHOWING, Protocol, Settings, Task
 from pvc.evaluation.tasks import find_task
 
 if TYPE_CHECKING:
@@ -60,7 +60,7 @@ class Options:
     Attributes:
         protocol: its name; None: the task's default.
         limit: the first so many records alone. The result is marked as partial.
-        frames, tiles: in place of the protocol's.
+        frames, tiles, image_repeats, max_video_tokens, frame_tokens: in place of the protocol's.
         workers: processes that read media while the model answers.
         skip_missing: records whose media are missing are left out; the result says how many.
         fresh: answers that are there are deleted.
@@ -73,6 +73,9 @@ class Options:
     workers: int = 2
     skip_missing: bool = False
     fresh: bool = False
+    image_repeats: int | None = None
+    max_video_tokens: int | None = None
+    frame_tokens: int | None = None
 
 
 class Plan(NamedTuple):
@@ -194,12 +197,15 @@ def missing_text(task: Task, missing: Mapping[str, Sequence[str]]) -> str:
 
 
 def with_overrides(protocol: Protocol, options: Options) -> Protocol:
-    """The protocol with the frames and tiles that the caller wants."""
+    """The protocol with the frames, tiles, repeats and tokens that the caller wants."""
     changes: dict[str, Any] = {}
     if options.frames is not None:
         changes["frames"] = options.frames
     if options.tiles is not None:
         changes |= {"max_tiles": options.tiles, "plan_image": None}
+    for name in SHOWING:
+        if getattr(options, name) is not None:
+            changes[name] = getattr(options, name)
     return replace(protocol, settings=replace(protocol.settings, **changes))
 
 
@@ -220,8 +226,11 @@ def hash_of(value: Any) -> str:
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:
-    """Settings as JSON: functions by their names."""
+    """Settings as JSON: functions by their names, and without what is the model's."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
+    for name in SHOWING:
+        if values[name] is None:
+            del values[name]
     values["generation"] = dict(settings.generation)
     return {name: getattr(x, "__name__", None) or x for name, x in values.items()}
 

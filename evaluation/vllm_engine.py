@@ -66,6 +66,8 @@ class VLLMEngine:
         Raises:
             ValueError: for settings that vLLM does not have.
         """
+        if settings.max_video_tokens or settings.frame_tokens:
+            raise ValueError("vLLM goes by the checkpoint's max_video_tokens: set it in its config.json")
         sampling = self.vllm.SamplingParams(**sampling_options(settings))
         waiting: list[tuple[Request, Sequence[Any]]] = []
         size = 0
@@ -127,7 +129,10 @@ class VLLMEngine:
         prompt["multi_modal_data"] = {
             name: items for name, items in (("image", images), ("video", videos)) if items
         }
-        prompt["mm_processor_kwargs"] = {"max_tiles": tiles_of(settings, len(images), len(videos))}
+        shown = {"max_tiles": tiles_of(settings, len(images), len(videos))}
+        if settings.image_repeats is not None:
+            shown["image_repeats"] = settings.image_repeats
+        prompt["mm_processor_kwargs"] = shown
         return prompt
 
 

@@ -11,6 +11,8 @@ MODEL_FILES = [
     "chat.py",
     "chunks.py",
     "clips.py",
+    "compressors.py",
+    "configuration_checks.py",
     "configuration_pvc.py",
     "conversation.py",
     "dialogue_cache.py",
@@ -26,7 +28,6 @@ MODEL_FILES = [
     "tokenization_internlm2.py",
 ]
 DYNAMIC_VLM_FILES = [  # beside those, where a model is a Dynamic-VLM
-    "compressors.py",
     "configuration_dynamic_vlm.py",
     "modeling_dynamic_vlm.py",
 ]

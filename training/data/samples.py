@@ -34,7 +34,7 @@ HAS_IMAGE = re.compile(rb'"image"\s*:\s*\[?\s*"[^"]')
 HAS_VIDEO = re.compile(rb'"video"\s*:\s*"[^"]')
 
 
-KEYS = {"image", "video", "clip", "conversations", "id"}  # of a line; others mean nothing here
+KEYS = {"image", "video", "clip", "every_frame", "conversations", "id"}  # of a line; others mean nothing here
 # other keys that seem to name media, as "images", "video_path" or "image_url" do and "image_id" does not
 MEDIA_KEY = re.compile(
     r"(?!num_|.*_(ids?|size|sizes|width|height)(_list)?$).*(image|img|video|picture|photo|frame|media)"
@@ -59,6 +59,7 @@ class Sample:
 
     `turns` are (question, answer) pairs, `system` None for the template's own; either `images` or `video` may
     be there. Placeholders in the questions fit the media: one `<image>` each, or one `<video>`.
+    `every_frame`: the video is shown with all its frames, each once, since the text names them by number.
     `ignored` names keys of its line that mean nothing here.
     """
 
@@ -68,6 +69,7 @@ class Sample:
     images: tuple[Source, ...] = ()
     video: Source | None = None
     clip_s: tuple[float, float] | None = None
+    every_frame: bool = False
     ignored: tuple[str, ...] = ()
 
 
@@ -193,7 +195,10 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
 
     if video:
         source = VideoFileSource(_found(video, roots), clip_s)
-        return Sample(where, placed, system, video=source, clip_s=clip_s, ignored=ignored)
+        every = record.get("every_frame", False)
+        if not isinstance(every, bool):
+            raise ValueError(f"every_frame is {_shown(every)}: expected true or false")
+        return Sample(where, placed, system, video=source, clip_s=clip_s, every_frame=every, ignored=ignored)
     found = tuple(FileSource(_found(image, roots)) for image in images)
     return Sample(where, placed, system, images=found, ignored=ignored)
 

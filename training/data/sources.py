@@ -9,7 +9,7 @@ from typing import Protocol
 
 from PIL import ExifTags, Image, ImageOps
 
-from pvc.preprocess import read_frames
+from pvc.preprocess import open_frames, read_frames
 
 
 class Source(Protocol):
@@ -49,6 +49,12 @@ class VideoFileSource(FileSource):
         """Width and height of a frame; decodes one."""
         start_s, end_s = self.clip_s or (None, None)
         return read_frames(self.path, num_frames=1, start_s=start_s, end_s=end_s).frames[0].size
+
+    def num_frames(self) -> int:
+        """How many frames it has; decodes none."""
+        start_s, end_s = self.clip_s or (None, None)
+        with open_frames(self.path, num_frames=None, start_s=start_s, end_s=end_s) as chosen:
+            return len(chosen.indices)
 
 
 def image_size_of(path: str) -> tuple[int, int]:

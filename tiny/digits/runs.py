@@ -1,0 +1,162 @@
+"""The runs of the digits' ablations, and how each is made and kept.
+
+A run is a configuration, a start and a training (`Run`), and a seed, which determines new parameters and the
+data. All begin with the ViT and the LLM of one base. FOLDER holds
+
+    base.safetensors        the small InternVL that all begin with; base.json its scores
+    results/NAME-SEED.json  of a run, written last; the report reads these alone
+
+A run takes about a minute, so one that was interrupted is started again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.tiny.digits import data
+from pvc.tiny.digits.models import BASE, STATIC, new_model, random_model
+from pvc.tiny.digits.probes import accuracy, diagnostics, scores
+from pvc.tiny.digits.training import Training, pretrain_vit, train
+
+BASE_SEED = 1000
+LAYERS = 3  # of the ViT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration and how it is trained.
+
+    Attributes:
+        changes: fields that differ from the whole PVC.
+        start: see `models.py`.
+        steps_at: steps after which accuracy is also measured, 0 being before training.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    training: Training = Training()
+    start: str = "default"
+    steps_at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed; tests take less."""
+
+    vit_steps: int = 150
+    base: Training = Training(steps=1800, dense="interlaced", learning_rate=5e-3)
+    clips: int = 512  # held-out clips of each accuracy
+    shorten: int = 1  # divides all steps of the runs
+
+
+def temporal_layers(number: int) -> dict[str, Any]:
+    return {"vision_config": {"num_temporal_layers": number}}
+
+
+# dense labels first, read from all repeats together; answers alone are studied apart
+STAGES = Training(dense="attend")
+ANSWERS = Training()
+COMPUTE = 2  # steps of the cheaper model that take the CPU time of one of the whole PVC's
+LONGER = 3
+
+RUNS = {
+    # components (Table 3)
+    "256-tokens": Run(STATIC | {"downsample_ratio": 0.5, "image_repeats": 1}, STAGES),
+    "repeated": Run(STATIC, STAGES),
+    "pvc": Run({}, STAGES),
+    "progressive": Run({"adaptive_compression": False}, STAGES),
+    "adaptive": Run(temporal_layers(0), STAGES),
+    "repeated-compute": Run(
+        STATIC, replace(STAGES, steps=COMPUTE * STAGES.steps, dense_steps=COMPUTE * STAGES.dense_steps)
+    ),
+    # repeats and frames drawn in training (Figure 3)
+    "repeated-drawn": Run(STATIC, replace(STAGES, drawn=True)),
+    "pvc-drawn": Run({}, replace(STAGES, drawn=True)),
+    # what is trained (Table 9)
+    "frozen": Run({}, replace(STAGES, vit=False, llm=False)),
+    "vit-alone": Run({}, replace(STAGES, llm=False)),
+    "llm-alone": Run({}, replace(STAGES, vit=False)),
+    # condition of AdaLN (Table 10)
+    "condition-none": Run({"vision_config": {"temporal_condition": "none"}}, STAGES),
+    "condition-te": Run({"vision_config": {"temporal_condition": "te"}}, STAGES),
+    # temporal layers (Table 11)
+    "layers-one": Run(temporal_layers(1), STAGES),
+    "layers-all": Run(temporal_layers(LAYERS), STAGES),
+    # what makes answers alone tell the repeats apart
+    "answers-repeated": Run(STATIC, ANSWERS),
+    "answers": Run({}, ANSWERS),
+    "answers-random-adaln": Run({}, ANSWERS, "random-adaln"),
+    "answers-average": Run({}, ANSWERS, "average"),
+    "answers-interlaced": Run({}, ANSWERS, "interlaced"),
+    "answers-dropped": Run({}, replace(ANSWERS, drop_repeats=True), "random-adaln"),
+    "answers-longer": Run({}, replace(ANSWERS, steps=LONGER * ANSWERS.steps), "random-adaln"),
+    "told": Run({}, replace(STAGES, dense="interlaced")),
+}
+
+CONVERTED = {  # the same InternVL converted in three ways, at a constant rate
+    f"convert-{start}": Run(
+        {}, Training(steps=1000, schedule="constant", learning_rate=1e-3), start, (0, 100, 300, 1000)
+    )
+    for start in ("average", "default", "interlaced")
+}
+
+
+def result_path(folder: Path, name: str, seed: int) -> Path:
+    return folder / "results" / f"{name}-{seed}.json"
+
+
+def write_base(folder: Path, sizes: Sizes):
+    """Trains the base, if it is not there yet: its ViT on single digits, then all of it on answers."""
+    if (folder / "base.json").exists():
+        return
+    model = random_model(BASE, BASE_SEED)
+    loss = pretrain_vit(model, sizes.vit_steps, BASE_SEED)
+    facts = train(model, sizes.base, BASE_SEED)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "base.safetensors")
+    write_json(folder / "base.json", {"vit_loss": loss} | facts | scores(model, sizes.clips))
+
+
+def run_one(folder: Path, name: str, seed: int, sizes: Sizes):
+    """Trains and evaluates one run and writes its result."""
+    torch.set_num_threads(1)
+    run = (RUNS | CONVERTED)[name]
+    model = new_model(run.changes, seed, load_file(folder / "base.safetensors"), run.start)
+    training = replace(
+        run.training,
+        steps=-(-run.training.steps // sizes.shorten),
+        dense_steps=-(-run.training.dense_steps // sizes.shorten),
+    )
+
+    # accuracy on the way, for the runs that ask for it
+    steps = {-(-step // sizes.shorten) for step in run.steps_at}
+    by_step: dict[str, dict] = {}
+
+    def measure(step: int, model: PVCForConditionalGeneration):
+        if step in steps:
+            repeats = model.config.image_repeats
+            by_step[str(step * sizes.shorten)] = {
+                "images": accuracy(model, 1, repeats, sizes.clips),
+                "videos": accuracy(model, data.TIME_STEPS, 1, sizes.clips),
+            }
+
+    facts = train(model, training, seed, measure)
+    result = {"name": name, "seed": seed, "training": asdict(training)} | facts
+    result |= {"by_step": by_step} | scores(model, sizes.clips) | diagnostics(model)
+    result["parameters"] = model.num_parameters()
+    write_json(result_path(folder, name, seed), result)
+
+
+def write_json(path: Path, value):
+    """All of it or nothing: a file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
