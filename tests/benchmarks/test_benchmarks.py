@@ -245,6 +245,11 @@ def test_no_matrix_stays_at_a_start_of_zero():
             assert parameter.count_nonzero() > 0.9 * parameter.numel(), name
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_presets_configurations_are_valid(preset):
+    assert all(each.config for each in benchmark_models(PRESETS[preset]))
+
+
 def test_presets_keep_the_published_sizes():
     sizes = {"8B": 9_549_843_456, "2B": 3_655_066_624}
     for preset, size in sizes.items():
@@ -469,7 +474,7 @@ def test_plot_alone_draws_what_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["count", "--preset", "9B"], "preset is '9B': expected one of 8B, 2B, vit-l, small, tiny"),
+        (["count", "--preset", "9B"], "preset is '9B': expected one of 8B, 2B, 8b-eighth, vit-l, small, tiny"),
         (["run", "--preset", "tiny", "--device", "meta"], "device is 'meta': expected cpu or cuda"),
         (["plot"], "no count.json or run.json in"),
     ],
