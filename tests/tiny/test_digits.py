@@ -177,6 +177,9 @@ def test_every_run_is_in_the_report():
     assert {row.name for row in rows} == set(runs.RUNS)
 
 
+BASE_SCORES = {"images": {"1": 95.0}, "videos": {"4": 94.0}, "cpu_seconds": 9.0, "interlaced_error": 0.05}
+
+
 def test_the_report_has_means_and_standard_deviations(folder):
     results = command.read_results(folder)
     of_pvc = next(result for result in results if result["name"] == "pvc")
@@ -185,7 +188,7 @@ def test_the_report_has_means_and_standard_deviations(folder):
     ]
     for result in shown:
         result["images"] |= {"2": 0.0, "3": 0.0}
-    text = report.report(shown, {"images": {"1": 95.0}, "videos": {"4": 94.0}})
+    text = report.report(shown, BASE_SCORES)
     assert "| + both: PVC | 70.0 ± 14.1 |" in text and "images 95.0, videos 94.0" in text
     assert "| + progressive encoding |  |  |  | 0 |  |" in text
 

@@ -74,7 +74,9 @@ def report(results: Results, base: dict) -> str:
         base: scores of the small InternVL that all begin with.
     """
     parts = [
-        f"InternVL that all begin with: images {base['images']['1']:.1f}, videos {_last(base['videos']):.1f}"
+        f"InternVL that all begin with: images {base['images']['1']:.1f}, "
+        f"videos {_last(base['videos']):.1f}; {base['cpu_seconds']:.0f} CPU s. Relative error of visual tokens at the interlaced start: "
+        f"{base['interlaced_error']:.3f}"
     ]
     parts += [f"### {title}\n\n{_table(rows, results)}" for title, rows in TABLES.items()]
     parts += [

@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
 from pvc.tiny.digits.models import BASE, STATIC, new_model, random_model
-from pvc.tiny.digits.probes import accuracy, diagnostics, scores
+from pvc.tiny.digits.probes import accuracy, diagnostics, interlaced_error, scores
 from pvc.tiny.digits.training import Training, pretrain_vit, train
 
 BASE_SEED = 1000
@@ -118,7 +118,8 @@ def write_base(folder: Path, sizes: Sizes):
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "base.safetensors")
-    write_json(folder / "base.json", {"vit_loss": loss} | facts | scores(model, sizes.clips))
+    facts |= {"vit_loss": loss, "interlaced_error": interlaced_error(model)}
+    write_json(folder / "base.json", facts | scores(model, sizes.clips))
 
 
 def run_one(folder: Path, name: str, seed: int, sizes: Sizes):
