@@ -75,8 +75,8 @@ def report(results: Results, base: dict) -> str:
     """
     parts = [
         f"InternVL that all begin with: images {base['images']['1']:.1f}, "
-        f"videos {_last(base['videos']):.1f}; {base['cpu_seconds']:.0f} CPU s. Relative error of visual tokens at the interlaced start: "
-        f"{base['interlaced_error']:.3f}"
+        f"videos {_last(base['videos']):.1f}; {base['cpu_seconds']:.0f} CPU s. "
+        f"Relative error of visual tokens at the interlaced start: {base['interlaced_error']:.3f}"
     ]
     parts += [f"### {title}\n\n{_table(rows, results)}" for title, rows in TABLES.items()]
     parts += [
