@@ -8,7 +8,7 @@ from pvc.tiny.digits import __main__ as command
 from pvc.tiny.digits import data, report, runs
 from pvc.tiny.digits.models import BASE, STATIC, answer_logits, new_model, random_model, visual_tokens
 from pvc.tiny.digits.probes import diagnostics, held_out, time_share
-from pvc.tiny.digits.training import DenseStage, Training, sub_grids, train
+from pvc.tiny.digits.training import DenseStage, Training, train
 
 TINY = runs.Sizes(
     vit_steps=1,
@@ -97,6 +97,12 @@ def test_interlaced_repeats_carry_the_tokens_of_the_base(base):
     assert error < 0.5 * shuffled
 
 
+def test_a_reordered_start_has_the_same_tokens_in_another_order(base):
+    clips = held_out(4, 1)
+    one, other = (visual_tokens(new_model({}, 0, base, x), clips, 4) for x in ("interlaced", "reordered"))
+    assert torch.allclose(other, one[:, [1, 3, 0, 2]], atol=1e-4)
+
+
 # ---- training
 
 
@@ -121,8 +127,8 @@ def test_the_same_seed_gives_the_same_model(base):
 
 def test_interlaced_dense_labels_ask_each_repeat_for_its_sub_grid(base):
     stage = DenseStage(new_model({}, 0, base), Training(dense="interlaced"), 0)
-    assert sub_grids().view(4, 4).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
-    assert (stage.scores.softmax(-1).argmax(-1) == sub_grids()).all()
+    assert data.sub_grids().view(4, 4).tolist() == [[0, 0, 1, 1], [0, 0, 1, 1], [2, 2, 3, 3], [2, 2, 3, 3]]
+    assert (stage.scores.softmax(-1).argmax(-1) == data.sub_grids()).all()
     assert (stage.scores.softmax(-1).max(-1).values == 1).all()
 
 
@@ -171,6 +177,9 @@ def test_every_run_is_in_the_report():
     assert {row.name for row in rows} == set(runs.RUNS)
 
 
+BASE_SCORES = {"images": {"1": 95.0}, "videos": {"4": 94.0}, "cpu_seconds": 9.0, "interlaced_error": 0.05}
+
+
 def test_the_report_has_means_and_standard_deviations(folder):
     results = command.read_results(folder)
     of_pvc = next(result for result in results if result["name"] == "pvc")
@@ -179,7 +188,7 @@ def test_the_report_has_means_and_standard_deviations(folder):
     ]
     for result in shown:
         result["images"] |= {"2": 0.0, "3": 0.0}
-    text = report.report(shown, {"images": {"1": 95.0}, "videos": {"4": 94.0}})
+    text = report.report(shown, BASE_SCORES)
     assert "| + both: PVC | 70.0 ± 14.1 |" in text and "images 95.0, videos 94.0" in text
     assert "| + progressive encoding |  |  |  | 0 |  |" in text
 

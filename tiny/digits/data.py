@@ -80,3 +80,9 @@ def render(digits: np.ndarray, rng: np.random.Generator) -> torch.Tensor:
     contrast = rng.uniform(*CONTRAST, size=(len(digits), 1, 1, 1)).astype(np.float32)
     pixels = contrast * pixels + NOISE * rng.standard_normal(pixels.shape, np.float32)
     return torch.from_numpy(pixels).flatten(0, 1)[:, None].repeat(1, 3, 1, 1)  # (clips * frames, 3, 32, 32)
+
+
+def sub_grids() -> torch.Tensor:
+    """`(16,)`: which of a tile's four 2x2 sub-grids each position is in."""
+    row, column = torch.meshgrid(torch.arange(SIDE), torch.arange(SIDE), indexing="ij")
+    return (row // 2 * 2 + column // 2).flatten()

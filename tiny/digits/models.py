@@ -3,10 +3,12 @@
 All begin with the ViT and the LLM of one small InternVL, `base_configuration`, which is trained first. What
 is new, the projector with it, starts as `start` says:
 
-    default      at random by width; AdaLN as a plain LayerNorm, gates of temporal attention at 0
-    random-adaln as default, but the last layers of AdaLN's MLPs at random, and TE times `TE_SCALE`
+    random       at random by width; AdaLN as a plain LayerNorm, gates of temporal attention at 0
+    random-adaln as random, but the last layers of AdaLN's MLPs at random, and TE times `TE_SCALE`
     average      the projector from InternVL's, mean over the 2x2 sub-blocks, as `pvc convert` makes it
     interlaced   the same, one sub-block a repeat
+    reordered    interlaced, the sub-blocks in an order that the LLM does not know, as where a tile has
+                 several blocks
 
 The models are the product's classes; training is left to `training.py`.
 """
@@ -33,6 +35,7 @@ STATIC = {"adaptive_compression": False, "vision_config": {"num_temporal_layers"
 PROJECTOR = "model.projector."
 BASE = STATIC | {"downsample_ratio": 0.5, "image_repeats": 1}  # InternVL: 4 tokens of 2x2 patches
 TE_SCALE, ADALN_STD = 8.0, 0.5
+REORDERED = (2, 0, 3, 1)  # the repeat that shows each sub-block
 ALL = 1_000_000  # tiles are encoded at once, so that hooks see each layer once
 
 
@@ -83,14 +86,14 @@ def random_model(changes: Mapping[str, Any], seed: int) -> PVCForConditionalGene
 
 
 def new_model(
-    changes: Mapping[str, Any], seed: int, base: Mapping[str, torch.Tensor], start: str = "default"
+    changes: Mapping[str, Any], seed: int, base: Mapping[str, torch.Tensor], start: str = "random"
 ) -> PVCForConditionalGeneration:
     """The model before a run: with the ViT and the LLM of the weights `base`."""
     model = random_model(changes, seed)
     kept = {name: value for name, value in base.items() if not name.startswith(PROJECTOR)}
     model.load_state_dict(kept, strict=False)
 
-    if start in ("average", "interlaced"):
+    if start in ("average", "interlaced", "reordered"):
         start_from_internvl(model, base, start)
     else:
         if start == "random-adaln":
@@ -123,7 +126,7 @@ def start_from_internvl(model: PVCForConditionalGeneration, base: Mapping[str, t
         BaseWeights(base),
         sources,
         BASE["downsample_ratio"],
-        interlaced=start == "interlaced",
+        interlaced=start != "average",
     )
     parameters = dict(model.named_parameters())
     for name in ("mlp.0.weight", "mlp.0.bias"):
@@ -131,10 +134,17 @@ def start_from_internvl(model: PVCForConditionalGeneration, base: Mapping[str, t
     for name in ("mlp.2.weight", "mlp.2.bias"):
         parameters[PROJECTOR + name].copy_(base[PROJECTOR + name])
 
-    if start == "interlaced":
+    if start != "average":
+        norm = model.model.projector.norm
         adaln = folded.start()
-        for name, parameter in model.model.projector.norm.named_parameters():
+        for name, parameter in norm.named_parameters():
             parameter.copy_(adaln.apply(name, parameter.clone()))
+
+        # gamma's rows of a sub-block are alike: each sub-block takes those of another
+        if start == "reordered":
+            sub_block = data.sub_grids().repeat_interleave(norm.width // data.POSITIONS)  # (width,)
+            first_row = torch.stack([(sub_block == other).nonzero()[0, 0] for other in REORDERED])
+            norm.gamma[2].weight.copy_(norm.gamma[2].weight[first_row[sub_block]])
 
 
 @torch.no_grad()

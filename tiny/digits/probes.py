@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pvc.modeling_intern_vit import ProgressiveEncoderLayer
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
-from pvc.tiny.digits.models import answer_logits, visual_tokens
+from pvc.tiny.digits.models import answer_logits, new_model, visual_tokens
 
 HELD_OUT_SEED = 2**31  # no training has it
 PROBED = 128  # images that diagnostics are computed from
@@ -71,6 +71,16 @@ def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
         "branch_share": shares,
         "time_share": [time_share(gamma.unflatten(0, (-1, repeats))) for gamma in gammas],
     }
+
+
+@torch.no_grad()
+def interlaced_error(internvl: PVCForConditionalGeneration) -> float:
+    """Relative error of four repeats' tokens against InternVL's, at the interlaced start from it."""
+    model = new_model({}, 0, internvl.state_dict(), "interlaced")
+    clips = held_out(PROBED, 1)
+    theirs = visual_tokens(internvl, clips, 1).flatten(1, 2)  # (n, 4, width)
+    ours = visual_tokens(model, clips, model.config.image_repeats).flatten(1, 2)  # (n, 4, width)
+    return ((ours - theirs).norm() / theirs.norm()).item()
 
 
 def time_share(gamma: torch.Tensor) -> float:

@@ -28,7 +28,7 @@ TABLES = {
     "Components (Table 3)": (
         Row("256-tokens", "4 tokens of 2x2 patches, shown once (the paper's 256)", "59.1", "61.9"),
         Row("repeated", "1 token, repeated", "52.6", "58.0"),
-        Row("repeated-compute", "1 token, repeated, CPU time of PVC"),
+        Row("repeated-compute", "1 token, repeated, twice the steps"),
         Row("progressive", "+ progressive encoding", "58.1", "61.8"),
         Row("adaptive", "adaptive compression alone"),
         Row("pvc", "+ both: PVC", "58.5", "62.4"),
@@ -51,16 +51,15 @@ TABLES = {
         Row("layers-all", "3 of 3", "58.8", "62.5"),
     ),
     "What tells the repeats apart": (
-        Row("answers-repeated", "repeated, answers alone"),
-        Row("answers", "PVC, answers alone"),
-        Row("answers-random-adaln", "and AdaLN random, TE x 8"),
-        Row("answers-dropped", "and repeats dropped in training"),
-        Row("answers-longer", "AdaLN random, TE x 8, three times the steps"),
-        Row("answers-average", "projector from InternVL's: average"),
-        Row("answers-interlaced", "projector from InternVL's: interlaced"),
-        Row("repeated", "repeated, dense labels read together first"),
-        Row("pvc", "PVC, dense labels read together first"),
-        Row("told", "PVC, dense labels of each repeat's sub-grid first"),
+        Row("random", "projector at random: answers alone"),
+        Row("random-adaln", "and AdaLN random, TE x 8, at the full rate"),
+        Row("random-dropped", "and repeats dropped in training"),
+        Row("random-longer", "and three times the steps"),
+        Row("random-dense", "AdaLN random, dense labels read from all repeats first"),
+        Row("repeated-dense", "the same without progressive compression"),
+        Row("random-told", "dense labels of each repeat's sub-grid first"),
+        Row("average", "projector from InternVL's: average"),
+        Row("pvc", "projector from InternVL's: interlaced"),
     ),
 }
 CURVES = (Row("repeated-drawn", "repeated"), Row("pvc-drawn", "PVC"))
@@ -75,7 +74,9 @@ def report(results: Results, base: dict) -> str:
         base: scores of the small InternVL that all begin with.
     """
     parts = [
-        f"InternVL that all begin with: images {base['images']['1']:.1f}, videos {_last(base['videos']):.1f}"
+        f"InternVL that all begin with: images {base['images']['1']:.1f}, "
+        f"videos {_last(base['videos']):.1f}; {base['cpu_seconds']:.0f} CPU s. "
+        f"Relative error of visual tokens at the interlaced start: {base['interlaced_error']:.3f}"
     ]
     parts += [f"### {title}\n\n{_table(rows, results)}" for title, rows in TABLES.items()]
     parts += [
@@ -123,10 +124,9 @@ def _conversions(results: Results) -> str:
     lines = []
     for name, run in CONVERTED.items():
         runs = _of(results, name)
-        start = "random" if run.start == "default" else run.start
         for kind in ("images", "videos"):
             cells = [mean_std([run["by_step"][step][kind] for run in runs]) for step in STEPS]
-            lines.append([f"`{start}`, {kind}", *cells, len(runs)])
+            lines.append([f"`{run.start}`, {kind}", *cells, len(runs)])
     return _markdown(["", "untrained", *(f"{step} steps" for step in STEPS[1:]), "seeds"], lines)
 
 

@@ -22,7 +22,7 @@ from pvc.tiny.digits import data
 from pvc.tiny.digits.models import WIDTH, answer_logits, is_new, visual_tokens
 
 BETAS, WEIGHT_DECAY, CLIP, WARMUP = (0.9, 0.98), 0.01, 1.0, 20
-SLOW = 0.3  # of the learning rate: ViT and the projector's norm
+SLOW = 0.3  # times the learning rate for what is trained already
 
 Measure = Callable[[int, PVCForConditionalGeneration], None]
 
@@ -35,18 +35,20 @@ class Training:
         steps: on answers.
         dense, dense_steps: the stage before them; "" for none.
         images, videos: clips of a step.
+        norm_rate: times the learning rate, for the projector's norm.
         drawn: repeats of images are drawn from 1 to 4 at each step, frames of videos from 2 to 4; else 4.
         drop_repeats: the LLM gets the tokens of a random choice of an image's repeats.
         vit, llm: whether these are trained, beside what is new.
         schedule: of the learning rate: "cosine" or "constant", both after a warm-up.
     """
 
-    steps: int = 600
+    steps: int = 300
     dense: str = ""
-    dense_steps: int = 240
+    dense_steps: int = 200
     images: int = 24
     videos: int = 8
     learning_rate: float = 3e-3
+    norm_rate: float = SLOW
     drawn: bool = False
     drop_repeats: bool = False
     vit: bool = True
@@ -124,7 +126,7 @@ class DenseStage:
         scores = torch.randn(data.POSITIONS, tokens)
         if training.dense == "interlaced":
             scores = torch.full_like(scores, -torch.inf)
-            scores[torch.arange(data.POSITIONS), sub_grids()] = 0.0
+            scores[torch.arange(data.POSITIONS), data.sub_grids()] = 0.0
         self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (16, tokens)
         self.reader = nn.ParameterList([self.scores])
         self.modules.append(self.reader)
@@ -144,12 +146,6 @@ class DenseStage:
         logits = self.head(tokens).unflatten(-1, (data.POSITIONS, data.DIGITS))  # (clips, tokens, 16, 10)
         read = torch.einsum("pt,ntpd->npd", self.scores.softmax(-1), logits)
         return digit_loss(read, clips.digits)
-
-
-def sub_grids() -> torch.Tensor:
-    """`(16,)`: which of a tile's four 2x2 sub-grids each position is in."""
-    row, column = torch.meshgrid(torch.arange(data.SIDE), torch.arange(data.SIDE), indexing="ij")
-    return (row // 2 * 2 + column // 2).flatten()
 
 
 def _run_stage(
@@ -193,19 +189,18 @@ def _run_stage(
 
 def parameter_groups(model: PVCForConditionalGeneration, training: Training, dense: bool) -> list[dict]:
     """Groups of what is trained with their learning rates; sets `requires_grad`."""
-    fast, slow = [], []
+    groups: dict[float, list] = {1.0: [], SLOW: [], training.norm_rate: []}
     for name, parameter in model.named_parameters():
-        new = is_new(name)
-        is_vit = "vision_model" in name and not new
+        is_vit = "vision_model" in name and not is_new(name)
         is_llm = "language_model" in name or name.startswith("lm_head")
-        trained = training.vit if is_vit else training.llm and not dense if is_llm else True
-        parameter.requires_grad_(trained)
-        if trained:
-            (slow if is_vit or "projector.norm" in name else fast).append(parameter)
-    return [
-        {"params": fast, "lr": training.learning_rate},
-        {"params": slow, "lr": SLOW * training.learning_rate},
-    ]
+        parameter.requires_grad_(
+            not (is_vit and not training.vit) and not (is_llm and (dense or not training.llm))
+        )
+
+        if parameter.requires_grad:
+            is_norm = name.startswith("model.projector.norm.")
+            groups[SLOW if is_vit else training.norm_rate if is_norm else 1.0].append(parameter)
+    return [{"params": group, "lr": share * training.learning_rate} for share, group in groups.items()]
 
 
 def rate(step: int, steps: int, schedule: str) -> float:
