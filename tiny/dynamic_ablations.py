@@ -211,8 +211,9 @@ def run_bases(folder: Path, recipes: dict, names: list[str]):
     """Trains what the runs of `names` begin with, if it is not there yet."""
     for name in dict.fromkeys(_of_base(name) for name in names):
         run = base_path(folder, CONFIGURATIONS[name].system).name
+        values = recipes[BASE] | {"frame_tokens": [1, _most_tokens(name)], "seed": BASE_SEED}
         data = training_data([(IMAGES, SAMPLES)], BASE_SEED)
-        train_run(folder, run, recipes[BASE], data, partial(write_start, name=name))
+        train_run(folder, run, values, data, partial(write_start, name=name))
 
 
 def _of_base(name: str) -> str:
