@@ -253,6 +253,7 @@ class PVCImageProcessor(BaseImageProcessor):
         *,
         budget: Budget | None = None,
         image_repeats: int | None = None,
+        as_bytes: bool = False,
     ) -> Media:
         """One image as a clip of one frame.
 
@@ -260,11 +261,12 @@ class PVCImageProcessor(BaseImageProcessor):
             source: as `preprocess.read_image` takes it.
             max_tiles, image_repeats: None: the processor's own number; the thumbnail is not counted.
             budget: of the prompt that the image belongs to; None: it is alone.
+            as_bytes: tiles as uint8, for `preprocess.normalise`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         repeats = repeats_of(self, image_repeats)
         image = read_image(source, budget)
-        tiles = self._tiles(image, max_tiles)
+        tiles = self._tiles(image, max_tiles, as_bytes)
         budget.use_tiles(len(tiles))
 
         clip = Clip(1, len(tiles), repeats)
@@ -277,6 +279,7 @@ class PVCImageProcessor(BaseImageProcessor):
         max_tiles: int | None = None,
         frame_times: bool = False,
         budget: Budget | None = None,
+        as_bytes: bool = False,
         **options,
     ) -> Media:
         """One video as a clip.
@@ -286,13 +289,14 @@ class PVCImageProcessor(BaseImageProcessor):
             max_tiles: tiles of a frame, the thumbnail not counted; None: 1.
             frame_times: whether the prompt tells the time of each frame.
             budget: of the prompt that the video belongs to; None: it is alone.
+            as_bytes: as of `image`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         with open_frames(source, **options, budget=budget) as chosen:
             if frame_times and chosen.times_s is None:
                 raise ValueError("frame_times: the frames of a list or folder have no times")
-            cut = partial(self._tiles, max_tiles=1 if max_tiles is None else max_tiles)
-            tiles = frame_tiles(chosen, cut, budget)
+            most = 1 if max_tiles is None else max_tiles
+            tiles = frame_tiles(chosen, partial(self._tiles, max_tiles=most, as_bytes=as_bytes), budget)
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)
@@ -322,7 +326,7 @@ class PVCImageProcessor(BaseImageProcessor):
         """The clips of one prompt with their numbers of tokens; arguments as of `token_budget`."""
         return self.token_budget(max_video_tokens, frame_tokens).share(clips)
 
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
         min_tiles, max_tiles = tile_limits(self, max_tiles)
         return image_tiles(
             image,
@@ -330,6 +334,7 @@ class PVCImageProcessor(BaseImageProcessor):
             max_tiles,
             min_num=min_tiles,
             use_thumbnail=self.use_thumbnail,
+            as_bytes=as_bytes,
         )  # (tiles, 3, S, S)
 
 

@@ -44,7 +44,8 @@ def convert(
     image_repeats: Annotated[int, Option(min=1, help="How often an image is shown.")] = 4,
     downsample_ratio: Annotated[float, Option(help="0.25: 64 visual tokens of 1024 patches.")] = 0.25,
     projector_init: Annotated[
-        Literal["average", "random"], Option(help="Mean of InternVL's weights, or random as in the paper.")
+        Literal["average", "interlaced", "random"],
+        Option(help="Mean of InternVL's tokens, each in one of the repeats, or random as in the paper."),
     ] = "average",
     template: Annotated[str | None, Option(help="Prompt template. Default: the source's.")] = None,
     tokenizer: Annotated[

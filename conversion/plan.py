@@ -8,13 +8,15 @@ to the mean of InternVL's outputs for the four 2x2 blocks, with its LayerNorm we
 
     W'[(p i q j) c] = W[(i j) c] w[(i j) c] / 4        b' = b + W beta        p, q: which 2x2 block
 
+`interlaced` lets each repeat of an image give the tokens of one of these blocks: see `interlaced.py`.
+
 The names of the released PVC are unpublished; `matching.py` infers them.
 """
 
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +25,7 @@ from torch import nn
 
 from pvc.configuration_pvc import PVCConfig, VLMConfig
 from pvc.conversion.files import CheckpointError, SourceWeights, TensorInfo, shard_names
+from pvc.conversion.interlaced import InterlacedStart
 from pvc.conversion.matching import internvl_name, match_parameters
 from pvc.conversion.printable import in_a_line
 from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
@@ -31,8 +34,9 @@ from pvc.modeling_vlm import VLMForConditionalGeneration
 
 INITIALISATION = "The result is an initialisation: its new parameters are untrained, fine-tune it before use."
 NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
+PROJECTOR_NORM = "model.projector.norm."
 REINITIALISED = "the projector starts anew"
-PROJECTOR_INITS = ("average", "random")
+PROJECTOR_INITS = ("average", "interlaced", "random")
 DROPPED = {  # what sources carry and no model needs
     r"\.rotary_emb\.inv_freq$": "computed, no parameter",
     r"\.position_ids$": "computed, no parameter",
@@ -179,11 +183,12 @@ def plan_internvl(
 
     Args:
         source_ratio: the downsample ratio of the source.
-        projector_init: "average", or "random" for the paper's new projector.
+        projector_init: "average", "interlaced", or "random" for the paper's new projector.
 
     Raises:
         CheckpointError: where tensors are missing, left over, or of other shapes than the configuration's.
-        ValueError: where "average" cannot be done: the source's ratio is not a multiple of the target's.
+        ValueError: where InternVL's projector cannot be kept: the source's ratio is not a multiple of the
+            target's, or AdaLN has no time to select by.
     """
     if projector_init not in PROJECTOR_INITS:
         raise ValueError(f"projector_init is {projector_init!r}: expected one of {PROJECTOR_INITS}")
@@ -191,9 +196,11 @@ def plan_internvl(
     sources = sources_by_target(weights)
     model = meta_model(config)
     new = NewParameters(model, main_dtype(weights))
-    projector = None
-    if projector_init == "average":
-        projector = FoldedProjector(config, weights, sources, source_ratio)
+    projector = interlaced = None
+    if projector_init != "random":
+        is_interlaced = projector_init == "interlaced"
+        projector = FoldedProjector(config, weights, sources, source_ratio, interlaced=is_interlaced)
+        interlaced = projector.start() if is_interlaced else None
 
     plan = Plan(config, {}, _dropped(weights))
     is_tied = _tie(config, weights, sources, plan)
@@ -206,13 +213,15 @@ def plan_internvl(
             plan.recipes[name] = new.recipe(name)
         elif found:
             plan.recipes[name] = _joined(name, shape, found, weights)
+        elif interlaced and name.startswith(PROJECTOR_NORM):
+            plan.recipes[name] = _interlaced(new.recipe(name), interlaced, name.removeprefix(PROJECTOR_NORM))
         elif _is_new(name):
             plan.recipes[name] = new.recipe(name)
         else:
             raise CheckpointError(f"{weights.folder} has nothing for {name} {tuple(shape)}")
 
     # InternVL's LayerNorm has no counterpart: it is folded in, or dropped
-    norm_names = [name for name in sources if name.startswith("model.projector.norm.")]
+    norm_names = [name for name in sources if name.startswith(PROJECTOR_NORM)]
     norm = [source for name in norm_names for source in sources.pop(name)]
     if projector_init == "random":
         plan.dropped |= dict.fromkeys(norm, REINITIALISED)
@@ -234,7 +243,7 @@ def new_parameters(projector_init: str) -> list[str]:
 
 
 def _is_new(name: str) -> bool:
-    return name.startswith("model.projector.norm.") or any(part in name for part in NEW_IN_LAYERS)
+    return name.startswith(PROJECTOR_NORM) or any(part in name for part in NEW_IN_LAYERS)
 
 
 def _target_shapes(model: VLMForConditionalGeneration, tied: bool) -> dict[str, torch.Size]:
@@ -354,8 +363,18 @@ def _joined(name: str, shape, sources: tuple[str, ...], weights: Weights) -> Ten
 class FoldedProjector:
     """The projector's first Linear from InternVL's LayerNorm and first Linear: see the file's docstring."""
 
-    def __init__(self, config: PVCConfig, weights: SourceWeights, sources: dict, source_ratio: float):
+    def __init__(
+        self,
+        config: PVCConfig,
+        weights: SourceWeights,
+        sources: dict,
+        source_ratio: float,
+        *,
+        interlaced: bool = False,
+    ):
+        self.config = config
         self.weights = weights
+        self.interlaced = interlaced
         self.small = round(1 / source_ratio)  # tokens along a side of InternVL's block
         self.block = round(1 / config.downsample_ratio)  # and of PVC's
         if self.block % self.small:
@@ -392,7 +411,8 @@ class FoldedProjector:
         sources = (self.weight, self.norm_weight)
         why = "LayerNorm's weight folded in"
         if self.block > self.small:
-            why += f", mean over the blocks of {self.small}x{self.small} tokens"
+            how = "one of the" if self.interlaced else "mean over the"
+            why += f", {how} blocks of {self.small}x{self.small} tokens"
         return TensorRecipe(TensorInfo((hidden, width), dtype), self._weight, sources, why)
 
     def _bias(self) -> torch.Tensor:
@@ -402,8 +422,24 @@ class FoldedProjector:
     def _weight(self) -> torch.Tensor:
         weight, norm_weight = self.weights.get(self.weight), self.weights.get(self.norm_weight)
         times = self.block // self.small
-        folded = (weight.float() * norm_weight.float() / times**2).to(weight.dtype)
+        folded = weight.float() * norm_weight.float()  # (H, 4 C)
+        # W diag(w) (I - 11'/4C), or the mean over blocks
+        folded = folded - folded.mean(dim=1, keepdim=True) if self.interlaced else folded / times**2
+        folded = folded.to(weight.dtype)
         return repeat(folded, "h (i j c) -> h (p i q j c)", i=self.small, j=self.small, p=times, q=times)
+
+    def start(self) -> InterlacedStart:
+        """The start of AdaLN that lets each repeat have one of InternVL's tokens."""
+        vision = self.config.vision_config
+        if not self.config.adaptive_compression or vision.temporal_condition == "none":
+            raise ValueError("an interlaced start selects by time: it needs adaptive compression")
+        width = vision.hidden_size * self.block**2
+        return InterlacedStart(width, vision.time_embed_dim, self.block, self.small)
+
+
+def _interlaced(usual: TensorRecipe, start: InterlacedStart, name: str) -> TensorRecipe:
+    """The recipe of a parameter of the projector's AdaLN: its usual start, and time's part written in."""
+    return replace(usual, make=lambda: start.apply(name, usual.make()), reason="new, interlaced start")
 
 
 def _product(matrix: torch.Tensor, vector: torch.Tensor) -> torch.Tensor:

@@ -33,12 +33,12 @@ README = """\
 library_name: transformers
 pipeline_tag: image-text-to-text
 tags:
-- pvc
+- {tag}
 - custom_code
 ---
 # {name}
 
-A PVC model (Progressive Visual Token Compression), trained with `pvc train`{steps}.
+A {system}, trained with `pvc train`{steps}.
 
 ```python
 from transformers import AutoModel, AutoProcessor
@@ -52,6 +52,11 @@ answer = model.generate(**inputs, max_new_tokens=64)[:, inputs["input_ids"].shap
 print(processor.tokenizer.batch_decode(answer, skip_special_tokens=True)[0])
 ```
 """
+
+SYSTEMS = {  # model_type -> tag and name
+    "pvc": ("pvc", "PVC model (Progressive Visual Token Compression)"),
+    "dynamic_vlm": ("dynamic-vlm", "Dynamic-VLM"),
+}
 
 
 def save_folder(
@@ -94,8 +99,12 @@ def save_folder(
     processor.save_pretrained(folder)
 
     if not (folder / "README.md").exists():
+        tag, system = SYSTEMS.get(config.model_type, SYSTEMS["pvc"])
         text = README.format(
-            name=name or folder.resolve().name, steps=f" for {steps:,} steps" if steps else ""
+            name=name or folder.resolve().name,
+            tag=tag,
+            system=system,
+            steps=f" for {steps:,} steps" if steps else "",
         )
         (folder / "README.md").write_text(text, encoding="utf-8")
 

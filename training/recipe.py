@@ -21,7 +21,11 @@ from pvc.training.values import checked
 
 RECIPES = Path(__file__).parent / "recipes"
 PARALLEL = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-PARTS = {"vision": ("vision_model",), "projector": ("projector",), "llm": ("language_model", "lm_head")}
+PARTS = {  # "projector": with Dynamic-VLM's compressor, where it has parameters
+    "vision": ("vision_model",),
+    "projector": ("projector", "compressor"),
+    "llm": ("language_model", "lm_head"),
+}
 NEW = "new"  # what config.new_parameters names, wherever it is
 FOLLOWING = {  # arguments of the Trainer that a recipe does not set, and what they follow from
     "output_dir": "output",

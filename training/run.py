@@ -10,17 +10,28 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from os import PathLike
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from filelock import FileLock, Timeout
 from torch import nn
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, TrainerCallback, set_seed
+from transformers import (
+    AutoTokenizer,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    TrainerCallback,
+    set_seed,
+)
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging
 
+from pvc.configuration_dynamic_vlm import DynamicVLMConfig
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.files import check_code_within
+from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
 from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.announce import (
@@ -48,8 +59,30 @@ ATTENTION_MODULES = {  # attn_implementation -> the module that registers it, im
 # ------------------------------------------------------------------------------------------------------ model
 
 
+class System(NamedTuple):
+    """This package's classes for the checkpoints of a `model_type`."""
+
+    config: type[PretrainedConfig]
+    model: type[PreTrainedModel]
+    image_processor: type[PVCImageProcessor]
+    processor: type[PVCProcessor]
+
+
+PVC = System(PVCConfig, PVCForConditionalGeneration, PVCImageProcessor, PVCProcessor)
+DYNAMIC_VLM = System(
+    DynamicVLMConfig, DynamicVLMForConditionalGeneration, DynamicVLMImageProcessor, DynamicVLMProcessor
+)
+
+
+def system_of(model: str | PathLike) -> System:
+    """The classes for the model of a folder or Hub id: what its config.json is of, or else PVC's."""
+    values, _ = PretrainedConfig.get_config_dict(model)
+    is_dynamic_vlm = values.get("model_type") == DynamicVLMConfig.model_type
+    return DYNAMIC_VLM if is_dynamic_vlm else PVC
+
+
 def load_processor(model: str | PathLike) -> PVCProcessor:
-    """The processor in the folder of a model, with this package's classes.
+    """The processor in the folder of a PVC or a Dynamic-VLM, with this package's classes.
 
     Of the folder's code, only a tokenizer's runs, where it is not ours.
 
@@ -57,10 +90,11 @@ def load_processor(model: str | PathLike) -> PVCProcessor:
         ValueError: where the folder leads to code outside of it.
     """
     check_code_within(model)
+    system = system_of(model)
     # from_pretrained would load both parts through the folder's code first
-    parts = [PVCImageProcessor.from_pretrained(model), _load_tokenizer(model)]
-    values, _ = PVCProcessor.get_processor_dict(model)
-    return PVCProcessor.from_args_and_dict(parts, values)
+    parts = [system.image_processor.from_pretrained(model), _load_tokenizer(model)]
+    values, _ = system.processor.get_processor_dict(model)
+    return system.processor.from_args_and_dict(parts, values)
 
 
 def _load_tokenizer(model: str | PathLike) -> PreTrainedTokenizerBase:
@@ -72,7 +106,7 @@ def _load_tokenizer(model: str | PathLike) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(model, trust_remote_code=True)
 
 
-def choose_trained(model: PVCForConditionalGeneration, train: list[str]) -> None:
+def choose_trained(model: PreTrainedModel, train: list[str]) -> None:
     """Lets gradients reach the parts in `train` and no other parameter.
 
     Raises:
@@ -87,7 +121,7 @@ def choose_trained(model: PVCForConditionalGeneration, train: list[str]) -> None
         parameter.requires_grad_(part in modules or (NEW in train and is_new(name, new)))
 
 
-def with_lora(model: PVCForConditionalGeneration, options: LoraOptions) -> nn.Module:
+def with_lora(model: PreTrainedModel, options: LoraOptions) -> nn.Module:
     """The model with LoRA's matrices; what was to be trained already stays so.
 
     Raises:
@@ -217,22 +251,30 @@ def _trainer(
         lambda options: PackedDataset(data, processor, options, **rank), recipe.data, recipe.asked
     )
 
-    dtype = PVCConfig.from_pretrained(model).dtype
+    system = system_of(model)
+    dtype = system.config.from_pretrained(model).dtype
     is_cast = arguments.deepspeed and arguments.bf16  # by DeepSpeed, which keeps float32 weights of its own
     if recipe.attn_implementation in ATTENTION_MODULES:
         importlib.import_module(ATTENTION_MODULES[recipe.attn_implementation])
-    net = PVCForConditionalGeneration.from_pretrained(
+    net = system.model.from_pretrained(
         model,
         dtype=torch.bfloat16 if is_cast else torch.float32,
         attn_implementation=recipe.attn_implementation,
     )
 
+    _keep_layers_there_are(net)
     choose_trained(net, recipe.train)
     net = with_lora(net, recipe.lora) if recipe.lora else net
     trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
     if arguments.should_save:
         (output / "recipe.yaml").write_text(as_yaml(written), encoding="utf-8")
     return trainer
+
+
+def _keep_layers_there_are(model: PreTrainedModel) -> None:
+    """Leaves classes that the model lacks out of those that FSDP2 shards: CLIP lists its text model's too."""
+    there = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = [name for name in model._no_split_modules or [] if name in there]
 
 
 def _warn_of_few_rows(recipe: Recipe) -> None:

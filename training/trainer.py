@@ -1,13 +1,14 @@
-"""`PVCTrainer`: transformers' Trainer on packed rows, with a learning rate of its own for new parameters.
+"""`PVCTrainer`: transformers' Trainer on packed rows, with learning rates of their own for parts of a model.
 
-It adds five things, and leaves the loop, mixed precision, DDP, FSDP2, DeepSpeed, schedules and logging to
+It adds six things, and leaves the loop, mixed precision, DDP, FSDP2, DeepSpeed, schedules and logging to
 transformers and accelerate:
 
-- parameter groups: new or from a checkpoint, with weight decay or without;
+- parameter groups: by part of the model, new or from a checkpoint, with weight decay or without;
 - rows from a `PackLoader`, which shares them out among processes, and its position in each checkpoint;
 - logits of the positions alone that have a label, which are few among a row's 8,192;
+- rows that are decoded while others are trained on, and tiles that become floats on the device;
 - checkpoints that are whole folders (`checkpoint.py`), merged where LoRA is trained;
-- tokens and frames a second.
+- tokens and frames a second, and the share of time in which the device waits for data.
 
 The loss of a step is the mean over the labels of all its rows, weighted as `loss_reduction` says, on
 whichever process and in whichever accumulated batch they are: how a step is split changes nothing.
@@ -17,9 +18,11 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from math import ceil, prod
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +31,7 @@ from safetensors import safe_open
 from torch import nn
 from transformers import PreTrainedConfig, Trainer, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
+from transformers.utils import logging
 
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.checkpoint import (
@@ -42,10 +46,17 @@ from pvc.training.checkpoint import (
     weights_of,
 )
 from pvc.training.data.encoding import IGNORED
-from pvc.training.data.loader import PackedDataset, PackLoader
+from pvc.training.data.loader import PackedDataset, PackLoader, Rows
+from pvc.training.data_wait import DataWait
 from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
+from pvc.training.values import number_or
+
+logger = logging.get_logger(__name__)
 
 DATA_STATE = "data_state.json"
+PART = "part"  # of a group of parameters: the parts of lr_multipliers that it is of
+NEW_PARAMETERS = "new_parameters"  # in lr_multipliers: what the configuration lists under this name
+FEWEST_PREFETCHED, MOST_PREFETCHED = 2, 4  # rows that a worker decodes ahead, unless a recipe says
 COUNTED = ("tokens", "frames", "samples")
 # a label weighs the number of its sample's labels, to this power
 POWERS = {"token": 0.0, "square": -0.5, "sample": -1.0}
@@ -55,8 +66,16 @@ POWERS = {"token": 0.0, "square": -0.5, "sample": -1.0}
 class PVCTrainingArguments(TrainingArguments):
     """transformers' `TrainingArguments`, and what PVC's recipe asks for beyond them."""
 
-    new_parameter_lr_multiplier: float = field(
-        default=1.0, metadata={"help": "Learning rate of new parameters over that of all others."}
+    lr_multipliers: dict[str, float] | None = field(
+        default=None,
+        metadata={
+            "help": "Learning rates of parts over that of all others: {vision_model: 0.2, new_parameters: "
+            "10}. A part is one or more whole components of parameters' names; new_parameters are those that "
+            "the configuration lists. A parameter of several parts has the product."
+        },
+    )
+    new_parameter_lr_multiplier: float | None = field(
+        default=None, metadata={"help": "The older name of lr_multipliers: {new_parameters: ...}."}
     )
     muon_lr_multiplier: float | None = field(
         default=None,
@@ -77,7 +96,31 @@ class PVCTrainingArguments(TrainingArguments):
         if self.loss_reduction not in POWERS:
             expected = ", ".join(POWERS)
             raise ValueError(f"loss_reduction is {self.loss_reduction!r}: expected one of {expected}")
+        self.lr_multipliers = checked_multipliers(self.lr_multipliers or {})
+        self._read_older_name()
         super().__post_init__()
+
+    def _read_older_name(self) -> None:
+        multiplier = self.new_parameter_lr_multiplier
+        if multiplier is None:
+            return
+        logger.warning_once(
+            f"new_parameter_lr_multiplier is an older name: write lr_multipliers: {{{NEW_PARAMETERS}: "
+            f"{multiplier:g}}}"
+        )
+        self.lr_multipliers = checked_multipliers({**(self.lr_multipliers or {}), NEW_PARAMETERS: multiplier})
+        self.new_parameter_lr_multiplier = None  # or a copy would read it again
+
+
+def checked_multipliers(multipliers: Mapping[str, Any]) -> dict[str, float]:
+    """`lr_multipliers` as numbers; a ValueError for one that is not positive."""
+    numbers = {}
+    for part, value in multipliers.items():
+        number = number_or(value)
+        if type(number) not in (int, float) or not 0 < number < float("inf"):
+            raise ValueError(f"lr_multipliers has {part}: {value!r}, expected a positive number")
+        numbers[str(part)] = float(number)
+    return numbers
 
 
 # ------------------------------------------------------------------------------------------- parameter groups
@@ -98,55 +141,71 @@ def parameter_groups(
     new_parameters: Iterable[str],
     *,
     learning_rate: float,
-    new_parameter_lr_multiplier: float = 1.0,
+    lr_multipliers: Mapping[str, float] | None = None,
     muon_lr_multiplier: float | None = None,
     weight_decay: float = 0.0,
 ) -> list[dict]:
     """The optimizer's groups of all parameters that require gradients.
 
-    Up to four, those from a checkpoint first; behind them up to two of matrices for Muon, where it has a
-    multiplier.
+    A group has the parameters of the same parts of `lr_multipliers` (new parameters are one in any case)
+    that decay, or those that do not. The groups without a multiplier come first; behind all of them those of
+    matrices for Muon, where it has a multiplier.
 
     Weights of two or more dimensions decay. Vectors do not: biases, norms, LayerScale and the gates, which
     decay would hold at their start. The paper has the number (0.01, or 0.05 for the 8B), not what decays.
 
     Raises:
-        ValueError: where a part of `new_parameters` names nothing, or there is a multiplier and nothing new.
+        ValueError: where a part of `new_parameters` or of `lr_multipliers` names nothing, or there is a
+            multiplier of new parameters and nothing new.
     """
-    _check_new_parameters(model, new_parameters, new_parameter_lr_multiplier)
+    multipliers = {NEW_PARAMETERS: 1.0} | dict(lr_multipliers or {})
+    _check_parts(model, list(new_parameters), multipliers)
+    names_of = {part: [part] for part in multipliers} | {NEW_PARAMETERS: list(new_parameters)}
 
     # parameters that are trained in the same way are one group
-    muon_multiplier = muon_lr_multiplier or 1.0
-    groups: dict[tuple[bool, bool, bool], list] = {}
+    groups: dict[tuple[bool, tuple[str, ...], bool], list] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             shape = getattr(parameter, "ds_shape", parameter.shape)  # ZeRO-3 leaves an empty shape
             for_muon = muon_lr_multiplier is not None and is_matrix(name, parameter)
-            kind = (for_muon, is_new(name, new_parameters), len(shape) > 1)
-            groups.setdefault(kind, []).append(parameter)
+            parts = tuple(part for part in multipliers if is_new(name, names_of[part]))
+            groups.setdefault((for_muon, parts, len(shape) > 1), []).append(parameter)
 
     return [
         {
             "params": parameters,
             "lr": learning_rate
-            * (new_parameter_lr_multiplier if new else 1)
-            * (muon_multiplier if for_muon else 1),
+            * prod(multipliers[part] for part in parts)
+            * ((muon_lr_multiplier or 1) if for_muon else 1),
             "weight_decay": weight_decay if decays else 0.0,
             IS_MATRIX: for_muon,
+            PART: "+".join(parts),
         }
-        for (for_muon, new, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
+        for (for_muon, parts, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
 
 
-def _check_new_parameters(model: nn.Module, new_parameters: Iterable[str], multiplier: float) -> None:
+def _check_parts(model: nn.Module, new_parameters: list[str], multipliers: Mapping[str, float]) -> None:
     names = [name for name, _ in model.named_parameters()]
-    if unknown := [part for part in new_parameters if not any(is_new(name, [part]) for name in names)]:
+    unknown = [part for part in new_parameters if not any(is_new(name, [part]) for name in names)]
+    if unknown:
         raise ValueError(f"config.new_parameters has {unknown}, which are in no parameter's name")
 
+    given = [part for part in multipliers if part != NEW_PARAMETERS]
+    unknown = [part for part in given if not any(is_new(name, [part]) for name in names)]
+    if unknown:
+        # without the prefixes that wrappers and the model itself put before them
+        known = {name.removeprefix(PEFT_PREFIX).removeprefix("model.").partition(".")[0] for name in names}
+        expected = ", ".join([*sorted(known), NEW_PARAMETERS])
+        raise ValueError(
+            f"lr_multipliers has {unknown}, which no parameter has in its name: expected {expected}"
+        )
+
+    multiplier = multipliers[NEW_PARAMETERS]
     if multiplier != 1 and not new_parameters:
         raise ValueError(
-            f"new_parameter_lr_multiplier is {multiplier}, but config.new_parameters is empty: list the new "
-            "parts there, as the conversion does, or set the multiplier to 1"
+            f"lr_multipliers has {NEW_PARAMETERS}: {multiplier:g}, but config.new_parameters is empty: list "
+            "the new parts there, as the conversion does, or set the multiplier to 1"
         )
 
 
@@ -164,9 +223,30 @@ def with_needed_logits(row: dict) -> dict:
 def label_weights(row: dict, loss_reduction: str) -> torch.Tensor:
     """How much each of the row's labels counts, `(labels,)` float32, in the order of `with_needed_logits`."""
     sample = (row["position_ids"][0] == 0).cumsum(0)[1:]
-    samples = sample[row["labels"][0, 1:] != IGNORED]
-    sizes = samples.bincount()[samples]
+    return weights_of_counts(sample[row["labels"][0, 1:] != IGNORED].bincount(), loss_reduction)
+
+
+def weights_of_counts(labels: torch.Tensor, loss_reduction: str) -> torch.Tensor:
+    """`label_weights` of a row whose samples have so many labels each, `(samples,)`."""
+    sizes = labels.repeat_interleave(labels)  # (labels,)
     return sizes.float() ** POWERS[loss_reduction]
+
+
+class StepRows:
+    """The rows of a step, each fetched when it is trained on."""
+
+    def __init__(self, rows: Iterator[dict], number: int, wait: DataWait):
+        self.rows, self.number, self.wait = rows, number, wait
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[dict]:
+        for _ in range(self.number):
+            with self.wait.measured():
+                row = next(self.rows)
+            yield row
+            del row  # not held while the next one is fetched
 
 
 def counts(row: dict) -> torch.Tensor:
@@ -180,7 +260,7 @@ def counts(row: dict) -> torch.Tensor:
 
 
 class PVCTrainer(Trainer):
-    """Trains a `PVCForConditionalGeneration`, or a PEFT model around one, on a `PackedDataset`.
+    """Trains a PVC or a Dynamic-VLM, or a PEFT model around one, on a `PackedDataset`.
 
     Args:
         args: with `max_steps`, `per_device_train_batch_size` 1 and `ignore_data_skip` true.
@@ -221,6 +301,8 @@ class PVCTrainer(Trainer):
 
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
 
+        self._wait = DataWait(self.args.device)
+
         # set by the Trainer, and would be saved; each row says it for itself
         vars(self.plain_model.config).pop("use_cache", None)
 
@@ -238,7 +320,7 @@ class PVCTrainer(Trainer):
                 model,
                 new_parameters_of(self.plain_model.config),
                 learning_rate=self.args.learning_rate,
-                new_parameter_lr_multiplier=self.args.new_parameter_lr_multiplier,
+                lr_multipliers=self.args.lr_multipliers,
                 muon_lr_multiplier=self.args.muon_lr_multiplier,
                 weight_decay=self.args.weight_decay,
             )
@@ -246,30 +328,56 @@ class PVCTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> PackLoader:
+        rows, workers = self.args.gradient_accumulation_steps, self.args.dataloader_num_workers
+        prefetch = self.args.dataloader_prefetch_factor
+        if prefetch is None and workers:
+            prefetch = min(max(ceil(rows / workers), FEWEST_PREFETCHED), MOST_PREFETCHED)
+
         self.loader = PackLoader(
             self.train_dataset,
-            num_workers=self.args.dataloader_num_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            num_workers=workers,
+            prefetch_factor=prefetch,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            rows_ahead=rows,
+            as_bytes=True,
         )
         return self.loader
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The rows of a step, and what the labels of all its rows weigh."""
-        rows, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.loss_reduction != "token":
-            for row in rows:
-                row["label_weights"] = label_weights(row, self.args.loss_reduction)
-            weight = sum(row["label_weights"].sum() for row in rows)
-            labels = self.accelerator.gather(torch.as_tensor(weight, device=device)).sum()
-        return rows, labels
+    def get_batch_samples(self, epoch_iterator: Rows, num_batches: int, device: torch.device):
+        """The rows of a step, not fetched yet, and what the labels of all its rows weigh."""
+        with self._wait.measured():
+            counts_of_rows = epoch_iterator.labels_of_next(num_batches)
+
+        if self.args.loss_reduction == "token":
+            # as many as there are: the Trainer's own count, over all processes
+            labels = torch.zeros(sum(map(sum, counts_of_rows)), dtype=torch.long)
+            weight = self._get_num_items_in_batch([{"labels": labels, "shift_labels": labels}], device)
+        else:
+            of_rows = [
+                weights_of_counts(torch.tensor(counts, dtype=torch.long), self.args.loss_reduction).sum()
+                for counts in counts_of_rows
+            ]
+            weight = self.accelerator.gather(torch.as_tensor(sum(of_rows), device=device)).sum()
+        return StepRows(epoch_iterator, num_batches, self._wait), weight
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self._last_log is None:
+            self._wait.take()  # that for the first row, which no loader saves
             self._last_log = (time.monotonic(), self.seen.clone())
         self._seen_here += counts(inputs)
+        if self.args.loss_reduction != "token":
+            inputs["label_weights"] = label_weights(inputs, self.args.loss_reduction)
         labels = num_items_in_batch.clamp(min=1)  # none where all samples of a step were broken
         return super().training_step(model, with_needed_logits(inputs), labels)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """The inputs on the device, where bytes of tiles become what the model takes."""
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and not pixels.is_floating_point():
+            # once more, for DeepSpeed's dtype
+            inputs["pixel_values"] = self._prepare_input(self.train_dataset.encoder.normalise(pixels))
+        return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "label_weights" not in inputs:
@@ -286,28 +394,41 @@ class PVCTrainer(Trainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
-            logs |= self._speed() | self._new_rate(logs)
+            logs |= self._speed() | self._rates_of_parts(logs)
             self.state.epoch = self.seen[COUNTED.index("samples")].item() / len(self.train_dataset.mixture)
         for misleading in ("total_flos", "train_samples_per_second"):  # without the ViT; of rows
             logs.pop(misleading, None)
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Tokens and frames a second of all processes, since the last log."""
+        """Tokens and frames a second of all processes, and the share of waiting, since the last log."""
         self._exchange_counts()
         assert self._last_log is not None  # set in the first step
         then, seen_then = self._last_log
         self._last_log = (time.monotonic(), self.seen.clone())
-        rates = (self.seen - seen_then) / (self._last_log[0] - then)
-        return {f"{name}_per_second": round(rate.item(), 1) for name, rate in zip(COUNTED[:2], rates)}
+        elapsed_s = self._last_log[0] - then
+        rates = (self.seen - seen_then) / elapsed_s
+        logs = {f"{name}_per_second": round(rate.item(), 1) for name, rate in zip(COUNTED[:2], rates)}
 
-    def _new_rate(self, logs: dict[str, float]) -> dict[str, float]:
-        """The rate of new parameters, where it is another than the one that the Trainer logs."""
+        # of the process that waits most: all others wait for it
+        share = torch.tensor([self._wait.take() / elapsed_s], device=self.args.device)
+        return logs | {"data_wait": round(self.accelerator.gather(share).max().item(), 4)}
+
+    def _rates_of_parts(self, logs: dict[str, float]) -> dict[str, float]:
+        """The rates of parts, where they are others than the one that the Trainer logs."""
         assert self.optimizer is not None
-        rates = [group["initial_lr"] for group in self.optimizer.param_groups if not group[IS_MATRIX]]
-        if rates[0] == rates[-1] or "learning_rate" not in logs:
+        groups = [group for group in self.optimizer.param_groups if not group[IS_MATRIX]]
+        first = groups[0]["initial_lr"]
+        if "learning_rate" not in logs:
             return {}
-        return {"learning_rate_new": logs["learning_rate"] * rates[-1] / rates[0]}
+
+        rates = {}
+        for group in groups:
+            part = group.get(PART, NEW_PARAMETERS)  # a checkpoint of an earlier version has no name
+            if group["initial_lr"] != first:
+                name = "learning_rate_" + part.replace(NEW_PARAMETERS, "new")
+                rates[name] = logs["learning_rate"] * group["initial_lr"] / first
+        return rates
 
     def _exchange_counts(self):
         here = self._seen_here[None].to(self.args.device)

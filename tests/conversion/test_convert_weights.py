@@ -13,7 +13,7 @@ from conversion_sources import (
     remote_code_source,
     write_json,
 )
-from einops import repeat
+from einops import rearrange, repeat
 from naming_schemes import LETTERS, SCHEMES
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoProcessor, AutoTokenizer
@@ -22,6 +22,7 @@ from pvc.conversion.files import DTYPES, SourceWeights
 from pvc.conversion.matching import UnmatchedParameters
 from pvc.conversion.plan import meta_model
 from pvc.convert_weights import Conversion, Options
+from pvc.modeling_intern_vit import sinusoid
 from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
 
 GOLDEN = partial(Options, temporal_layers=2, tokenizer=False)
@@ -99,6 +100,55 @@ def test_average_is_the_mean_over_blocks_of_what_goes_into_the_mlp(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("ps_version", ["v1", "v2"])
+def test_interlaced_repeats_are_internvls_tokens_scaled_by_the_norm_of_their_block(ps_version, tmp_path):
+    original = remote_code_source(tmp_path / "source", "internlm2", ps_version=ps_version)
+    model = converted(tmp_path / "source", tmp_path / "pvc", TINY(projector_init="interlaced"))
+    grid = 3 * torch.randn(2, 4, 4, 32) + 1
+    hidden = torch.cat([torch.randn(2, 1, 32), grid.flatten(1, 2)], dim=1)
+
+    # InternVL's projector, but with the standard deviation of the whole block
+    blocks = pixel_shuffle(grid, 2, ps_version).flatten(1, 2)  # (images, 4, 128)
+    deviation = grid.flatten(1).std(dim=1, unbiased=False)[:, None, None]
+    normed = (blocks - blocks.mean(dim=2, keepdim=True)) / deviation
+    norm, mlp = original.model.projector.norm, original.model.projector.mlp
+    expected = mlp(normed * norm.weight + norm.bias)
+
+    # in "v1" the grid of blocks is transposed
+    order = [0, 2, 1, 3] if ps_version == "v1" else [0, 1, 2, 3]
+    for repeat_number, block in enumerate(order):
+        times = torch.full((2,), repeat_number / 3)
+        tokens = model.model.projector(hidden, times, (4, 4))[:, 0]
+        assert_close(tokens, expected[:, block], atol=2e-3, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_interlaced_time_selects_sub_blocks_whatever_the_features_are(dtype, tmp_path):
+    remote_code_source(tmp_path / "source", "internlm2")
+    model = converted(tmp_path / "source", tmp_path / "pvc", TINY(projector_init="interlaced")).to(dtype)
+    norm = model.model.projector.norm
+    times = torch.tensor([0, 1 / 6, 1 / 3, 2 / 3, 1])
+    x = 5 * torch.randn(5, 64, 512, dtype=dtype)
+    te = norm.time_embed(sinusoid(times, norm.time_embed_dim).to(dtype))
+    gamma = norm.gamma(x + te[:, None]).float()
+
+    rows = rearrange(gamma, "t n (p i q j c) -> t (p q) (n i j c)", p=2, i=2, q=2, j=2)
+    weights = torch.tensor([[1, 0, 0, 0], [0.5, 0.5, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    assert_close(rows.mean(dim=2), weights, atol=0.03, rtol=0)
+    at_knots = rows[[0, 2, 3, 4]]
+    assert_close(at_knots, weights[[0, 2, 3, 4], :, None].expand_as(at_knots), atol=0.02, rtol=0)
+
+
+def test_interlaced_needs_time_in_the_projector(tmp_path):
+    remote_code_source(tmp_path / "source", "internlm2")
+    with pytest.raises(ValueError, match="several of InternVL's"):
+        converted(
+            tmp_path / "source", tmp_path / "pvc", TINY(projector_init="interlaced", downsample_ratio=0.5)
+        )
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("llm", LLMS)
 def test_features_and_logits_are_the_sources_with_every_llm(llm, tmp_path):
     original = remote_code_source(tmp_path / "source", llm)
@@ -163,7 +213,8 @@ def test_every_tensor_is_accounted_for(layout, projector_init, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("projector_init", "expected"), [("average", "projector.norm"), ("random", "projector")]
+    ("projector_init", "expected"),
+    [("average", "projector.norm"), ("interlaced", "projector.norm"), ("random", "projector")],
 )
 def test_configuration_tells_which_parameters_are_new(projector_init, expected, tmp_path):
     golden_source(tmp_path / "source")

@@ -51,7 +51,7 @@ SUBSTITUTIONS = {
     "train tiny": "train tiny --set max_steps=2",
     "pvc info . ": f"pvc info {ROOT} ",
     "--model . ": f"--model {ROOT} ",
-    "train pretrain-2b": "train tiny --set max_steps=2 --set new_parameter_lr_multiplier=10",
+    "train pretrain-2b": "train tiny --set max_steps=2 --set 'lr_multipliers={new_parameters: 10}'",
     "train tune-2b": "train tiny --set max_steps=2",
     "train tune-lora": f"train tune-lora {SHORT}",
     "--samples 20000": "--samples 44",

@@ -61,7 +61,7 @@ def test_a_model_comes_out_in_the_dtype_that_it_came_in(model, data, tmp_path):
 def test_a_folder_with_lora_answers_as_the_model_that_was_trained(model, data, tmp_path):
     peft = pytest.importorskip("peft")
     lora = {"train": ["projector"], "lora": {"parts": ["llm", "vision"], "r": 4}}
-    trainer = run(model, data, tmp_path / "run", new_parameter_lr_multiplier=1, **lora)
+    trainer = run(model, data, tmp_path / "run", lr_multipliers={}, **lora)
     row = rows(data, 1)[0]
     loaded = AutoModel.from_pretrained(tmp_path / "run", trust_remote_code=True)
     with torch.no_grad():
@@ -108,7 +108,7 @@ run(*map(Path, sys.argv[1:]), callbacks=[Kill()], **{settings!r})
     "settings",
     [
         {},
-        {"train": ["projector"], "lora": {"r": 4}, "new_parameter_lr_multiplier": 1},
+        {"train": ["projector"], "lora": {"r": 4}, "lr_multipliers": {}},
         {"muon_lr_multiplier": 3},
     ],
     ids=["full", "LoRA", "Muon"],
@@ -163,9 +163,7 @@ def test_a_run_is_neither_overwritten_nor_done_twice(model, data, tmp_path):
 
 
 @pytest.mark.attack("F15")
-@pytest.mark.parametrize(
-    "how", [{}, {"train": ["projector"], "lora": {"r": 4}, "new_parameter_lr_multiplier": 1}]
-)
+@pytest.mark.parametrize("how", [{}, {"train": ["projector"], "lora": {"r": 4}, "lr_multipliers": {}}])
 def test_resuming_after_the_last_step_writes_the_result_from_its_checkpoint(how, model, data, tmp_path):
     if "lora" in how:
         pytest.importorskip("peft")

@@ -51,7 +51,7 @@ ONE_ROW = {"max_tokens": 400, "min_frames": 4, "max_frames": 4, "streams": 1, "p
 TABLE_5 = {  # of the paper
     "pretrain": {
         "learning_rate": 2e-5,
-        "new_parameter_lr_multiplier": 10,
+        "lr_multipliers": {"new_parameters": 10},
         "lr_scheduler_type": "constant_with_warmup",
         "warmup_steps": 100,
         "max_steps": 25_000,
@@ -59,7 +59,7 @@ TABLE_5 = {  # of the paper
     },
     "tune": {
         "learning_rate": 4e-5,
-        "new_parameter_lr_multiplier": 1,
+        "lr_multipliers": {},
         "lr_scheduler_type": "cosine",
         "warmup_steps": 240,
         "max_steps": 8_000,
@@ -121,6 +121,7 @@ def test_one_seed_is_that_of_the_data_and_of_the_trainer():
             {"rows_per_step": 2, "max_steps": 1, "accelerator_config": {"split": True}},
             "the Trainer does not take .* 'split'",
         ),
+        ({"lr_multipliers": {"llm": 0}, "rows_per_step": 2, "max_steps": 1}, "llm: 0, expected a positive"),
         (
             {"loss_reduction": "mean", "rows_per_step": 2, "max_steps": 1},
             "expected one of token, square, sample",
@@ -246,7 +247,7 @@ def test_a_new_parameter_is_named_by_whole_components():
 
 def test_each_parameter_is_in_the_group_that_its_name_and_shape_ask_for():
     model = new_model()
-    rates = {"learning_rate": 1e-3, "new_parameter_lr_multiplier": 10, "weight_decay": 0.1}
+    rates = {"learning_rate": 1e-3, "lr_multipliers": {"new_parameters": 10}, "weight_decay": 0.1}
     groups = parameter_groups(model, NEW, **rates)
     found = {id(p): (group["lr"], group["weight_decay"]) for group in groups for p in group["params"]}
     assert len(groups) == 4 and len(found) == len(list(model.parameters()))
@@ -258,7 +259,7 @@ def test_each_parameter_is_in_the_group_that_its_name_and_shape_ask_for():
 
 def test_matrices_of_layers_have_the_rate_of_muon_and_stand_last():
     model = new_model()
-    rates = {"learning_rate": 1e-3, "new_parameter_lr_multiplier": 10, "muon_lr_multiplier": 3}
+    rates = {"learning_rate": 1e-3, "lr_multipliers": {"new_parameters": 10}, "muon_lr_multiplier": 3}
     groups = parameter_groups(model, NEW, **rates)
     found = {id(p): (group["lr"], group["is_matrix"]) for group in groups for p in group["params"]}
     assert [group["is_matrix"] for group in groups] == [False] * 4 + [True] * 2
@@ -273,7 +274,32 @@ def test_new_parameters_that_nothing_has_are_an_error():
     with pytest.raises(ValueError, match="'eyes'"):
         parameter_groups(new_model(), ["temporal_attn", "eyes"], learning_rate=1e-3)
     with pytest.raises(ValueError, match="config.new_parameters is empty"):
-        parameter_groups(new_model(), [], learning_rate=1e-3, new_parameter_lr_multiplier=10)
+        parameter_groups(new_model(), [], learning_rate=1e-3, lr_multipliers={"new_parameters": 10})
+
+
+def test_a_parameter_has_the_rates_of_all_its_parts():
+    model = new_model()
+    multipliers = {"vision_model": 0.2, "new_parameters": 10, "lm_head": 3}
+    groups = parameter_groups(model, NEW, learning_rate=1.0, lr_multipliers=multipliers)
+    found = {id(p): group["lr"] for group in groups for p in group["params"]}
+    assert (groups[0]["part"], groups[0]["lr"]) == ("", 1)  # the rate that the Trainer logs
+    for name, parameter in model.named_parameters():
+        expected = 0.2 if ".vision_model." in name else 3 if "lm_head" in name else 1
+        expected *= 10 if is_new(name, NEW) else 1
+        assert found[id(parameter)] == pytest.approx(expected), name
+
+
+def test_a_part_that_the_model_has_not_is_told_with_those_that_it_has():
+    expected = "'eyes'.*expected language_model, lm_head, projector, vision_model, new_parameters"
+    with pytest.raises(ValueError, match=expected):
+        parameter_groups(new_model(), NEW, learning_rate=1.0, lr_multipliers={"eyes": 2})
+
+
+def test_the_older_name_of_a_multiplier_is_read_with_a_line(warned, tmp_path):
+    changes = {"new_parameter_lr_multiplier": 3, "max_steps": 1, "parallel": "ddp"}
+    arguments = training_arguments(Recipe.from_values(read_recipe("pretrain-2b", changes)), tmp_path)
+    assert arguments.lr_multipliers == {"new_parameters": 3}
+    assert any("write lr_multipliers: {new_parameters: 3}" in line for line in warned())
 
 
 class Rates(TrainerCallback):
@@ -370,7 +396,7 @@ def test_a_row_of_mixed_samples_is_learned_by_heart(how, four_kinds, tmp_path):
         pytest.importorskip("peft")
     # LoRA leaves the head as it is, and rows as short as random ones cannot tell 2,048 ids apart
     model = write_model(tmp_path / "model", head_scale=4)
-    settings = {"lr_scheduler_type": "constant_with_warmup", "new_parameter_lr_multiplier": 1}
+    settings = {"lr_scheduler_type": "constant_with_warmup", "lr_multipliers": {}}
     trainer = run(model, four_kinds, tmp_path / "run", **ONE_ROW | settings | {"max_steps": 30} | how)
     assert losses(trainer)[0] > 5
     assert losses(trainer)[-1] < 0.02
@@ -445,11 +471,26 @@ def test_bfloat16_trains(model, data, tmp_path):
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}  # what is learned is kept whole
 
 
+class Fetched(TrainerCallback):
+    """How many rows had been fetched whenever one had been trained on."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_substep_end(self, args, state, control, train_dataloader=None, **kwargs):
+        self.rows.append(train_dataloader.next_pack)
+
+    on_step_end = on_substep_end
+
+
 def test_logs_tell_speed_and_epochs_of_samples(model, data, tmp_path):
-    trainer = run(model, data, tmp_path, max_steps=4, rows_per_step=3)
+    fetched = Fetched()
+    trainer = run(model, data, tmp_path, max_steps=4, rows_per_step=3, callbacks=[fetched])
+    assert fetched.rows == list(range(1, 13))  # each when it is needed, not all of a step at once
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 for entry in logged)
     assert any(entry["frames_per_second"] > 0 for entry in logged)
+    assert all(0 < entry["data_wait"] < 1 for entry in logged)
     samples = sum(int((row["position_ids"] == 0).sum()) for row in rows(data, 12))
     assert logged[-1]["epoch"] == pytest.approx(samples / 24)
 

@@ -8,7 +8,6 @@ others.
 """
 
 import struct
-from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 
 from pvc.clips import Clip, media_tokens
+from pvc.compressors import frame_tokens as tokens_of_share
 from pvc.conversation import (
     Conversation,
     Segment,
@@ -26,14 +26,11 @@ from pvc.conversation import (
     get_conv_template,
     with_placeholders,
 )
-from pvc.preprocess import (
-    IMAGENET_MEAN,
-    IMAGENET_STD,
-    normalised,
-)
+from pvc.frame_choice import MAX_FPS
+from pvc.preprocess import normalise, open_frames, pixels_of
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.data.samples import BrokenSample, Sample
-from pvc.training.data.sources import FileSource, Source
+from pvc.training.data.sources import FileSource, Source, VideoFileSource
 
 IGNORED = -100  # the label of a token outside the answers
 FEWEST_FRAMES = 2  # of a video that is thinned to fit: fewer are an image
@@ -71,12 +68,23 @@ class Encoder:
 
     A sample of more than `max_tokens` is never cut. Its images get the largest limit of tiles with which it
     fits; its video the largest number of frames, 2 at the least; and where that does not help, it is broken.
+    A video of a sample with `every_frame` keeps all its frames.
 
     Args:
         processor: names the template, the tokenizer, and what a tile and a repeat are.
         min_frames, max_frames: the frames of a video are a number drawn between them, evenly spread over it;
             a video that has fewer shows some twice, as `load_video` does.
+        fps: frames a second of a video file, up to `max_frames`, in place of a number that is drawn; of a
+            folder of frames all are taken, up to `max_frames`.
         frame_tiles: tiles of a frame of a video, the thumbnail not counted.
+        max_video_tokens: tokens that the frames of a video, or the images of a sample, share; None: the
+            processor's own number.
+        frame_tokens: tokens of every tile; or the least and the most of a number that is drawn for each
+            sample, at most the tile's share of `max_video_tokens`; None: the processor's own rule. The model
+            rounds a number down to one that it makes.
+
+    Raises:
+        ValueError: for a range that is none, or where the model makes one number of tokens alone.
     """
 
     def __init__(
@@ -86,11 +94,20 @@ class Encoder:
         max_tokens: int = 8192,
         min_frames: int = 16,
         max_frames: int = 96,
+        fps: float | None = None,
         frame_tiles: int = 1,
+        max_video_tokens: int | None = None,
+        frame_tokens: int | Sequence[int] | None = None,
     ):
-        if not 1 <= min_frames <= max_frames:
+        if fps is None and not 1 <= min_frames <= max_frames:
             raise ValueError(f"min_frames={min_frames}, max_frames={max_frames}: expected 1 <= min <= max")
-        for name, value in (("max_tokens", max_tokens), ("frame_tiles", frame_tiles)):
+        if fps is not None and not 0 < fps <= MAX_FPS:
+            raise ValueError(f"fps={fps}: expected frames a second, at most {MAX_FPS}")
+        for name, value in (
+            ("max_tokens", max_tokens),
+            ("max_frames", max_frames),
+            ("frame_tiles", frame_tiles),
+        ):
             if value < 1:
                 raise ValueError(f"{name}={value}: expected at least 1")
 
@@ -98,7 +115,11 @@ class Encoder:
         self.template = processor.prompt_template()
         self.max_tokens = max_tokens
         self.frames = (min_frames, max_frames)
+        self.fps = fps
         self.frame_tiles = frame_tiles
+        self.max_video_tokens = max_video_tokens
+        self.frame_tokens = _range_of(frame_tokens)
+        self._share([Clip(2, 1, 1)], self.frame_tokens and self.frame_tokens[0])  # raises where it cannot be
 
         end = self.template.sep.strip()
         if end not in self.tokenizer.get_added_vocab():
@@ -113,7 +134,7 @@ class Encoder:
         Args:
             max_tiles: of all images of the sample, which share it alike, as in InternVL; None: the
                 processor's.
-            rng: draws the number of frames.
+            rng: draws the numbers of frames and of tokens.
 
         Raises:
             BrokenSample: where a header cannot be read, or no choice of tiles and frames fits.
@@ -133,10 +154,14 @@ class Encoder:
             raise BrokenSample(sample.where, why)
         return Encoded(sample, np.array(ids, np.int32), np.array(labels, np.int32), media, shortened)
 
-    def load(self, encoded: Encoded, rng: np.random.Generator | None = None) -> torch.Tensor | None:
+    def load(
+        self, encoded: Encoded, rng: np.random.Generator | None = None, *, as_bytes: bool = False
+    ) -> torch.Tensor | None:
         """The tiles `(num_tiles, 3, S, S)` of a sample in prompt order; None where it has no media.
 
-        `rng` draws the JPEG quality of each tile; None: they stay as they are.
+        Args:
+            rng: draws the JPEG quality of each tile; None: they stay as they are.
+            as_bytes: uint8, for `normalise`.
 
         Raises:
             BrokenSample: where a file cannot be read, or is not what its header said.
@@ -152,36 +177,46 @@ class Encoder:
             if loaded.clip != file.clip._replace(tokens=loaded.clip.tokens):
                 why = f"{file.source}: its header promised {file.clip}, but it holds {loaded.clip}"
                 raise BrokenSample(encoded.sample.where, why)
-            tiles.append(loaded.tiles if rng is None else self._as_jpeg(loaded.tiles, rng))
-        return torch.cat(tiles) if tiles else None
+            tiles.append(loaded.tiles if rng is None else as_jpeg(loaded.tiles, rng))
 
-    def _as_jpeg(self, tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        return as_jpeg(tiles, rng, self.images.pixel_mean, self.images.pixel_std)
+        if not tiles:
+            return None
+        pixels = torch.cat(tiles) if len(tiles) > 1 else tiles[0]
+        return pixels if as_bytes else self.normalise(pixels)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tiles of bytes as the model takes them."""
+        return normalise(pixels, self.images.pixel_mean, self.images.pixel_std)
 
     def _load(self, file: MediaFile, sample: Sample):
         source = file.source.open()
         if sample.video is None:
-            return self.images.image(source, file.max_tiles)
+            return self.images.image(source, file.max_tiles, as_bytes=True)
         start_s, end_s = sample.clip_s or (None, None)
-        return self.images.video(
-            source, max_tiles=file.max_tiles, num_frames=file.clip.frames, start_s=start_s, end_s=end_s
-        )
+        frames = self._frame_choice(file.source, file.clip.frames)
+        frames = {"num_frames": None} if sample.every_frame else frames
+        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
+        return self.images.video(source, **options, **frames)
 
     # ------------------------------------------------------------------------------------- tiles and frames
 
     def _choices(self, sample: Sample, max_tiles: int, rng: np.random.Generator):
         """The media as asked for, and the function from a sample's tokens with them to media that fit."""
         if sample.video is not None:
-            return self._video_choices(sample, int(rng.integers(*self.frames, endpoint=True)))
-        return self._image_choices(sample, max(1, max_tiles // max(1, len(sample.images))))
+            return self._video_choices(sample, rng)
+        return self._image_choices(sample, max(1, max_tiles // max(1, len(sample.images))), rng)
 
-    def _image_choices(self, sample: Sample, max_tiles: int):
+    def _image_choices(self, sample: Sample, max_tiles: int, rng: np.random.Generator):
         sizes = [source.size() for source in sample.images]
 
+        def clips_of(tiles: int) -> list[Clip]:
+            return [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
+
+        # fewer tiles have larger shares: what is drawn for the most holds for all
+        drawn = self._drawn_tokens(clips_of(max_tiles), rng)
+
         def at_most(tiles: int) -> list[MediaFile]:
-            clips = self.images.share_budget(
-                [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
-            )
+            clips = self._share(clips_of(tiles), drawn)
             return [MediaFile(source, clip, tiles) for source, clip in zip(sample.images, clips)]
 
         wanted = at_most(max_tiles)
@@ -194,23 +229,72 @@ class Encoder:
 
         return wanted, smaller
 
-    def _video_choices(self, sample: Sample, frames: int):
+    def _video_choices(self, sample: Sample, rng: np.random.Generator):
         video = sample.video
         assert video is not None
+        frames = self._num_frames(sample, video, rng)
         tiles = self._num_tiles(video.size(), self.frame_tiles) if self.frame_tiles > 1 else 1
+        drawn = self._drawn_tokens([Clip(frames, tiles, self.images.video_repeats)], rng)
 
         def showing(frames: int) -> list[MediaFile]:
-            clips = self.images.share_budget([Clip(frames, tiles, self.images.video_repeats)])
+            clips = self._share([Clip(frames, tiles, self.images.video_repeats)], drawn)
             return [MediaFile(video, clip, self.frame_tiles) for clip in clips]
 
+        def text_of(frames: int) -> int:
+            media = showing(frames)
+            return len(self._tokens(sample, media)[0]) - self._visual_tokens(media)
+
         def smaller(tokens: int) -> list[MediaFile]:
-            fewer = range(FEWEST_FRAMES, frames)
-            fitting = bisect_right(
-                fewer, self.max_tokens, key=lambda n: len(self._tokens(sample, showing(n))[0])
-            )
-            return showing(fewer[max(0, fitting - 1)] if fewer else frames)
+            if sample.every_frame:  # the text names frames by number
+                return showing(frames)
+            fewest = min(FEWEST_FRAMES, frames)
+            least_text = text_of(fewest)
+
+            # under a budget fewer frames may have more tokens, so that one number after another is tried
+            for fewer in range(frames - 1, fewest, -1):
+                left = self.max_tokens - self._visual_tokens(showing(fewer))
+                if least_text <= left and text_of(fewer) <= left:
+                    return showing(fewer)
+            return showing(fewest)
 
         return showing(frames), smaller
+
+    def _num_frames(self, sample: Sample, video: Source, rng: np.random.Generator) -> int:
+        """Frames of a video: all, drawn, or by `fps`; of a file, its packets are read for that."""
+        if sample.every_frame and isinstance(video, VideoFileSource):
+            return video.num_frames()
+        if self.fps is None or not isinstance(video, VideoFileSource):
+            least = min(self.frames)  # with fps, `min_frames` need not be below `max_frames`
+            return int(rng.integers(least, self.frames[1], endpoint=True))
+
+        start_s, end_s = sample.clip_s or (None, None)
+        choice = self._frame_choice(video, self.frames[1])
+        with open_frames(video.open(), start_s=start_s, end_s=end_s, **choice) as chosen:
+            return len(chosen.indices)
+
+    def _frame_choice(self, video: Source, frames: int) -> dict:
+        """The options of `open_frames` with which a video has so many frames."""
+        if self.fps is None or not isinstance(video, VideoFileSource):
+            return {"num_frames": frames}
+        by_rate = {"fps": self.fps} if video.has_times else {}
+        return {"num_frames": None, "max_frames": frames} | by_rate
+
+    def _drawn_tokens(self, clips: Sequence[Clip], rng: np.random.Generator) -> int | None:
+        """The tokens that are wanted of each tile of clips with one budget; None: the processor's rule."""
+        if self.frame_tokens is None or not clips:
+            return None
+        least, most = self.frame_tokens
+        if least == most:
+            return least
+
+        budget = self.max_video_tokens or getattr(self.images, "max_video_tokens", None)
+        shown = sum(clip.frames * clip.tiles * clip.repeats for clip in clips)
+        share = most if budget is None else tokens_of_share(shown, budget, most)
+        return int(rng.integers(min(least, share), share, endpoint=True))
+
+    def _share(self, clips: Sequence[Clip], drawn: int | None) -> list[Clip]:
+        """The clips of a sample with their numbers of tokens."""
+        return self.images.share_budget(clips, max_video_tokens=self.max_video_tokens, frame_tokens=drawn)
 
     def _num_tiles(self, size: tuple[int, int], max_tiles: int) -> int:
         """Tiles that an image of that size is cut into, the thumbnail counted."""
@@ -271,6 +355,19 @@ class Encoder:
         return ids, labels
 
 
+def _range_of(frame_tokens: int | Sequence[int] | None) -> tuple[int, int] | None:
+    """The least and the most tokens of a tile; a single number is both."""
+    if frame_tokens is None:
+        return None
+    numbers = [frame_tokens] * 2 if isinstance(frame_tokens, int) else list(frame_tokens)
+    if len(numbers) != 2 or not all(type(number) is int for number in numbers):
+        raise ValueError(f"frame_tokens={frame_tokens}: expected a number, or the least and the most")
+    least, most = numbers
+    if not 1 <= least <= most:
+        raise ValueError(f"frame_tokens={frame_tokens}: expected 1 <= least <= most")
+    return least, most
+
+
 def _segments(template: Conversation, question: str, frames: int | None) -> list[Segment]:
     """A question with its media; `frames`: of the video that `<video>` in it stands for, None: of none."""
     before, placeholder, after = question.partition(VIDEO_TOKEN)
@@ -296,20 +393,14 @@ def _place_behind(id: int, ids: list[int]) -> int:
 # ----------------------------------------------------------------------------------------------------- images
 
 
-def as_jpeg(
-    tiles: torch.Tensor,
-    rng: np.random.Generator,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> torch.Tensor:
-    """Normalised tiles as they are after JPEG of a quality drawn for each: InternVL's augmentation."""
-    means, stds = (tiles.new_tensor(values).view(3, 1, 1) for values in (mean, std))
-    bytes_of_tiles = ((tiles * stds + means) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+def as_jpeg(tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Tiles `(num_tiles, 3, S, S)` uint8 after JPEG of a quality drawn for each: InternVL's augmentation."""
     degraded = []
-    for tile, quality in zip(bytes_of_tiles, rng.integers(*JPEG_QUALITIES, size=len(tiles), endpoint=True)):
+    qualities = rng.integers(*JPEG_QUALITIES, size=len(tiles), endpoint=True)
+    for tile, quality in zip(tiles.permute(0, 2, 3, 1).numpy(), qualities):
         file = BytesIO()
         Image.fromarray(np.ascontiguousarray(tile)).save(file, "JPEG", quality=int(quality))
-        degraded.append(normalised(Image.open(file), mean, std))
+        degraded.append(pixels_of(Image.open(file)))
     return torch.stack(degraded)
 
 
