@@ -327,15 +327,9 @@ class PVCImageProcessor(BaseImageProcessor):
         return self.token_budget(max_video_tokens, frame_tokens).share(clips)
 
     def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
-        min_tiles, max_tiles = tile_limits(self, max_tiles)
-        return image_tiles(
-            image,
-            self.image_size,
-            max_tiles,
-            min_num=min_tiles,
-            use_thumbnail=self.use_thumbnail,
-            as_bytes=as_bytes,
-        )  # (tiles, 3, S, S)
+        least, most = tile_limits(self, max_tiles)
+        options = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
+        return image_tiles(image, self.image_size, most, **options)  # (tiles, 3, S, S)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
