@@ -196,6 +196,20 @@ def test_an_endpoint_that_refuses_everything_is_not_asked_for_ever(listed, serve
     assert report.replies == {"missing": 130}
 
 
+def test_errors_between_replies_stop_nothing(listed, server, tmp_path):
+    server.answer = lambda body: good_reply(body) if len(server.requests) % 2 else (400, b"no", {})
+    report = run(make_plan(listed, tasks_per_video=6), tmp_path, server.url, concurrency=1)
+    assert not report.gave_up and len(report.failures) == 30 > MOST_ERRORS
+
+
+def test_a_question_is_asked_once_about_a_video(listed, server, tmp_path):
+    pairs = {"pairs": [{"question": question, "answer": "the red one"} for question in ("Which?", "WHICH? ")]}
+    server.answer = lambda body: reply(json.dumps(pairs))
+    report = run(make_plan(listed, tasks=["reasoning_qa", "temporal_qa"]), tmp_path, server.url)
+    assert report.replies == {"used": 10, "nothing left": 10}
+    assert report.dropped == {"repeated question": 30} and sum(report.pairs.values()) == 10
+
+
 def test_content_that_the_provider_refuses_is_kept_as_refused(listed, server, tmp_path):
     server.responses = [
         (400, b'{"error": {"code": "content_policy_violation"}}', {}),
