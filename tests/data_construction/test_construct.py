@@ -27,7 +27,7 @@ from construction import (
     video_of,
     write_list,
 )
-from numbered_videos import number_of
+from numbered_videos import number_of, write_video
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -38,7 +38,8 @@ from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions
 from pvc.training.data.meta import read_meta
 from pvc.training.data_construction.construct import construct
-from pvc.training.data_construction.frames import FrameOptions
+from pvc.training.data_construction.frames import FrameOptions, save_frames
+from pvc.training.data_construction.videos import Video
 
 
 @pytest.fixture(scope="module")
@@ -295,6 +296,13 @@ def test_a_long_video_is_thinned_and_a_share_of_them_less(listed, server, tmp_pa
     numbers = {len(folders[f"v{i}"]) for i in (2, 3, 6, 7)}  # of three and four seconds
     assert numbers == {2, 3} and len(folders["v0"]) == 1
     assert {Image.open(path).size for paths in folders.values() for path in paths} == {(32, 24)}
+
+
+def test_a_frame_that_stays_for_seconds_is_there_for_each(tmp_path):
+    path = write_video(tmp_path / "slow.mkv", 3, "mpeg4", {}, times_ms=[0, 2500, 4000])
+    saved = save_frames(Video("slow", str(path)), tmp_path / "frames", FrameOptions())
+    shown = [number_of(np.asarray(Image.open(frame))) for frame in saved.paths()]
+    assert shown[:5] == [0, 0, 0, 1, 2] and saved.num_frames == len(shown)
 
 
 # ---- training
