@@ -37,6 +37,12 @@ WITHOUT_TILES: dict[
 }
 
 
+def stretched_tile(image: Image.Image, size: int, as_bytes: bool = False) -> torch.Tensor:
+    """The whole image as one tile `(1, 3, S, S)`, its aspect ratio ignored; `as_bytes`: not normalised."""
+    pixels = pixels_of(in_rgb(image).resize((size, size), Image.Resampling.BILINEAR))[None]
+    return pixels if as_bytes else normalise(pixels, CLIP_MEAN, CLIP_STD)
+
+
 class DynamicVLMImageProcessor(PVCImageProcessor):
     """Images -> `pixel_values (F, 3, S, S)` and `clip_grid (F, 4)`, one clip an image.
 
@@ -118,10 +124,7 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         return get_conv_template("dynamic-vlm").video_segments(num_frames, times_s)
 
     def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
-        """The whole image as one tile (1, 3, S, S), its aspect ratio ignored."""
-        image = in_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        pixels = pixels_of(image)[None]
-        return pixels if as_bytes else normalise(pixels, self.pixel_mean, self.pixel_std)
+        return stretched_tile(image, self.image_size, as_bytes)
 
 
 class DynamicVLMProcessor(PVCProcessor):

@@ -295,8 +295,8 @@ class PVCImageProcessor(BaseImageProcessor):
         with open_frames(source, **options, budget=budget) as chosen:
             if frame_times and chosen.times_s is None:
                 raise ValueError("frame_times: the frames of a list or folder have no times")
-            cut = partial(self._tiles, max_tiles=1 if max_tiles is None else max_tiles, as_bytes=as_bytes)
-            tiles = frame_tiles(chosen, cut, budget)
+            most = 1 if max_tiles is None else max_tiles
+            tiles = frame_tiles(chosen, partial(self._tiles, max_tiles=most, as_bytes=as_bytes), budget)
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)

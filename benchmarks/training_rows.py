@@ -51,14 +51,14 @@ def write_data(folder: Path) -> Path:
     return meta
 
 
-def make_dataset(meta: Path, tile_size: int) -> PackedDataset:
-    """Rows of 8,192 tokens with the tiles of the 2B and 8B."""
+def make_dataset(meta: Path, tile_size: int, max_tokens: int = 8192) -> PackedDataset:
+    """Rows of images; by default as long as those of the 2B and 8B."""
     processor = PVCProcessor(
         PVCImageProcessor(image_size=tile_size),
         AutoTokenizer.from_pretrained(str(CHECKPOINT), trust_remote_code=True),
         template="internlm2-chat",
     )
-    return PackedDataset(meta, processor, DataOptions())
+    return PackedDataset(meta, processor, DataOptions(max_tokens=max_tokens))
 
 
 def fetch(way: str, dataset: PackedDataset, rows: int) -> dict[str, float]:

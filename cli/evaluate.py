@@ -207,11 +207,14 @@ def score_task(task: str, data: Path, out: Path, options: Any, judge: Any) -> in
 def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None:
     """Prints the first questions of each task."""
     from pvc.cli.shared import read_config
+    from pvc.evaluation.media import Tiling
     from pvc.evaluation.run import dry_run
 
-    tile_size = read_config(model or str(CHECKPOINT))["vision_config"]["image_size"]
+    config = read_config(model or str(CHECKPOINT))
+    is_stretched = config.get("model_type") == "dynamic_vlm"
+    tiling = Tiling(config["vision_config"]["image_size"], is_stretched)
     for task in tasks:
-        for line in dry_run(task, data, tile_size, options):
+        for line in dry_run(task, data, tiling, options):
             print(printable(line))
 
 

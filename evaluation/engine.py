@@ -1,7 +1,7 @@
 """Who answers: the model of this process, by `chat` and `batch_chat`.
 
-An engine has an `identity` (for the header of the answers), the side of its tiles, and `answer`, which takes
-units and gives an answer or an error for each of their requests. Answers of a batch are those of its
+An engine has an `identity` (for the header of the answers), a `tiling` of its images, and `answer`, which
+takes units and gives an answer or an error for each of their requests. Answers of a batch are those of its
 questions asked alone.
 """
 
@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
-from pvc.evaluation.media import IMAGE, Request, Unit
+from pvc.evaluation.media import IMAGE, Request, Tiling, Unit
 from pvc.evaluation.task import SHOWING, Settings
 
 logger = logging.get_logger(__name__)
@@ -50,7 +50,7 @@ class ChatEngine:
     def __init__(self, model: Any, tokenizer: Any, identity: Mapping[str, Any], batch: int = 1):
         self.model, self.tokenizer = model, tokenizer
         self.identity, self.batch = dict(identity), batch
-        self.tile_size: int = model.config.vision_config.image_size
+        self.tiling = tiling_of(model.config)
         self.cache = model.dialogue_cache()
 
     def answer(self, units: Iterator[Unit], settings: Settings) -> Iterator[Answer]:
@@ -134,6 +134,11 @@ class ChatEngine:
 
     def _count_tokens(self, text: str) -> int:
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
+
+
+def tiling_of(config: Any) -> Tiling:
+    """How the images of a model are cut, by its configuration."""
+    return Tiling(config.vision_config.image_size, is_stretched=config.model_type == "dynamic_vlm")
 
 
 def is_fatal(error: Exception) -> bool:

@@ -27,7 +27,7 @@ from pvc.evaluation.tasks import find_task
 
 if TYPE_CHECKING:
     from pvc.evaluation.engine import Answer
-    from pvc.evaluation.media import Unit
+    from pvc.evaluation.media import Tiling, Unit
 
 COMPLETE, SOME_FAILED, BAD_USAGE, INCOMPLETE = range(4)  # exit codes
 MISSING_SHOWN = 20
@@ -38,7 +38,7 @@ class Engine(Interface):
     """Who answers; see `engine.py`."""
 
     identity: Mapping[str, Any]
-    tile_size: int
+    tiling: "Tiling"
     reads_tiles: bool  # False: it takes images and frames, and cuts them itself
 
     def answer(self, units: Iterator["Unit"], settings: Settings) -> Iterator["Answer"]:
@@ -370,9 +370,7 @@ def ask_all(
     if progress is not None:
         progress(0, total)
     if units:
-        source = read_ahead(
-            Units(units, plan.protocol, engine.tile_size, engine.reads_tiles), options.workers
-        )
+        source = read_ahead(Units(units, plan.protocol, engine.tiling, engine.reads_tiles), options.workers)
         for answer in engine.answer(readable(source), plan.protocol.settings):
             write(answer_line(answer))
 
@@ -449,7 +447,7 @@ def header_of_run(folder: Path) -> dict[str, Any]:
 # ---- dry run
 
 
-def dry_run(task: str, data: Path, tile_size: int, options: Options, number: int = 3) -> Iterator[str]:
+def dry_run(task: str, data: Path, tiling: "Tiling", options: Options, number: int = 3) -> Iterator[str]:
     """Describes the first questions as they would be asked: prompt, tiles, frames, settings. No weights."""
     from pvc.evaluation.media import count_tiles, image_plan, layouts
 
@@ -466,7 +464,7 @@ def dry_run(task: str, data: Path, tile_size: int, options: Options, number: int
         position = 0
         for media, frames in zip(record.media, shown):
             if media.kind == "image":
-                tiles = count_tiles(media, image_plan(settings, position, images), tile_size)
+                tiles = count_tiles(media, image_plan(settings, position, images), tiling)
                 position += 1
                 yield f"image {media.name}: {tiles} tiles"
             else:

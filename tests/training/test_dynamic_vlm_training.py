@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from numbered_videos import write_video
-from training_files import write_image, write_mixed
+from training_files import tiny_processor, write_image, write_mixed
 from training_runs import RECIPE, losses, run, write_dynamic_model
 
 from pvc.compressors import AdaptivePooling
@@ -102,6 +102,20 @@ def test_a_text_draws_nothing(processor):
         for seed, options in enumerate([{}, DRAWN])
     ]
     assert texts[0] == texts[1]
+
+
+def test_a_pvc_draws_the_tokens_of_its_videos_and_keeps_those_of_images(media):
+    processor = tiny_processor(image_size=168)  # 9 tokens a tile
+    found = set()
+    for seed in range(40):
+        one = encoded(
+            processor, video(media), seed, min_frames=3, max_frames=3, **DRAWN | {"frame_tokens": [1, 9]}
+        )
+        found.add(one.media[0].clip.tokens)
+        assert (one.ids == 2041).sum() == 3 * one.media[0].clip.tokens
+    assert found == {1, 4, 9}
+    image = encoded(processor, images(media, 1), **DRAWN)
+    assert image.media[0].clip.tokens is None
 
 
 # ---- frames

@@ -4,7 +4,9 @@ import json
 import pickle
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import tiny_model
@@ -176,6 +178,22 @@ def test_the_labels_of_rows_are_known_before_any_is_decoded(meta, sequence, work
             assert found == labelled.bincount(minlength=int(sample[-1]) + 1).tolist()
     with pytest.raises(ValueError, match="6 rows: the loader tells 5 ahead"):
         numbered.labels_of_next(6)
+
+
+def test_workers_share_the_order_of_an_epoch(meta, sequence, monkeypatch):
+    monkeypatch.setattr("pvc.training.data.loader.SHARED_FROM", 1)
+    one = loader(meta, workers=2)
+    assert equal(rows(one, 12), sequence[:12])
+    folder = Path(one.dataset.mixture.order_folder)
+    made = {path.stem: path for path in folder.glob("*.npy")}
+    assert made  # by the workers: this process has planned nothing
+    for epoch, path in made.items():
+        positions = range(int(epoch) * 24, int(epoch) * 24 + 24)
+        plain = Mixture(read_meta(meta), SMALL["seed"])
+        assert [one.dataset.mixture[i][1] for i in positions] == [plain[i][1] for i in positions]
+        assert np.load(path).dtype == np.int32
+    del one
+    assert not folder.exists()
 
 
 def test_tiles_of_bytes_become_those_of_the_processor_bit_for_bit(meta, sequence):

@@ -7,7 +7,6 @@ Prompts come from `conversation.py`, tiles from the processor. Which samples, an
 others.
 """
 
-import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -194,9 +193,9 @@ class Encoder:
         if sample.video is None:
             return self.images.image(source, file.max_tiles, as_bytes=True)
         start_s, end_s = sample.clip_s or (None, None)
-        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
         frames = self._frame_choice(file.source, file.clip.frames)
         frames = {"num_frames": None} if sample.every_frame else frames
+        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
         return self.images.video(source, **options, **frames)
 
     # ------------------------------------------------------------------------------------- tiles and frames
@@ -277,7 +276,7 @@ class Encoder:
         """The options of `open_frames` with which a video has so many frames."""
         if self.fps is None or not isinstance(video, VideoFileSource):
             return {"num_frames": frames}
-        by_rate = {} if os.path.isdir(video.path) else {"fps": self.fps}  # images have no times
+        by_rate = {"fps": self.fps} if video.has_times else {}
         return {"num_frames": None, "max_frames": frames} | by_rate
 
     def _drawn_tokens(self, clips: Sequence[Clip], rng: np.random.Generator) -> int | None:

@@ -26,6 +26,7 @@ torch's own DataLoader does the work. torchdata's StatefulDataLoader would keep 
 to their number; Hugging Face datasets wants one schema for all lines and a copy of them on the disk.
 """
 
+import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -59,6 +60,7 @@ OF_ENCODER = (  # the options that `encoding.Encoder` takes
     "max_video_tokens",
     "frame_tokens",
 )
+SHARED_FROM = 100_000  # samples of an epoch, from which on workers share its order
 PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
 
 
@@ -226,11 +228,6 @@ class PackedDataset(IterableDataset):
         rng = make_rng(self.options.seed, FRAMES, position)
         return self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
 
-    def prepare_order(self) -> None:
-        """Makes the order of the epoch that comes next, which forked workers then share."""
-        positions = [state.position for state in self.states.values() if state.position is not None]
-        self.mixture[min(positions, default=0)]
-
     def _load(self, number: int, plan: PackPlan, labels: list[int]) -> Pack:
         samples, broken = [], list(plan.broken)
         for position, encoded in plan.samples:
@@ -308,6 +305,7 @@ class PackLoader(DataLoader):
         self.states: dict[int, StreamState] = {}
         self.broken: dict[str, str] = {}
         self.as_bytes = as_bytes
+        self._orders: tempfile.TemporaryDirectory | None = None  # of epochs, for all workers
         dataset.rows_ahead = rows_ahead
 
         super().__init__(
@@ -327,8 +325,10 @@ class PackLoader(DataLoader):
 
     def __iter__(self) -> Rows:
         self.dataset.first_pack, self.dataset.states = self.next_pack, dict(self.states)
-        if self.num_workers:
-            self.dataset.prepare_order()
+        mixture = self.dataset.mixture
+        if self.num_workers and self._orders is None and len(mixture) >= SHARED_FROM:
+            self._orders = tempfile.TemporaryDirectory(prefix="pvc-order-", ignore_cleanup_errors=True)
+            mixture.order_folder = self._orders.name
         return Rows(self, super().__iter__())
 
     def hand_out(self, pack: Pack) -> dict[str, torch.Tensor | bool]:
