@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 import time
 from collections import Counter
@@ -296,6 +297,18 @@ def test_a_long_video_is_thinned_and_a_share_of_them_less(listed, server, tmp_pa
     numbers = {len(folders[f"v{i}"]) for i in (2, 3, 6, 7)}  # of three and four seconds
     assert numbers == {2, 3} and len(folders["v0"]) == 1
     assert {Image.open(path).size for paths in folders.values() for path in paths} == {(32, 24)}
+
+
+def test_other_frames_are_asked_about_anew(server, tmp_path):
+    listed, out = write_list(tmp_path, 2), tmp_path / "out"
+    run(make_plan(listed), out, server.url)
+    write_video(tmp_path / "0.mp4", 20, "mpeg4", {})
+    run(make_plan(listed), out, server.url)
+    assert len(server.requests) == 4  # the saved frames count, not the file
+
+    shutil.rmtree(out / "frames" / "v0")
+    run(make_plan(listed), out, server.url)
+    assert [video for video, _ in asked(server)[4:]] == [0, 0]
 
 
 def test_a_frame_that_stays_for_seconds_is_there_for_each(tmp_path):
