@@ -302,13 +302,14 @@ def test_a_long_video_is_thinned_and_a_share_of_them_less(listed, server, tmp_pa
 def test_other_frames_are_asked_about_anew(server, tmp_path):
     listed, out = write_list(tmp_path, 2), tmp_path / "out"
     run(make_plan(listed), out, server.url)
-    write_video(tmp_path / "0.mp4", 20, "mpeg4", {})
+    write_video(tmp_path / "1.mp4", 4, "mpeg4", {}, times_ms=[0, 500, 1000, 1500])  # two seconds too
     run(make_plan(listed), out, server.url)
     assert len(server.requests) == 4  # the saved frames count, not the file
 
-    shutil.rmtree(out / "frames" / "v0")
+    shutil.rmtree(out / "frames" / "v1")
     run(make_plan(listed), out, server.url)
-    assert [video for video, _ in asked(server)[4:]] == [0, 0]
+    assert [video for video, _ in asked(server)[4:]] == [1, 1]
+    assert {len(images_of(body)) for _, _, body in server.requests[4:]} == {2}  # as many as before
 
 
 def test_a_frame_that_stays_for_seconds_is_there_for_each(tmp_path):
