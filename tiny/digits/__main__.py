@@ -35,7 +35,7 @@ def run_all(folder: Path, names: Sequence[str], *, seeds: int, jobs: int, sizes:
     try:
         if runs:
             pool.submit(write_base, folder, sizes).result()
-        futures = [pool.submit(run_one, folder, *run, sizes) for run in runs]
+        futures = [pool.submit(run_one, folder, name, seed, sizes) for name, seed in runs]
         for future in logging.tqdm(as_completed(futures), total=len(runs), desc="Runs"):
             future.result()
     finally:
