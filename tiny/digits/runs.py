@@ -123,7 +123,9 @@ def write_base(folder: Path, sizes: Sizes):
 
 
 def run_one(folder: Path, name: str, seed: int, sizes: Sizes):
-    """Trains and evaluates one run and writes its result."""
+    """Trains and evaluates one run and writes its result, unless another process has meanwhile."""
+    if result_path(folder, name, seed).exists():
+        return
     torch.set_num_threads(1)
     run = (RUNS | CONVERTED)[name]
     model = new_model(run.changes, seed, load_file(folder / "base.safetensors"), run.start)
