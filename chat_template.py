@@ -14,11 +14,19 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from .clips import Clip
-from .conversation import FIRST_FRAME, Conversation, PlainTextEncoder, Segment
+from .clips import Clip, clip_grid_of
+from .conversation import (
+    FIRST_FRAME,
+    Conversation,
+    PlainTextEncoder,
+    Segment,
+    adds_bos,
+    get_conv_template,
+    jinja_template,
+)
 from .frame_choice import FrameChoice
 from .media_policy import shown
 from .processing_options import FRAME_OPTIONS, IMAGE_TOKEN, VIDEO_TOKEN
@@ -469,3 +477,20 @@ def _common_prefix(one: list[int], other: list[int]) -> int:
     """The number of ids with which both begin."""
     differing = (i for i, (a, b) in enumerate(zip(one, other)) if a != b)
     return next(differing, min(len(one), len(other)))
+
+
+def media_inputs(media: Sequence[Media]) -> BatchFeature:
+    """`pixel_values` and `clip_grid` of media in prompt order; empty where there are none."""
+    if not media:
+        return BatchFeature({})
+
+    # a single one is not copied: a video of many frames has gigabytes
+    tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
+    clip_grid = clip_grid_of(item.clip for item in media)
+    return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
+
+
+def jinja_of(name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The Jinja template of a prompt template, for that tokenizer."""
+    writes_bos = tokenizer is not None and adds_bos(tokenizer)
+    return jinja_template(get_conv_template(name), writes_bos=writes_bos)

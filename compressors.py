@@ -12,7 +12,7 @@ plain arithmetic; the model asks `forward`.
 Shapes: `F` frames, `N` patches of a frame in raster order, `M` tokens of a frame, `C` width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isqrt
 from typing import Any, NamedTuple
 
@@ -218,32 +218,72 @@ def make_compressor(name: str, num_patches: int, width: int) -> nn.Module:
     return TokenPruning(num_patches, width) if name == "pruning" else COMPRESSORS[name]()
 
 
+def by_number(
+    compress: Callable[[torch.Tensor, int], torch.Tensor], features: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Tokens `(sum of tokens, C)` of frames `(F, N, C)`, as many of each as `tokens (F,)` says, in order.
+
+    `compress (frames, N, C), M -> (frames, M, C)`: called once for each number.
+    """
+    numbers = tokens.unique().tolist()
+    if len(numbers) == 1:
+        return compress(features, numbers[0]).flatten(0, 1)  # (F * M, C)
+
+    # frames of the same number together, each then to its position
+    starts = tokens.cumsum(0) - tokens  # (F,)
+    parts, positions = [], []
+    for number in numbers:
+        frames = (tokens == number).nonzero().flatten()  # (frames,)
+        parts.append(compress(features[frames.to(features.device)], number).flatten(0, 1))
+        positions.append((starts[frames, None] + torch.arange(number)).flatten())
+
+    order = torch.cat(positions).argsort().to(features.device)
+    return torch.cat(parts)[order]
+
+
 class TokenBudget(NamedTuple):
     """How the clips of one prompt share visual tokens.
 
     Attributes:
         compressor: a name of `COMPRESSORS`.
-        patches: of a tile.
-        max_video_tokens: of all frames of a video; the images of a prompt together count as a video.
-        most: of a tile.
+        patches: of a tile: what the compressor makes tokens of.
+        max_video_tokens: of all frames of a video; the images of a prompt together count as a video. None:
+            no limit.
+        most: of a tile; None: all patches.
         fixed: tokens of every tile, whatever the budget is; None: the budget decides.
+        counts_images: whether images take part; else they keep the model's own number.
     """
 
     compressor: str
     patches: int
-    max_video_tokens: int
-    most: int
+    max_video_tokens: int | None
+    most: int | None = None
     fixed: int | None = None
+    counts_images: bool = True
 
     def share(self, clips: Sequence[Clip]) -> list[Clip]:
-        """The clips of one prompt with their numbers of tokens."""
-        num_images = sum(clip.tiles for clip in clips if clip.frames == 1)
-        return [
-            clip._replace(tokens=self.tokens(num_images if clip.frames == 1 else clip.frames * clip.tiles))
-            for clip in clips
-        ]
+        """The clips of one prompt with their numbers of tokens; without any limit as they are."""
+        if self.max_video_tokens is None and self.fixed is None:
+            return list(clips)
+
+        num_images = sum(clip.tiles * clip.repeats for clip in clips if clip.frames == 1)
+        shared = []
+        for clip in clips:
+            shown = num_images if clip.frames == 1 else clip.frames * clip.tiles * clip.repeats
+            takes_part = clip.frames > 1 or self.counts_images
+            shared.append(clip._replace(tokens=self.tokens(shown)) if takes_part else clip)
+        return shared
 
     def tokens(self, tiles: int) -> int:
-        """Tokens of each of `tiles` tiles that share the budget."""
-        wanted = self.fixed or frame_tokens(tiles, self.max_video_tokens, self.most)
+        """Tokens of each of `tiles` tiles, repeats counted, that share the budget."""
+        wanted = self.fixed or self.most or self.patches
+        if self.fixed is None and self.max_video_tokens is not None:
+            wanted = frame_tokens(tiles, self.max_video_tokens, wanted)
         return COMPRESSORS[self.compressor].tokens(wanted, self.patches)
+
+    def fewest(self, is_image: bool) -> int:
+        """The fewest tokens that a tile of an image, or of a frame of a video, may get."""
+        is_limited = self.max_video_tokens is not None or self.fixed is not None
+        if not is_limited or (is_image and not self.counts_images):
+            return self.patches
+        return self.tokens(1) if self.fixed else 1

@@ -7,19 +7,17 @@ and Qwen2.5-7B. The constructor checks the type and range of its fields, as `PVC
 from transformers import AutoConfig, CLIPVisionConfig, PretrainedConfig
 
 from .compressors import COMPRESSORS, TokenBudget
-from .configuration_pvc import (
-    MOST_LAYERS,
-    VLMConfig,
-    _as_value_errors,
-    _llm_config,
-    _require,
-    _require_activation,
-    _require_dict,
-    _require_integers,
-    _require_numbers,
-    _require_one_of,
-    _shown,
+from .configuration_checks import (
+    as_value_errors,
+    require,
+    require_activation,
+    require_dict,
+    require_integers,
+    require_numbers,
+    require_one_of,
+    shown,
 )
+from .configuration_pvc import MOST_LAYERS, VLMConfig, _llm_config
 from .conversation import DYNAMIC_VLM_TEMPLATES
 
 AUTO_MAP = {
@@ -123,21 +121,21 @@ class DynamicVLMConfig(VLMConfig):
         self._finish(AUTO_MAP, new_parameters, kwargs)
 
     def _check(self):
-        _require_one_of("compressor", self.compressor, COMPRESSORS)
-        _require_one_of("template", self.template, DYNAMIC_VLM_TEMPLATES)
-        _require_integers(self, "max_video_tokens", "min_frame_tokens", "max_frame_tokens")
-        _require_integers(self, "image_token_id", least=0)
-        _require(
+        require_one_of("compressor", self.compressor, COMPRESSORS)
+        require_one_of("template", self.template, DYNAMIC_VLM_TEMPLATES)
+        require_integers(self, "max_video_tokens", "min_frame_tokens", "max_frame_tokens")
+        require_integers(self, "image_token_id", least=0)
+        require(
             self.min_frame_tokens <= self.max_frame_tokens,
             f"min_frame_tokens {self.min_frame_tokens} is above max_frame_tokens {self.max_frame_tokens}",
         )
         if self.max_encoder_tiles is not None:
-            _require_integers(self, "max_encoder_tiles")
+            require_integers(self, "max_encoder_tiles")
 
         names = self.new_parameters
-        _require(
+        require(
             isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
-            f"new_parameters is {_shown(names)}: expected a list of parts of parameter names",
+            f"new_parameters is {shown(names)}: expected a list of parts of parameter names",
         )
 
     @property
@@ -145,31 +143,42 @@ class DynamicVLMConfig(VLMConfig):
         """Patches of a frame: 576 of 336 x 336 pixels."""
         return (self.vision_config.image_size // self.vision_config.patch_size) ** 2
 
-    def token_budget(self, fixed: int | None = None) -> TokenBudget:
-        """How the clips of a prompt share visual tokens; `fixed`: tokens of every frame, whatever it is."""
+    def token_budget(
+        self, max_video_tokens: int | None = None, frame_tokens: int | None = None
+    ) -> TokenBudget:
+        """How the clips of a prompt share visual tokens.
+
+        Args:
+            max_video_tokens: in place of the configuration's.
+            frame_tokens: of every frame and image, whatever the budget is.
+        """
         return TokenBudget(
-            self.compressor, self.num_patches, self.max_video_tokens, self.max_frame_tokens, fixed
+            self.compressor,
+            patches=self.num_patches,
+            max_video_tokens=max_video_tokens or self.max_video_tokens,
+            most=self.max_frame_tokens,
+            fixed=frame_tokens,
         )
 
 
 def _clip_config(config) -> CLIPVisionConfig:
     """The ViT's configuration from an object or a dict; None is CLIP ViT-L/14 at 336 pixels."""
     if not isinstance(config, PretrainedConfig):
-        _require_dict("vision_config", config)
+        require_dict("vision_config", config)
         values = dict(CLIP_L_336 if config is None else config)
-        with _as_value_errors("vision_config"):
+        with as_value_errors("vision_config"):
             config = CLIPVisionConfig(**values)
 
-    _require_integers(config, "num_channels", "image_size", "patch_size", "hidden_size", "intermediate_size")
-    _require_integers(config, "num_attention_heads")
-    _require_integers(config, "num_hidden_layers", most=MOST_LAYERS)
-    _require_numbers(config, "layer_norm_eps", "attention_dropout", most=1)
-    _require_activation("hidden_act", config.hidden_act)
-    _require(
+    require_integers(config, "num_channels", "image_size", "patch_size", "hidden_size", "intermediate_size")
+    require_integers(config, "num_attention_heads")
+    require_integers(config, "num_hidden_layers", most=MOST_LAYERS)
+    require_numbers(config, "layer_norm_eps", "attention_dropout", most=1)
+    require_activation("hidden_act", config.hidden_act)
+    require(
         config.image_size % config.patch_size == 0,
         f"image_size {config.image_size} is not a multiple of patch_size {config.patch_size}",
     )
-    _require(
+    require(
         config.hidden_size % config.num_attention_heads == 0,
         f"hidden_size {config.hidden_size} is not a multiple of num_attention_heads "
         f"{config.num_attention_heads}",

@@ -6,24 +6,29 @@ numbers relate, and says so in the error; that token ids are in the vocabulary i
 since small vocabularies exist. No tensors here.
 """
 
-import math
-import reprlib
-from collections.abc import Mapping
-from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any, ClassVar, NamedTuple
 
-import torch
 from transformers import AutoConfig, PretrainedConfig
-from transformers.activations import ACT2FN
 
+from .compressors import TokenBudget
+from .configuration_checks import (
+    LARGEST_INTEGER,
+    as_value_errors,
+    is_number,
+    require,
+    require_activation,
+    require_booleans,
+    require_common_fields,
+    require_dict,
+    require_integers,
+    require_numbers,
+    require_one_of,
+    require_token_ids,
+    shown,
+)
 from .conversation import TEMPLATES
 from .json_files import check_json_files
-
-try:
-    from huggingface_hub.errors import StrictDataclassError
-except ImportError:  # an older hub: transformers then raises TypeError
-    StrictDataclassError = TypeError
 
 MODEL_TYPES = ("pvc", "pvc_internvl", "internvl_chat")  # ours, the release's, InternVL's
 AUTO_MAP = {
@@ -33,10 +38,8 @@ AUTO_MAP = {
     "AutoModelForImageTextToText": "modeling_pvc.PVCForConditionalGeneration",
     "AutoModelForMultimodalLM": "modeling_pvc.PVCForConditionalGeneration",
 }
-LARGEST_INTEGER = 2**31 - 1  # of any field: no model has larger sizes or token ids
 MOST_LAYERS = 10_000
 ROPE_TYPES = ("default", "linear", "dynamic")  # of InternLM2
-MOST_LABELS = 100_000
 LLM_SIZES = {
     "vocab_size": LARGEST_INTEGER,
     "hidden_size": LARGEST_INTEGER,
@@ -45,8 +48,6 @@ LLM_SIZES = {
     "num_attention_heads": LARGEST_INTEGER,
     "max_position_embeddings": LARGEST_INTEGER,
 }
-SHORT = reprlib.Repr()
-SHORT.maxstring, SHORT.maxother, SHORT.maxlevel = 60, 60, 3
 
 
 class LLMFamily(NamedTuple):
@@ -93,111 +94,6 @@ def llm_type_of(architecture: str | None) -> str | None:
     """The `model_type` of an LLM by its class name in `architectures`; None where it is not known."""
     types = {family.architecture: llm_type for llm_type, family in LLM_FAMILIES.items()}
     return types.get(architecture) if architecture is not None else None
-
-
-def _require(condition: bool, message: str):
-    if not condition:
-        raise ValueError(message)
-
-
-def _require_integers(config, *names: str, least: int = 1, most: int = LARGEST_INTEGER):
-    for name in names:
-        value = getattr(config, name)
-        _require(
-            type(value) is int and least <= value <= most,
-            f"{name} is {_shown(value)}: expected at least {least}"
-            f"{'' if most == LARGEST_INTEGER else f' and at most {most}'}, a whole number",
-        )
-
-
-def _require_numbers(config, *names: str, least: float = 0.0, most: float = math.inf):
-    for name in names:
-        value = getattr(config, name)
-        _require(
-            _is_number(value) and least <= value <= most,
-            f"{name} is {_shown(value)}: expected a number of at least {least:g}"
-            f"{'' if most == math.inf else f' and at most {most:g}'}",
-        )
-
-
-def _require_booleans(config, *names: str):
-    for name in names:
-        value = getattr(config, name)
-        _require(isinstance(value, bool), f"{name} is {_shown(value)}: expected true or false")
-
-
-def _require_token_ids(config, *names: str):
-    """None, an id, or a list of ids."""
-    for name in names:
-        value = getattr(config, name)
-        ids = value if isinstance(value, list | tuple) else [value]
-        whole = all(type(x) is int and abs(x) <= LARGEST_INTEGER for x in ids)
-        _require(
-            value is None or (len(ids) > 0 and whole),
-            f"{name} is {_shown(value)}: expected a token id, a list of them, or none",
-        )
-
-
-def _require_one_of(name: str, value, allowed):
-    known = isinstance(value, str) and value in allowed
-    _require(known, f"{name} is {_shown(value)}: expected one of {', '.join(map(repr, allowed))}")
-
-
-def _require_dict(name: str, value):
-    _require(
-        value is None or isinstance(value, Mapping), f"{name} is {_shown(value)}: expected a dict or none"
-    )
-
-
-def _require_activation(name: str, value):
-    known = isinstance(value, str) and value in ACT2FN
-    _require(known, f"{name} is {_shown(value)}: expected a name of transformers' ACT2FN, such as 'gelu'")
-
-
-def _is_number(value) -> bool:
-    """Whether a value is an int or float that float32 can hold; booleans are not."""
-    return type(value) in (int, float) and -1e38 < value < 1e38
-
-
-def _shown(value) -> str:
-    """`repr` of a value, cut where it is long or deep: it may come from a damaged file."""
-    if type(value) is int and abs(value) > 10**30:
-        return "an integer of more than 30 digits"
-    return SHORT.repr(value)
-
-
-@contextmanager
-def _as_value_errors(what: str):
-    """Turns what transformers raises for fields of a wrong type into a ValueError that names `what`."""
-    try:
-        yield
-    except (
-        TypeError,
-        AttributeError,
-        KeyError,
-        OverflowError,
-        RecursionError,
-        StrictDataclassError,
-    ) as error:
-        raise ValueError(f"{what} has a field of a wrong type or value: {error}") from error
-
-
-def _require_common_fields(values: dict):
-    """Checks those of transformers' own fields that a wrong value makes hang, or fail without its name."""
-    labels = values.get("num_labels")
-    _require(
-        labels is None or (type(labels) is int and 0 <= labels <= MOST_LABELS),
-        f"num_labels is {_shown(labels)}: expected a whole number of at most {MOST_LABELS}",
-    )
-    # of transformers 5, and of 4
-    for name in ("dtype", "torch_dtype"):
-        dtype = values.get(name)
-        _require(
-            dtype is None or isinstance(dtype, str | torch.dtype),
-            f"{name} is {_shown(dtype)}: expected the name of a dtype, such as 'bfloat16'",
-        )
-    for name in ("id2label", "label2id", "auto_map"):
-        _require_dict(name, values.get(name))
 
 
 class InternVisionConfig(PretrainedConfig):
@@ -273,40 +169,40 @@ class InternVisionConfig(PretrainedConfig):
         self.temporal_condition = temporal_condition
 
         self._check()
-        _require_common_fields(kwargs)
-        with _as_value_errors("vision_config"):
+        require_common_fields(kwargs)
+        with as_value_errors("vision_config"):
             super().__init__(**kwargs)
 
     def _check(self):
         # types and ranges
-        _require_integers(self, "num_channels", "patch_size", "image_size", "hidden_size")
-        _require_integers(self, "num_attention_heads", "intermediate_size")
-        _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
-        _require_integers(self, "num_temporal_layers", "time_embed_dim", least=-MOST_LAYERS)
-        _require_numbers(self, "initializer_range", "initializer_factor")
-        _require_numbers(self, "layer_norm_eps", "dropout", "attention_dropout", "drop_path_rate", most=1)
-        _require_booleans(self, "qkv_bias", "qk_normalization")
-        _require_activation("hidden_act", self.hidden_act)
-        _require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
-        _require_one_of("temporal_condition", self.temporal_condition, ("x+te", "te", "none"))
+        require_integers(self, "num_channels", "patch_size", "image_size", "hidden_size")
+        require_integers(self, "num_attention_heads", "intermediate_size")
+        require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
+        require_integers(self, "num_temporal_layers", "time_embed_dim", least=-MOST_LAYERS)
+        require_numbers(self, "initializer_range", "initializer_factor")
+        require_numbers(self, "layer_norm_eps", "dropout", "attention_dropout", "drop_path_rate", most=1)
+        require_booleans(self, "qkv_bias", "qk_normalization")
+        require_activation("hidden_act", self.hidden_act)
+        require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
+        require_one_of("temporal_condition", self.temporal_condition, ("x+te", "te", "none"))
 
         # what fits together
-        _require(self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}: expected 0 to below 1")
-        _require(
+        require(self.drop_path_rate < 1, f"drop_path_rate is {self.drop_path_rate}: expected 0 to below 1")
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of "
             f"num_attention_heads {self.num_attention_heads}",
         )
-        _require(
+        require(
             self.image_size % self.patch_size == 0,
             f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
         )
-        _require(
+        require(
             0 <= self.num_temporal_layers <= self.num_hidden_layers,
             f"num_temporal_layers {self.num_temporal_layers} is not between 0 and num_hidden_layers "
             f"{self.num_hidden_layers}",
         )
-        _require(
+        require(
             self.time_embed_dim > 0 and self.time_embed_dim % 2 == 0,
             f"time_embed_dim {self.time_embed_dim} is not a positive even number (half cosines, half sines)",
         )
@@ -384,27 +280,27 @@ class InternLM2Config(PretrainedConfig):
         self.tie_word_embeddings = tie_word_embeddings
 
         self._check()
-        _require_common_fields(kwargs)
-        with _as_value_errors("llm_config"):
+        require_common_fields(kwargs)
+        with as_value_errors("llm_config"):
             super().__init__(**kwargs)
 
     def _check(self):
         # types and ranges
-        _require_integers(self, "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
-        _require_integers(self, "num_attention_heads", "num_key_value_heads")
-        _require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
-        _require_numbers(self, "initializer_range")
-        _require_numbers(self, "rms_norm_eps", most=1)
-        _require_booleans(self, "use_cache", "bias", "tie_word_embeddings")
-        _require_token_ids(self, "pad_token_id", "bos_token_id", "eos_token_id")
-        _require_activation("hidden_act", self.hidden_act)
+        require_integers(self, "vocab_size", "hidden_size", "intermediate_size", "max_position_embeddings")
+        require_integers(self, "num_attention_heads", "num_key_value_heads")
+        require_integers(self, "num_hidden_layers", most=MOST_LAYERS)
+        require_numbers(self, "initializer_range")
+        require_numbers(self, "rms_norm_eps", most=1)
+        require_booleans(self, "use_cache", "bias", "tie_word_embeddings")
+        require_token_ids(self, "pad_token_id", "bos_token_id", "eos_token_id")
+        require_activation("hidden_act", self.hidden_act)
 
-        _require(
+        require(
             self.hidden_size % self.num_attention_heads == 0,
             f"hidden_size {self.hidden_size} is not a multiple of "
             f"num_attention_heads {self.num_attention_heads}",
         )
-        _require(
+        require(
             self.num_attention_heads % self.num_key_value_heads == 0,
             f"num_attention_heads {self.num_attention_heads} is not a multiple of num_key_value_heads "
             f"{self.num_key_value_heads}",
@@ -422,8 +318,8 @@ class InternLM2Config(PretrainedConfig):
 
 def _internlm2_rope(rope_theta, rope_scaling, rope_parameters) -> dict:
     """RoPE's settings under transformers' names, from these or the released ones."""
-    _require_dict("rope_scaling", rope_scaling)
-    _require_dict("rope_parameters", rope_parameters)
+    require_dict("rope_scaling", rope_scaling)
+    require_dict("rope_parameters", rope_parameters)
     rope = dict(rope_parameters or rope_scaling or {})
     legacy_type = rope.pop("type", "default")
     return {"rope_type": legacy_type, "rope_theta": rope_theta} | rope
@@ -434,11 +330,11 @@ def check_internlm2_rope(rope: dict):
     kind: Any = rope.get("rope_type")
     theta: Any = rope.get("rope_theta")
     factor: Any = rope.get("factor")
-    _require_one_of("rope_type", kind, ROPE_TYPES)
-    _require(_is_number(theta) and theta > 0, f"rope_theta is {_shown(theta)}: expected a number above 0")
-    _require(
-        kind == "default" or (_is_number(factor) and factor >= 1),
-        f"rope_scaling {_shown(rope)} needs a factor of at least 1",
+    require_one_of("rope_type", kind, ROPE_TYPES)
+    require(is_number(theta) and theta > 0, f"rope_theta is {shown(theta)}: expected a number above 0")
+    require(
+        kind == "default" or (is_number(factor) and factor >= 1),
+        f"rope_scaling {shown(rope)} needs a factor of at least 1",
     )
 
 
@@ -452,19 +348,19 @@ class VLMConfig(PretrainedConfig):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         """As transformers', but a folder without config.json is an error, where defaults would be a model."""
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"))
-        with _as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
+        with as_value_errors(f"config.json of {pretrained_model_name_or_path}"):
             values, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
 
         # what transformers gives where there is no file
         if not values:
             raise OSError(f"{pretrained_model_name_or_path} has no config.json: is it the folder of a model?")
-        _require_dict(f"config.json of {pretrained_model_name_or_path}", values)
+        require_dict(f"config.json of {pretrained_model_name_or_path}", values)
 
         # another model's folder
         model_type = values.get("model_type")
-        _require(
+        require(
             isinstance(model_type, str) and model_type in cls.model_types,
-            f"config.json of {pretrained_model_name_or_path} has model_type {_shown(model_type)}: expected "
+            f"config.json of {pretrained_model_name_or_path} has model_type {shown(model_type)}: expected "
             f"one of {', '.join(cls.model_types)}",
         )
         return values, kwargs
@@ -476,12 +372,12 @@ class VLMConfig(PretrainedConfig):
         """Checks the fields, and lets transformers take the rest."""
         self._check()
         self.new_parameters = list(new_parameters)
-        _require_common_fields(kwargs)
+        require_common_fields(kwargs)
 
         # transformers looks for these at the top
         kwargs["tie_word_embeddings"] = getattr(self.llm_config, "tie_word_embeddings", False)
         kwargs["auto_map"] = auto_map | (kwargs.get("auto_map") or {})
-        with _as_value_errors("the configuration"):
+        with as_value_errors("the configuration"):
             PretrainedConfig.__init__(self, **kwargs)
 
 
@@ -501,6 +397,8 @@ class PVCConfig(VLMConfig):
         tile_repeat_order: order of an image's visual tokens: "tile" (each tile with its repeats in a row)
             or "frame" (all tiles, then all again).
         adaptive_compression: AdaLN in the projector; False is InternVL's LayerNorm with weight and bias.
+        max_video_tokens: visual tokens that the frames of a video share; patches are pooled before they are
+            projected where the budget asks for it (`compressors.py`). None: no budget. Images keep theirs.
         max_encoder_tiles: chunk size of the ViT in tiles, where no gradients are needed: bounds memory and
             changes no result; None: all tiles at once.
         image_token_id: id of `<IMG_CONTEXT>`, which stands for one visual token (also called
@@ -538,6 +436,7 @@ class PVCConfig(VLMConfig):
         video_repeats=1,
         tile_repeat_order="tile",
         adaptive_compression=True,
+        max_video_tokens=None,
         max_encoder_tiles=32,
         image_token_id=92546,
         template="internlm2-chat",
@@ -561,6 +460,7 @@ class PVCConfig(VLMConfig):
         self.video_repeats = video_repeats
         self.tile_repeat_order = tile_repeat_order
         self.adaptive_compression = adaptive_compression
+        self.max_video_tokens = max_video_tokens
         self.max_encoder_tiles = max_encoder_tiles
 
         # prompts
@@ -585,62 +485,82 @@ class PVCConfig(VLMConfig):
         self._check_types()
         vit, ratio = self.vision_config, self.downsample_ratio
         side = self.force_image_size // vit.patch_size
-        _require(
+        require(
             self.force_image_size % vit.patch_size == 0,
             f"force_image_size {self.force_image_size} is not a multiple of patch_size {vit.patch_size}",
         )
 
         # whole blocks of patches become visual tokens
         block = round(1 / ratio)
-        _require(
+        require(
             abs(block * ratio - 1) < 1e-6 and side % block == 0,
             f"downsample_ratio {ratio} does not divide the grid of {side}x{side} patches into whole blocks",
         )
 
         # the layer that is projected
         layers = vit.num_hidden_layers
-        _require(
+        require(
             -layers - 1 <= self.select_layer <= layers,
             f"select_layer {self.select_layer} is not among the ViT's {layers + 1} hidden states",
         )
-        _require(
+        require(
             self.min_dynamic_patch <= self.max_dynamic_patch,
             f"min_dynamic_patch {self.min_dynamic_patch} is above max_dynamic_patch {self.max_dynamic_patch}",
         )
 
     def _check_types(self):
         ratio = self.downsample_ratio
-        _require(
-            _is_number(ratio) and 1e-6 < ratio <= 1,
-            f"downsample_ratio {_shown(ratio)} is not above 0 and at most 1",
+        require(
+            is_number(ratio) and 1e-6 < ratio <= 1,
+            f"downsample_ratio {shown(ratio)} is not above 0 and at most 1",
         )
-        _require_integers(self, "image_repeats", "video_repeats", "force_image_size")
-        _require_integers(self, "min_dynamic_patch", "max_dynamic_patch")
+        require_integers(self, "image_repeats", "video_repeats", "force_image_size")
+        require_integers(self, "min_dynamic_patch", "max_dynamic_patch")
+        if self.max_video_tokens is not None:
+            require_integers(self, "max_video_tokens")
         # select_layer counts from the end where it is negative
-        _require_integers(self, "select_layer", "image_token_id", least=-LARGEST_INTEGER)
-        _require_booleans(self, "adaptive_compression", "dynamic_image_size", "use_thumbnail")
-        _require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame"))
-        _require_one_of("ps_version", self.ps_version, ("v1", "v2"))
-        _require_one_of("template", self.template, TEMPLATES)
+        require_integers(self, "select_layer", "image_token_id", least=-LARGEST_INTEGER)
+        require_booleans(self, "adaptive_compression", "dynamic_image_size", "use_thumbnail")
+        require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame"))
+        require_one_of("ps_version", self.ps_version, ("v1", "v2"))
+        require_one_of("template", self.template, TEMPLATES)
 
         if self.max_encoder_tiles is not None:
-            _require(
+            require(
                 type(self.max_encoder_tiles) is int and self.max_encoder_tiles >= 1,
-                f"max_encoder_tiles is {_shown(self.max_encoder_tiles)}: expected at least 1, a whole "
+                f"max_encoder_tiles is {shown(self.max_encoder_tiles)}: expected at least 1, a whole "
                 "number, or None for no limit",
             )
 
         names = self.new_parameters
-        _require(
+        require(
             isinstance(names, list | tuple) and all(isinstance(name, str) for name in names),
-            f"new_parameters is {_shown(names)}: expected a list of parts of parameter names",
+            f"new_parameters is {shown(names)}: expected a list of parts of parameter names",
+        )
+
+    def token_budget(
+        self, max_video_tokens: int | None = None, frame_tokens: int | None = None
+    ) -> TokenBudget:
+        """How the videos of a prompt share visual tokens.
+
+        Args:
+            max_video_tokens: in place of the configuration's.
+            frame_tokens: of every frame of a video, whatever the budget is.
+        """
+        side = round(self.force_image_size // self.vision_config.patch_size * self.downsample_ratio)
+        return TokenBudget(
+            "pooling",
+            patches=side**2,
+            max_video_tokens=max_video_tokens or self.max_video_tokens,
+            fixed=frame_tokens,
+            counts_images=False,
         )
 
 
 def _vision_config(config) -> InternVisionConfig:
     if isinstance(config, PretrainedConfig):
         return config
-    _require_dict("vision_config", config)
+    require_dict("vision_config", config)
     return InternVisionConfig(**(config or {}))
 
 
@@ -651,19 +571,19 @@ def _llm_config(config) -> PretrainedConfig:
     """
     if isinstance(config, PretrainedConfig):
         return config
-    _require_dict("llm_config", config)
+    require_dict("llm_config", config)
     if config is None:
         return InternLM2Config(rope_scaling={"type": "dynamic", "factor": 2.0})
 
     # a released configuration may name its class alone
     config = dict(config)
     architectures = config.get("architectures") or [None]
-    _require(
+    require(
         isinstance(architectures, list | tuple) and isinstance(architectures[0], str | None),
-        f"llm_config.architectures is {_shown(architectures)}: expected a list of names",
+        f"llm_config.architectures is {shown(architectures)}: expected a list of names",
     )
     llm_type = config.pop("model_type", None) or llm_type_of(architectures[0]) or "internlm2"
-    _require_one_of("llm_config.model_type", llm_type, LLM_FAMILIES)
+    require_one_of("llm_config.model_type", llm_type, LLM_FAMILIES)
     if LLM_FAMILIES[llm_type].is_own_code:
         return InternLM2Config(**config)
     return _transformers_llm_config(llm_type, config)
@@ -672,34 +592,34 @@ def _llm_config(config) -> PretrainedConfig:
 def _transformers_llm_config(llm_type: str, values: dict) -> PretrainedConfig:
     """Configuration of an LLM that is transformers' own, its sizes checked before and after it is made."""
     rope = values.get("rope_scaling")
-    _require_dict("llm_config.rope_scaling", rope)
-    _require_dict("llm_config.rope_parameters", values.get("rope_parameters"))
-    _require_common_fields(values)
+    require_dict("llm_config.rope_scaling", rope)
+    require_dict("llm_config.rope_parameters", values.get("rope_parameters"))
+    require_common_fields(values)
     if rope and rope.get("type") == "su":  # Phi3's first name for it, which transformers reads in part
         values["rope_scaling"] = rope | {"type": "longrope"}
 
     # before: a size out of range would take all memory
     for name, most in LLM_SIZES.items():
         if name in values:
-            _require_integers(SimpleNamespace(**{name: values[name]}), name, most=most)
+            require_integers(SimpleNamespace(**{name: values[name]}), name, most=most)
     if "hidden_act" in values:
-        _require_activation("hidden_act", values["hidden_act"])
+        require_activation("hidden_act", values["hidden_act"])
 
-    with _as_value_errors(f"llm_config ({llm_type})"):
+    with as_value_errors(f"llm_config ({llm_type})"):
         config = AutoConfig.for_model(llm_type, **values)
 
     # after: what transformers filled in
-    _require_integers(config, *LLM_SIZES, "num_key_value_heads")
-    _require_numbers(config, "rms_norm_eps", most=1)
-    _require_token_ids(config, "pad_token_id", "bos_token_id", "eos_token_id")
-    _require_activation("hidden_act", config.hidden_act)
-    _require(
+    require_integers(config, *LLM_SIZES, "num_key_value_heads")
+    require_numbers(config, "rms_norm_eps", most=1)
+    require_token_ids(config, "pad_token_id", "bos_token_id", "eos_token_id")
+    require_activation("hidden_act", config.hidden_act)
+    require(
         config.num_attention_heads % config.num_key_value_heads == 0,
         f"num_attention_heads {config.num_attention_heads} is not a multiple of num_key_value_heads "
         f"{config.num_key_value_heads}",
     )
     rope = config.rope_parameters or {}
     theta, factor = rope.get("rope_theta", 10_000.0), rope.get("factor", 1.0)
-    _require(_is_number(theta) and theta > 0, f"rope_theta is {_shown(theta)}: expected a number above 0")
-    _require(_is_number(factor) and factor >= 1, f"rope_scaling {_shown(rope)} needs a factor of at least 1")
+    require(is_number(theta) and theta > 0, f"rope_theta is {shown(theta)}: expected a number above 0")
+    require(is_number(factor) and factor >= 1, f"rope_scaling {shown(rope)} needs a factor of at least 1")
     return config

@@ -25,6 +25,7 @@ from .clips import Clip, clip_grid_of, media_tokens, tokens_of_clip
 from .conversation import FIRST_FRAME, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, Segment
 from .preprocess import largest_grid
 from .processing_options import IMAGE_TOKEN, VIDEO_TOKEN, ProcessingOptions
+from .processor_fields import repeats_of
 
 
 class VideoInputs:
@@ -71,7 +72,8 @@ def count_media(
     counts = MultiModalData()
     if image_sizes is not None:
         tiles = [images.count_tiles(width, height, options.image_tiles) for height, width in image_sizes]
-        clips = [Clip(1, number, images.image_repeats) for number in tiles]
+        repeats = repeats_of(images, options.image_repeats)
+        clips = [images.share_budget([Clip(1, number, repeats)], **options.tokens)[0] for number in tiles]
         counts.num_image_patches = tiles
         counts.num_image_tokens = [tokens_of_clip(clip, images.tokens_per_tile) for clip in clips]
 
@@ -81,6 +83,7 @@ def count_media(
             Clip(frames, images.count_tiles(width, height, most), images.video_repeats)
             for frames, height, width in video_sizes
         ]
+        clips = [images.share_budget([clip], **options.tokens)[0] for clip in clips]
         counts.num_video_tokens = [tokens_of_clip(clip, images.tokens_per_tile) for clip in clips]
     return counts
 

@@ -16,8 +16,9 @@ is encoded once, at constant cost. The paper's time of time step f is f / (T - 1
   they had when they came. Each of `L~` temporal layers reaches W - 1 frames further back than the one below:
   a frame's tokens depend on the last L~ (W - 1) + 1 frames, and on no others.
 
-Where a model encodes each frame by itself (Dynamic-VLM), no frame depends on another. Its number of tokens
-follows from the horizon, or is `frame_tokens`: what was said of a frame stays as it is.
+Where a model encodes each frame by itself (Dynamic-VLM), no frame depends on another. With a token budget a
+frame's number of tokens follows from the horizon, or is `frame_tokens`: what was said of a frame stays as it
+is.
 
 Memory: per frame of the horizon or window 2 L~ hidden states (with 8 layers of a 448 x 448 tile in bf16: 34
 MB), allocated once; the visual tokens and the LLM's cache of the frames in the prompt, which `prompt_frames`
@@ -46,6 +47,8 @@ from .dialogue_cache import PrefixCache
 from .loading import input_device
 from .modeling_intern_vit import TemporalMemory, check_finite, eval_mode
 
+ENDLESS = 2**31  # frames of a stream without an end, whose tokens are a fixed number
+
 
 class Turn(NamedTuple):
     """A question, the frames that came since the one before it, and its answer."""
@@ -66,7 +69,7 @@ class LiveVideo:
         window: frames that a frame of an endless stream attends to, itself among them.
         prompt_frames: the prompt shows the last so many frames; None: all, as far as the LLM's positions go.
             Once earlier ones drop out, each question computes the whole prompt: all positions have moved.
-        frame_tokens: visual tokens of a frame, for models with a token budget; None: what the budget gives
+        frame_tokens: visual tokens of a tile of a frame; None: what the model's budget, if it has one, gives
             a frame of the horizon.
 
     Raises:
@@ -100,7 +103,12 @@ class LiveVideo:
         self.last_step = num_steps - 1
         temporal_layers = getattr(config.vision_config, "num_temporal_layers", 0)
         self.memories = [TemporalMemory(num_steps) for _ in range(temporal_layers)]
-        self.tokens_of_tile = model.model.live_tokens(horizon, frame_tokens)  # None: no budget
+        self.frame_tokens = frame_tokens
+        if config.max_video_tokens is not None and horizon is None and frame_tokens is None:
+            raise ValueError(
+                "a frame's tokens follow from the number of frames, which an endless stream has not: pass "
+                "horizon or frame_tokens"
+            )
 
         self.num_frames = 0
         self.frames_encoded = 0  # ahead of num_frames while frames are added
@@ -162,19 +170,29 @@ class LiveVideo:
         """Visual tokens `(frames, tokens of a frame, H)` of a piece, which the temporal layers remember."""
         frames = len(pixel_values) // tiles
         pixel_values = pixel_values.to(input_device(self.model))
-        if self.tokens_of_tile is None:
-            inputs = {"clips": self._layout(len(pixel_values), tiles), "past": self.memories}
+        body = self.model.model
+        number = self._tokens_of_tile(pixel_values, tiles)
+        if hasattr(self.model.config.vision_config, "num_temporal_layers"):
+            layout = self._layout(len(pixel_values), tiles)
+            inputs = {"clips": layout, "past": self.memories, "tokens": number}
         else:  # each frame by itself
-            inputs = {"clip_grid": clip_grid_of([Clip(frames, tiles, 1, self.tokens_of_tile)])}
+            inputs = {"clip_grid": clip_grid_of([Clip(frames, tiles, 1, number)])}
 
         # the LLM is left alone: another thread may be asking
-        body = self.model.model
         encoders = [module for name, module in body.named_children() if name != "language_model"]
         with eval_mode(torch.nn.ModuleList(encoders)):
             features = body.get_image_features(pixel_values, **inputs)
         self.frames_encoded += frames
         (tokens,) = features.pooler_output  # (frames * tokens of a frame, H)
         return rearrange(tokens, "(f n) h -> f n h", f=frames)
+
+    def _tokens_of_tile(self, pixel_values: torch.Tensor, tiles: int) -> int | None:
+        """Tokens of a tile of the whole video, as `chat` would give it; None: the model's own number."""
+        body = self.model.model
+        whole = Clip(self.horizon or ENDLESS, tiles, self.model.config.video_repeats)
+        own = body.tokens_per_tile(*pixel_values.shape[2:])
+        (clip,) = body.share_budget([whole], own, frame_tokens=self.frame_tokens)
+        return clip.tokens
 
     def _layout(self, num_tiles: int, tiles: int) -> ClipLayout:
         """Layout of the next frames of the clip, their times counted on from the frames before."""

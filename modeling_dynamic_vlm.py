@@ -20,7 +20,7 @@ from transformers.utils import can_return_tuple
 
 from .chat import ChatMixin
 from .clips import Clip, clip_grid_of, clips_of_grid, tokens_of_clip
-from .compressors import init_even_start, make_compressor
+from .compressors import by_number, init_even_start, make_compressor
 from .configuration_dynamic_vlm import DynamicVLMConfig
 from .live_video import LiveVideo
 from .modeling_vlm import (
@@ -65,19 +65,6 @@ class DynamicVLMModel(DynamicVLMPreTrainedModel, VLMModel):
             raise ValueError(
                 f"pixel_values has shape {tuple(pixel_values.shape)}, expected (frames, {_listed(expected)})"
             )
-
-    def share_budget(self, clips: Sequence[Clip]) -> list[Clip]:
-        """The clips of one dialogue with the tokens that the configuration's budget gives them."""
-        return self.config.token_budget().share(clips)
-
-    def live_tokens(self, horizon: int | None, frame_tokens: int | None) -> int | None:
-        """Tokens of a frame of a video that is still coming in; raises where they do not follow."""
-        if horizon is None and frame_tokens is None:
-            raise ValueError(
-                "a frame's tokens follow from the number of frames, which an endless stream has not: pass "
-                "horizon or frame_tokens"
-            )
-        return self.config.token_budget(frame_tokens).tokens(horizon or 1)
 
     def one_image_grid(self, num_tiles: int) -> torch.Tensor:
         """The `clip_grid (num_tiles, 4)` that takes all tiles for one image."""
@@ -150,20 +137,7 @@ class DynamicVLMModel(DynamicVLMPreTrainedModel, VLMModel):
 
     def compress(self, features: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
         """Tokens `(sum of tokens, C)` of frames `(F, N, C)`, as many of each as `tokens (F,)` says."""
-        numbers = tokens.unique().tolist()
-        if len(numbers) == 1:
-            return self.compressor(features, numbers[0]).flatten(0, 1)  # (F * M, C)
-
-        # frames of the same number together, each then to its position
-        starts = tokens.cumsum(0) - tokens  # (F,)
-        parts, positions = [], []
-        for number in numbers:
-            frames = (tokens == number).nonzero().flatten()  # (frames,)
-            parts.append(self.compressor(features[frames.to(features.device)], number).flatten(0, 1))
-            positions.append((starts[frames, None] + torch.arange(number)).flatten())
-
-        order = torch.cat(positions).argsort().to(features.device)
-        return torch.cat(parts)[order]
+        return by_number(self.compressor, features, tokens)
 
 
 def _listed(numbers: Sequence[int]) -> str:

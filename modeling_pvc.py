@@ -11,7 +11,9 @@ Shapes: `num_tiles` tiles as they come, unrepeated; `R` rows, one for each tile 
 a row; `C` width of the ViT, `D` of the projector's input, `H` of the LLM.
 """
 
+from collections.abc import Sequence
 from functools import partial
+from math import isqrt
 
 import torch
 from einops import rearrange
@@ -20,7 +22,8 @@ from transformers import GenerationMixin
 from transformers.utils import can_return_tuple
 
 from .chat import ChatMixin
-from .clips import Clip, ClipLayout, clip_grid_of, tokens_of_tile
+from .clips import Clip, ClipLayout, clip_grid_of, clips_of_grid, tokens_of_tile
+from .compressors import AdaptivePooling, by_number
 from .configuration_pvc import PVCConfig
 from .live_video import LiveVideo
 from .loading import quantization_config as quantization_config  # named here in version 0.1
@@ -45,6 +48,9 @@ class AdaptiveCompression(nn.Module):
 
     Stacks each block of tokens of the grid (4x4 at ratio 0.25) into one of width `D`. With
     `adaptive_compression` false the norm is InternVL's LayerNorm with an affine, which ignores time.
+
+    Where fewer tokens are asked for, patches are pooled to fewer blocks first: `s * s` tokens of the means
+    in `block * s` x `block * s` windows.
     """
 
     def __init__(self, config: PVCConfig):
@@ -52,6 +58,7 @@ class AdaptiveCompression(nn.Module):
         vit = config.vision_config
         self.block = round(1 / config.downsample_ratio)
         self.ps_version = config.ps_version
+        self.pooling = AdaptivePooling()
         self.adaptive = config.adaptive_compression
         width_in = vit.hidden_size * self.block**2  # D
         width_out = config.llm_config.hidden_size  # H
@@ -62,17 +69,40 @@ class AdaptiveCompression(nn.Module):
             self.norm = nn.LayerNorm(width_in, eps=1e-5)
         self.mlp = nn.Sequential(nn.Linear(width_in, width_out), nn.GELU(), nn.Linear(width_out, width_out))
 
-    def forward(self, x: torch.Tensor, times: torch.Tensor, grid: tuple[int, int]) -> torch.Tensor:
-        """Hidden states `(R, 1 + h * w, C)`, class token first -> visual tokens `(R, h * w / block^2, H)`.
+    def forward(
+        self,
+        x: torch.Tensor,
+        times: torch.Tensor,
+        tokens: int | torch.Tensor | None = None,
+        *,
+        grid: tuple[int, int],
+    ) -> torch.Tensor:
+        """Hidden states `(R, 1 + h * w, C)`, class token first -> visual tokens `(R, M, H)`.
 
-        `times (R,)`: of each row's time step.
+        Args:
+            times: `(R,)` of each row's time step.
+            tokens: `M`, a square; None: `h * w / block^2`. As a tensor `(R,)` of each row by itself: then
+                the result is `(sum of tokens, H)`, and every Linear is still called once.
         """
-        x = rearrange(x[:, 1:], "r (h w) c -> r h w c", h=grid[0], w=grid[1])  # (R, h, w, C)
-        x = pixel_shuffle(x, self.block, self.ps_version)  # (R, h / block, w / block, D)
-        x = x.flatten(1, 2)  # (R, h * w / block^2, D)
+        blocks = partial(self.blocks, grid=grid)
+        if isinstance(tokens, torch.Tensor):
+            x = by_number(blocks, x[:, 1:], tokens)  # (sum of tokens, D)
+            rows = torch.arange(len(tokens)).repeat_interleave(tokens).to(x.device)  # (sum of tokens,)
+        else:
+            x, rows = blocks(x[:, 1:], tokens), None  # (R, M, D)
 
-        x = self.norm(x, times) if self.adaptive else self.norm(x)
-        return self.mlp(x)  # (R, h * w / block^2, H)
+        x = self.norm(x, times, rows) if self.adaptive else self.norm(x)
+        return self.mlp(x)
+
+    def blocks(self, x: torch.Tensor, tokens: int | None, *, grid: tuple[int, int]) -> torch.Tensor:
+        """Patches `(R, h * w, C)` of a grid -> blocks of them `(R, tokens, D)`."""
+        if tokens is not None and tokens * self.block**2 < x.shape[1]:
+            x = self.pooling(x, tokens * self.block**2)  # (R, block^2 * tokens, C)
+            grid = (self.block * isqrt(tokens),) * 2
+
+        x = rearrange(x, "r (h w) c -> r h w c", h=grid[0], w=grid[1])  # (R, h, w, C)
+        x = pixel_shuffle(x, self.block, self.ps_version)  # (R, h / block, w / block, D)
+        return x.flatten(1, 2)  # (R, h * w / block^2, D)
 
 
 def pixel_shuffle(x: torch.Tensor, block: int, ps_version: str = "v2") -> torch.Tensor:
@@ -117,6 +147,7 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         *,
         clips: ClipLayout | None = None,
         past: list[TemporalMemory] | None = None,
+        tokens: int | None = None,
         **kwargs,
     ) -> InternVisionOutput:
         """Encodes clips into visual tokens.
@@ -124,26 +155,32 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         Args:
             pixel_values: `(num_tiles, 3, H, W)`, unrepeated: clip after clip, frame after frame, tile after
                 tile.
-            clip_grid: `(num_tiles, 3)` long: frames, tiles a frame and repeats of each tile's clip; None:
-                all tiles are one image. Tokens a tile, in a fourth column, are this model's own number.
-            clips, past: in place of `clip_grid`, for a clip that comes in pieces, see
-                `InternVisionModel.forward`.
+            clip_grid: `(num_tiles, 3 or 4)` long: frames, tiles a frame and repeats of each tile's clip, and
+                the visual tokens of one showing of a tile (0 or without: the model's own number); None: all
+                tiles are one image.
+            clips, past, tokens: in place of `clip_grid`, for a clip that comes in pieces, see
+                `InternVisionModel.forward`; `tokens` of a tile, None: the model's own number.
 
         Returns:
             `pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order;
-            `last_hidden_state (R, tokens of a row, H)`: all of them, row after row; with
+            `last_hidden_state (R, tokens of a row, H)`: all of them, row after row; `(tokens, H)` where clips
+            have different numbers; with
             `output_hidden_states` and `output_attentions` those of the ViT (see `InternVisionModel.forward`).
 
         Raises:
-            ValueError: where shapes are not as said, or the grid of patches does not divide into blocks.
+            ValueError: where shapes are not as said, the grid of patches does not divide into blocks, or
+                pooling does not make so many tokens.
         """
         config = self.config
         self.check_pixels(pixel_values)
+        numbers = [tokens]
         if clips is None:
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
-            self._check_tokens(clip_grid, pixel_values)
+            numbers = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
+        own = self.tokens_per_tile(*pixel_values.shape[2:])
+        numbers = self._checked_tokens(numbers, own)
 
         vision = self.vision_model(
             pixel_values,
@@ -155,11 +192,12 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             output_attentions=kwargs.get("output_attentions"),
         )
         size = pixel_values.shape[2:]
-        tokens = self.project(vision.last_hidden_state, clips, size)  # (R, tokens of a row, H)
-        by_clip = tuple(rows.flatten(0, 1) for rows in tokens.split(clips.rows_per_clip))
+        visual_tokens = self.project(vision.last_hidden_state, clips, size, numbers)
+        flat = visual_tokens.flatten(0, -2)  # (tokens, H)
+        by_clip = flat.split([rows * number for rows, number in zip(clips.rows_per_clip, numbers)])
 
         return InternVisionOutput(
-            last_hidden_state=tokens,
+            last_hidden_state=visual_tokens,
             pooler_output=by_clip,
             hidden_states=vision.hidden_states,
             attentions=vision.attentions,
@@ -176,24 +214,44 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             video_grid_thw: `(videos, 3)` long: frames, tiles a frame, and 1, for each video.
         """
         repeats = self.config.video_repeats
+        own = self.tokens_per_tile(*pixel_values_videos.shape[2:])
         clips = [Clip(frames, tiles * more, repeats) for frames, tiles, more in video_grid_thw.tolist()]
+        clips = [shared for clip in clips for shared in self.share_budget([clip], own)]
         return self.get_image_features(pixel_values_videos, clip_grid_of(clips), **kwargs)
 
-    def project(self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int]) -> torch.Tensor:
-        """Visual tokens `(R, tokens of a row, H)` of the ViT's hidden states of tiles of `size` pixels."""
-        return apply_in_chunks(
-            partial(self.projector, grid=self.patch_grid(*size)),  # type: ignore[misc]
-            hidden_states,
-            clips.times.to(hidden_states.device),
-            size=None if torch.is_grad_enabled() else self.config.max_encoder_tiles,
-        )
+    def project(
+        self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int], numbers: Sequence[int]
+    ) -> torch.Tensor:
+        """Visual tokens of the ViT's hidden states `(R, 1 + h * w, C)` of tiles of `size` pixels.
 
-    def _check_tokens(self, clip_grid: torch.Tensor, pixel_values: torch.Tensor):
-        """Raises a ValueError where `clip_grid` asks for tokens that the projector does not make."""
-        own = self.tokens_per_tile(*pixel_values.shape[2:])
-        if clip_grid.shape[1] == 4 and not ((clip_grid[:, 3] == own) | (clip_grid[:, 3] == 0)).all():
-            asked = clip_grid[:, 3].unique().tolist()
-            raise ValueError(f"clip_grid asks for {asked} tokens a tile, but a tile of these has {own}")
+        Args:
+            numbers: of tokens of a row, for each clip.
+
+        Returns:
+            `(R, tokens of a row, H)`; `(tokens, H)` where the numbers differ.
+        """
+        projector = partial(self.projector, grid=self.patch_grid(*size))  # type: ignore[misc]
+        times = clips.times.to(hidden_states.device)
+        chunk = None if torch.is_grad_enabled() else self.config.max_encoder_tiles
+        if len(set(numbers)) == 1:
+            projector = partial(projector, tokens=numbers[0])
+            return apply_in_chunks(projector, hidden_states, times, size=chunk)
+
+        # in training a single call, whatever the clips make: every rank makes the same ones
+        of_rows = torch.tensor(numbers).repeat_interleave(torch.tensor(clips.rows_per_clip))  # (R,)
+        parts = (x.split(chunk or len(x)) for x in (hidden_states, times, of_rows))
+        return torch.cat([projector(*part) for part in zip(*parts)])
+
+    def _checked_tokens(self, numbers: Sequence[int | None], own: int) -> list[int]:
+        """Tokens of a tile for each clip, `own` for None; raises where pooling makes another number."""
+        for number in set(numbers) - {None}:
+            made = AdaptivePooling.tokens(number, own)
+            if number != made:
+                raise ValueError(
+                    f"clip_grid asks for {number} tokens a tile, but a tile of these has {own}, of which "
+                    f"pooling makes {made}: ask `AdaptivePooling.tokens` before a prompt is laid out"
+                )
+        return [number or own for number in numbers]
 
     def one_image_grid(self, num_tiles: int) -> torch.Tensor:
         """The `clip_grid (num_tiles, 3)` that takes all tiles for one image."""

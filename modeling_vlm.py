@@ -91,23 +91,28 @@ class VLMModel(VLMPreTrainedModel):
         """`pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order."""
         raise NotImplementedError
 
-    def share_budget(self, clips: Sequence[Clip]) -> list[Clip]:
-        """The clips of one dialogue with their numbers of tokens; by default the model's own number."""
-        return list(clips)
+    def tokens_per_tile(self, height: int, width: int) -> int:
+        """Visual tokens of one showing of a tile of so many pixels, where nobody says another number."""
+        raise NotImplementedError
 
-    def live_tokens(self, horizon: int | None, frame_tokens: int | None) -> int | None:
-        """Tokens of a tile of a video that is still coming in; None: the model's own number.
+    def share_budget(
+        self,
+        clips: Sequence[Clip],
+        tokens_per_tile: int | None = None,
+        *,
+        max_video_tokens: int | None = None,
+        frame_tokens: int | None = None,
+    ) -> list[Clip]:
+        """The clips of one dialogue with their numbers of tokens.
 
         Args:
-            horizon: frames of the whole video, where that is known.
-            frame_tokens: what the caller asks for.
-
-        Raises:
-            ValueError: where the number does not follow, or is asked of a model without a budget.
+            tokens_per_tile: of tiles of their size, unlimited; None: of the configuration's tiles.
+            max_video_tokens, frame_tokens: see the configuration's `token_budget`.
         """
-        if frame_tokens is not None:
-            raise ValueError(f"frame_tokens={frame_tokens}: this model's frames have their own number")
-        return None
+        budget = self.config.token_budget(max_video_tokens, frame_tokens)
+        if tokens_per_tile is not None:
+            budget = budget._replace(patches=tokens_per_tile)
+        return budget.share(clips)
 
     def embed(
         self,

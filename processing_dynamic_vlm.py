@@ -15,13 +15,12 @@ import torch
 from PIL import Image
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-from .clips import Clip
 from .compressors import COMPRESSORS, TokenBudget
 from .conversation import Segment, get_conv_template
 from .frame_choice import MAX_FPS
 from .image_files import in_rgb
 from .media_policy import check_real, check_whole, shown
-from .preprocess import normalised
+from .preprocess import normalise, pixels_of
 from .processing_pvc import PVCImageProcessor, PVCProcessor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -38,6 +37,12 @@ WITHOUT_TILES: dict[
 }
 
 
+def stretched_tile(image: Image.Image, size: int, as_bytes: bool = False) -> torch.Tensor:
+    """The whole image as one tile `(1, 3, S, S)`, its aspect ratio ignored; `as_bytes`: not normalised."""
+    pixels = pixels_of(in_rgb(image).resize((size, size), Image.Resampling.BILINEAR))[None]
+    return pixels if as_bytes else normalise(pixels, CLIP_MEAN, CLIP_STD)
+
+
 class DynamicVLMImageProcessor(PVCImageProcessor):
     """Images -> `pixel_values (F, 3, S, S)` and `clip_grid (F, 4)`, one clip an image.
 
@@ -49,6 +54,7 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
 
     pixel_mean, pixel_std = CLIP_MEAN, CLIP_STD
     _models_fields = ("compressor", "max_video_tokens", "max_frame_tokens")
+    _optional_fields = ()
 
     def __init__(
         self,
@@ -65,20 +71,23 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
             raise ValueError(f"{', '.join(given)}: no field of this image processor, which cuts no tiles")
 
         self.compressor = compressor
-        self.max_video_tokens = max_video_tokens
         self.max_frame_tokens = max_frame_tokens
-        self.frame_tokens = frame_tokens
+        super().__init__(
+            image_size=image_size,
+            patch_size=patch_size,
+            max_video_tokens=max_video_tokens,
+            frame_tokens=frame_tokens,
+            **WITHOUT_TILES,
+            **kwargs,
+        )
         self._check_tokens()
-        super().__init__(image_size=image_size, patch_size=patch_size, **WITHOUT_TILES, **kwargs)
 
     def _check_tokens(self) -> None:
         if not isinstance(self.compressor, str) or self.compressor not in COMPRESSORS:
             expected = ", ".join(COMPRESSORS)
             raise ValueError(f"compressor is {shown(self.compressor)}: expected one of {expected}")
-        for name in ("max_video_tokens", "max_frame_tokens", "frame_tokens"):
-            value = getattr(self, name)
-            if name != "frame_tokens" or value is not None:
-                check_whole(name, value)
+        check_whole("max_video_tokens", self.max_video_tokens)
+        check_whole("max_frame_tokens", self.max_frame_tokens)
 
     @classmethod
     def from_model_config(cls, config: PretrainedConfig) -> "DynamicVLMImageProcessor":
@@ -99,22 +108,12 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         super()._follow_model(path, given)
         self._check_tokens()
 
-    def share_budget(
-        self, clips: Sequence[Clip], *, max_video_tokens: int | None = None, frame_tokens: int | None = None
-    ) -> list[Clip]:
-        """The clips of one prompt with their numbers of tokens.
-
-        Args:
-            max_video_tokens, frame_tokens: in place of the processor's own.
-        """
-        budget = TokenBudget(
-            self.compressor,
-            patches=self.tokens_per_tile,
-            max_video_tokens=max_video_tokens or self.max_video_tokens,
-            most=self.max_frame_tokens,
-            fixed=frame_tokens or self.frame_tokens,
-        )
-        return budget.share(clips)
+    def token_budget(
+        self, max_video_tokens: int | None = None, frame_tokens: int | None = None
+    ) -> TokenBudget:
+        """How the clips of a prompt share visual tokens; arguments in place of the processor's own."""
+        budget = super().token_budget(max_video_tokens, frame_tokens)
+        return budget._replace(compressor=self.compressor, most=self.max_frame_tokens, counts_images=True)
 
     def count_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
         """Tiles of an image of any size: 1."""
@@ -124,10 +123,8 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         """What stands for a video in a prompt."""
         return get_conv_template("dynamic-vlm").video_segments(num_frames, times_s)
 
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
-        """The whole image as one tile (1, 3, S, S), its aspect ratio ignored."""
-        image = in_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        return normalised(image, self.pixel_mean, self.pixel_std)[None]
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
+        return stretched_tile(image, self.image_size, as_bytes)
 
 
 class DynamicVLMProcessor(PVCProcessor):

@@ -1,7 +1,7 @@
 """The options of a processor's call: `processor(...)` and `processor.apply_chat_template(...)`.
 
 `read_options` checks them and sorts them into `ProcessingOptions`. The other functions read what a block of
-a message or a list of sources says, and check the fields of an image processor, which come from a file.
+a message or a list of sources says.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_m
 TOKEN_OPTIONS = ("max_video_tokens", "frame_tokens")
 ENCODING = {
     *(*VIDEO_OPTIONS, *TEXT_OPTIONS, *TOKEN_OPTIONS),
-    *("max_tiles", "frame_times", "add_special_tokens", "return_tensors"),
+    *("max_tiles", "image_repeats", "frame_times", "add_special_tokens", "return_tensors"),
 }
 
 # Options of transformers that ask for what is done anyway, or for what the model does not take.
@@ -35,34 +35,6 @@ HARMLESS = (
 PADDINGS = (None, True, False, "longest", "do_not_pad", "max_length")
 NO_LENGTH = 10**9  # the model_max_length of tokenizers without a limit is far above
 CUTS = "truncation would cut visual tokens off: shorten the text or use fewer tiles or frames"
-
-# Fields of the image processor: beyond these, memory and time of one image have no bound.
-LARGEST_FIELDS = {
-    "image_size": 4096,
-    "patch_size": 4096,
-    "min_tiles": 1024,
-    "max_tiles": 1024,
-    "image_repeats": 1024,
-    "video_repeats": 1024,
-}
-
-
-# ------------------------------------------------------------------------------ fields of the image processor
-
-
-def check_image_fields(processor: Any) -> None:
-    """Raises a ValueError that names a field of an image processor of a wrong type or out of range."""
-    for name, most in LARGEST_FIELDS.items():
-        value = getattr(processor, name)
-        if type(value) is not int or not 1 <= value <= most:
-            raise ValueError(f"{name} is {shown(value)}: expected a whole number from 1 to {most}")
-
-    ratio = processor.downsample_ratio
-    if type(ratio) not in (int, float) or not 0 < ratio <= 1:
-        raise ValueError(f"downsample_ratio is {shown(ratio)}: expected a number above 0 and at most 1")
-
-    if type(processor.use_thumbnail) is not bool:
-        raise ValueError(f"use_thumbnail is {shown(processor.use_thumbnail)}: expected true or false")
 
 
 # ------------------------------------------------------------------------------------------ options of a call
@@ -78,6 +50,7 @@ class ProcessingOptions(NamedTuple):
     length: int | None  # tokens to pad to; None: those of the longest prompt
     multiple_of: int  # of which the padded length is
     tells_replacements: bool  # whether a serving engine asks what stands for each placeholder
+    image_repeats: int | None  # None: the processor's
     tokens: dict  # `max_video_tokens` and `frame_tokens`, where the call has them
     budget: Budget | None = None  # what the media policy still allows the media of one prompt
 
@@ -132,6 +105,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
         length=length,
         multiple_of=multiple_of or 1,
         tells_replacements=bool(left.pop("return_text_replacement_offsets", False)),
+        image_repeats=left.pop("image_repeats", None),
         tokens=tokens,
     )
     _warn_of_unknown(left)

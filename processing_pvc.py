@@ -14,7 +14,8 @@ Left to others: layout and token ids (`conversation.py`, `chat_template.py`), th
 cutting of tiles (`preprocess.py`).
 
 Tensors: `pixel_values (num_tiles, 3, S, S)` float32, media in prompt order; `clip_grid (num_tiles, 3)`, one
-row a tile: frames, tiles a frame and repeats of its clip; `input_ids (B, L)`.
+row a tile: frames, tiles a frame and repeats of its clip, and with a token budget the tokens of the tile;
+`input_ids (B, L)`.
 """
 
 import os
@@ -42,34 +43,34 @@ from .chat_template import (
     begins_with_bos,
     check_messages,
     expand_placeholders,
+    jinja_of,
+    media_inputs,
     media_token,
     own_prompt,
     placeholder_segments,
     render,
     rendered_prompt,
 )
-from .clips import Clip, clip_grid_of, media_tokens, tokens_of_tile
+from .clips import Clip, media_tokens, tokens_of_tile
+from .compressors import TokenBudget
 from .conversation import (
     TEMPLATES,
     AnswerTokenizer,
     Conversation,
     Segment,
-    adds_bos,
     encode_segments,
     get_conv_template,
-    jinja_template,
     own_jinja_templates,
     pad,
     video_segments,
 )
 from .engine_inputs import VideoInputs, count_media, engine_batch, size_of_most_tiles
 from .json_files import READ_BY_PROCESSOR, check_json_files
-from .media_policy import Budget, MediaPolicy, check_whole, shown
+from .media_policy import Budget, MediaPolicy, shown
 from .preprocess import (
     IMAGENET_MEAN,
     IMAGENET_STD,
-    MAX_TILES,
-    ChosenFrames,
+    frame_tiles,
     image_tiles,
     open_frames,
     read_image,
@@ -78,6 +79,7 @@ from .preprocess import (
 from .processing_options import (
     ENCODING,
     IMAGE_TOKEN,
+    TOKEN_OPTIONS,
     VIDEO_TOKEN,
     ProcessingOptions,
     as_batch,
@@ -86,24 +88,27 @@ from .processing_options import (
     check_continuation,
     check_counts,
     check_groups,
-    check_image_fields,
     check_length,
     flat,
     is_frame_list,
     merge_options,
     read_options,
 )
+from .processor_fields import (
+    check_image_fields,
+    check_other_fields,
+    follow_model,
+    model_config,
+    repeats_of,
+    tile_limits,
+)
 
 logger = logging.get_logger(__name__)
 
 read_picture = read_image  # its name in version 0.1
 
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
-
 
 # ------------------------------------------------------------------------------------------ images and videos
-
-
 class PVCImageProcessor(BaseImageProcessor):
     """Images -> `pixel_values (num_tiles, 3, S, S)` and `clip_grid (num_tiles, 3)`, one clip an image.
 
@@ -113,15 +118,17 @@ class PVCImageProcessor(BaseImageProcessor):
         min_tiles, max_tiles: tiles of an image, the thumbnail not counted.
         use_thumbnail: whether the whole image is added as one more tile where it is cut into several.
         image_repeats, video_repeats: how often an image, or a frame of a video, is shown.
+        max_video_tokens: visual tokens that the frames of a video share; None: no budget.
+        frame_tokens: tokens of a tile of every frame of a video, whatever the budget is; None: as the budget
+            says.
     """
 
     model_input_names = ["pixel_values", "clip_grid"]
     _media_policy = MediaPolicy()
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
-    _models_fields: tuple[str, ...] = (
-        "image_repeats",
-        "video_repeats",
-    )  # those of config.json, which `chat` goes by
+    # fields of config.json, which `chat` goes by, and those of them that may be none
+    _models_fields: tuple[str, ...] = ("image_repeats", "video_repeats", "max_video_tokens")
+    _optional_fields: tuple[str, ...] = ("max_video_tokens",)
 
     def __init__(
         self,
@@ -133,9 +140,11 @@ class PVCImageProcessor(BaseImageProcessor):
         use_thumbnail: bool = True,
         image_repeats: int = 4,
         video_repeats: int = 1,
+        max_video_tokens: int | None = None,
+        frame_tokens: int | None = None,
         **kwargs,
     ) -> None:
-        _check_other_fields(kwargs)
+        check_other_fields(kwargs, PVCImageProcessor)
         super().__init__(**kwargs)
 
         self.image_size = image_size
@@ -146,6 +155,8 @@ class PVCImageProcessor(BaseImageProcessor):
         self.use_thumbnail = use_thumbnail
         self.image_repeats = image_repeats
         self.video_repeats = video_repeats
+        self.max_video_tokens = max_video_tokens
+        self.frame_tokens = frame_tokens
         check_image_fields(self)
 
     @classmethod
@@ -160,6 +171,7 @@ class PVCImageProcessor(BaseImageProcessor):
             use_thumbnail=config.use_thumbnail,
             image_repeats=config.image_repeats,
             video_repeats=config.video_repeats,
+            max_video_tokens=config.max_video_tokens,
         )
 
     @classmethod
@@ -178,26 +190,13 @@ class PVCImageProcessor(BaseImageProcessor):
         return processor
 
     def _follow_model(self, path, given: dict) -> None:
-        config = _model_config(path, given)
-        for name in self._models_fields:
-            own = getattr(self, name)
-            models = config.get(name)
-            # what config.json gets wrong, the model's own check tells
-            is_usable = (
-                type(models) is type(own) and bool(models) and not (type(models) is int and models < 1)
-            )
-            if name in given or not is_usable or models == own:
-                continue
-
-            logger.warning_once(
-                f"{path}: {name} is {own} in the processor's file, {models} in config.json: the model's is "
-                "taken; correct processor_config.json, or pass it as an argument"
-            )
-            setattr(self, name, models)
+        follow_model(self, path, given)
 
     def to_dict(self) -> dict:
-        """What is saved: all but the media policy."""
-        return {name: value for name, value in super().to_dict().items() if name != "_media_policy"}
+        """What is saved: all but the media policy, and limits of tokens where there are none."""
+        fields = super().to_dict()
+        left_out = {"_media_policy"} | {name for name in TOKEN_OPTIONS if fields.get(name) is None}
+        return {name: value for name, value in fields.items() if name not in left_out}
 
     @property
     def media_policy(self) -> MediaPolicy:
@@ -223,7 +222,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
     def count_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
         """Tiles of an upright image of so many pixels, the thumbnail counted; arguments as of `image`."""
-        columns, rows = tile_grid(width, height, *self._tile_limits(max_tiles), self.image_size)
+        columns, rows = tile_grid(width, height, *tile_limits(self, max_tiles), self.image_size)
         tiles = columns * rows
         return tiles + 1 if self.use_thumbnail and tiles > 1 else tiles
 
@@ -247,20 +246,30 @@ class PVCImageProcessor(BaseImageProcessor):
         clips = self.share_budget([item.clip for item in media], **options)
         return [item._replace(clip=clip) for item, clip in zip(media, clips)]
 
-    def image(self, source: Any, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
+    def image(
+        self,
+        source: Any,
+        max_tiles: int | None = None,
+        *,
+        budget: Budget | None = None,
+        image_repeats: int | None = None,
+        as_bytes: bool = False,
+    ) -> Media:
         """One image as a clip of one frame.
 
         Args:
             source: as `preprocess.read_image` takes it.
-            max_tiles: the thumbnail not counted; None: the processor's own number.
+            max_tiles, image_repeats: None: the processor's own number; the thumbnail is not counted.
             budget: of the prompt that the image belongs to; None: it is alone.
+            as_bytes: tiles as uint8, for `preprocess.normalise`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
+        repeats = repeats_of(self, image_repeats)
         image = read_image(source, budget)
-        tiles = self._tiles(image, max_tiles)
+        tiles = self._tiles(image, max_tiles, as_bytes)
         budget.use_tiles(len(tiles))
 
-        clip = Clip(1, len(tiles), self.image_repeats)
+        clip = Clip(1, len(tiles), repeats)
         return Media(tiles, clip, [Segment("media", IMAGE_TOKEN)])
 
     def video(
@@ -270,6 +279,7 @@ class PVCImageProcessor(BaseImageProcessor):
         max_tiles: int | None = None,
         frame_times: bool = False,
         budget: Budget | None = None,
+        as_bytes: bool = False,
         **options,
     ) -> Media:
         """One video as a clip.
@@ -279,12 +289,14 @@ class PVCImageProcessor(BaseImageProcessor):
             max_tiles: tiles of a frame, the thumbnail not counted; None: 1.
             frame_times: whether the prompt tells the time of each frame.
             budget: of the prompt that the video belongs to; None: it is alone.
+            as_bytes: as of `image`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         with open_frames(source, **options, budget=budget) as chosen:
             if frame_times and chosen.times_s is None:
                 raise ValueError("frame_times: the frames of a list or folder have no times")
-            tiles = self._frame_tiles(chosen, 1 if max_tiles is None else max_tiles, budget)
+            most = 1 if max_tiles is None else max_tiles
+            tiles = frame_tiles(chosen, partial(self._tiles, max_tiles=most, as_bytes=as_bytes), budget)
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)
@@ -295,75 +307,35 @@ class PVCImageProcessor(BaseImageProcessor):
         """What stands for a video in a prompt."""
         return video_segments(num_frames, times_s)
 
+    def token_budget(
+        self, max_video_tokens: int | None = None, frame_tokens: int | None = None
+    ) -> TokenBudget:
+        """How the videos of a prompt share visual tokens; arguments in place of the processor's own."""
+        is_asked = max_video_tokens is not None or frame_tokens is not None
+        return TokenBudget(
+            "pooling",
+            patches=self.tokens_per_tile,
+            max_video_tokens=max_video_tokens or self.max_video_tokens,
+            fixed=frame_tokens if is_asked else self.frame_tokens,
+            counts_images=False,
+        )
+
     def share_budget(
         self, clips: Sequence[Clip], *, max_video_tokens: int | None = None, frame_tokens: int | None = None
     ) -> list[Clip]:
-        """The clips of one prompt with their numbers of tokens; here all have the model's own.
+        """The clips of one prompt with their numbers of tokens; arguments as of `token_budget`."""
+        return self.token_budget(max_video_tokens, frame_tokens).share(clips)
 
-        Raises:
-            ValueError: where another number is asked for.
-        """
-        asked = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
-        for name, value in asked.items():
-            if value is not None:
-                raise ValueError(f"{name}={value}: this model makes {self.tokens_per_tile} tokens of a tile")
-        return list(clips)
-
-    def _frame_tiles(self, chosen: ChosenFrames, max_tiles: int, budget: Budget) -> torch.Tensor:
-        """Tiles (frames, tiles, 3, S, S). One frame at a time is held at its full size."""
-        rows: dict[int, list[int]] = {}  # index in the video -> rows of the clip: it may be chosen repeatedly
-        for row, index in enumerate(chosen.indices):
-            rows.setdefault(index, []).append(row)
-
-        tiles: torch.Tensor | None = None
-        for index, frame in chosen.frames:
-            frame_tiles = self._tiles(frame, max_tiles)  # (tiles, 3, S, S)
-            if tiles is None:  # all frames have the size of the first, and so its number of tiles
-                budget.use_tiles(len(chosen.indices) * len(frame_tiles))
-                tiles = frame_tiles.new_empty(len(chosen.indices), *frame_tiles.shape)
-            tiles[rows[index]] = frame_tiles
-
-        assert tiles is not None  # at least one frame is chosen
-        return tiles
-
-    def _tile_limits(self, max_tiles: int | None) -> tuple[int, int]:
-        """Fewest and most tiles of an image, the thumbnail not counted; None: the processor's own number."""
-        max_tiles = check_whole("max_tiles", self.max_tiles if max_tiles is None else max_tiles, least=None)
-        min_tiles = min(self.min_tiles, max_tiles)
-        if not 1 <= max_tiles <= MAX_TILES:
-            raise ValueError(
-                f"max_tiles={max_tiles} gives min_num={min_tiles}, max_num={max_tiles}: "
-                f"expected 1 <= min_num <= max_num <= {MAX_TILES}"
-            )
-        return min_tiles, max_tiles
-
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
-        min_tiles, max_tiles = self._tile_limits(max_tiles)
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
+        min_tiles, max_tiles = tile_limits(self, max_tiles)
         return image_tiles(
             image,
             self.image_size,
             max_tiles,
             min_num=min_tiles,
             use_thumbnail=self.use_thumbnail,
+            as_bytes=as_bytes,
         )  # (tiles, 3, S, S)
-
-
-def _check_other_fields(fields: dict) -> None:
-    """Raises a ValueError for a field that would replace a method or the policy: all become attributes."""
-    for name in fields:
-        if name == "_media_policy" or callable(getattr(PVCImageProcessor, name, None)):
-            raise ValueError(f"{name} is no field of an image processor: remove it")
-
-
-def media_inputs(media: Sequence[Media]) -> BatchFeature:
-    """`pixel_values` and `clip_grid` of media in prompt order; empty where there are none."""
-    if not media:
-        return BatchFeature({})
-
-    # a single one is not copied: a video of many frames has gigabytes
-    tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
-    clip_grid = clip_grid_of(item.clip for item in media)
-    return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
@@ -395,7 +367,7 @@ class PVCProcessor(ProcessorMixin):
         self.template = template
         self.num_frames = num_frames
         if chat_template is None:
-            chat_template = _own_template(template, tokenizer)
+            chat_template = jinja_of(template, tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -408,10 +380,10 @@ class PVCProcessor(ProcessorMixin):
         check_json_files(pretrained_model_name_or_path, kwargs.get("subfolder"), READ_BY_PROCESSOR)
         processor = super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
-        models = _model_config(pretrained_model_name_or_path, kwargs).get("template")
+        models = model_config(pretrained_model_name_or_path, kwargs).get("template")
         if "template" in kwargs:
             if kwargs.get("chat_template") is None:
-                processor.chat_template = _own_template(processor.template, processor.tokenizer)
+                processor.chat_template = jinja_of(processor.template, processor.tokenizer)
         elif models not in (None, processor.template):
             logger.warning_once(
                 f"{pretrained_model_name_or_path}: messages are laid out as {processor.template!r}, but chat "
@@ -481,7 +453,8 @@ class PVCProcessor(ProcessorMixin):
                 or not.
             text: one prompt or several.
             options: `max_tiles`, `num_frames`, `fps`, `max_frames`, `start_s`, `end_s`, `frame_times`,
-                `backend` for media (see `PVCImageProcessor` and `preprocess.read_frames`); `padding_side`
+                `backend` for media (see `PVCImageProcessor` and `preprocess.read_frames`);
+                `image_repeats`, `max_video_tokens`, `frame_tokens` of it in place of its own; `padding_side`
                 ("left"), `add_special_tokens` (true), `pad_to_multiple_of` for text. Batches are padded to
                 the longest prompt, with `padding="max_length"` to `max_length`, which none may exceed.
                 Options may also stand in `text_kwargs`, `images_kwargs`, `videos_kwargs`, not twice.
@@ -524,8 +497,7 @@ class PVCProcessor(ProcessorMixin):
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
-        read = partial(self.image_processor.image, max_tiles=options.image_tiles, budget=budget)
-        media = [read(source) for source in flat(images)]
+        media = [self._media(IMAGE_TOKEN, source, options._replace(budget=budget)) for source in flat(images)]
         return media_inputs(self.image_processor.with_tokens(media, **options.tokens))
 
     def _with_tokens(self, prompt: Prompt, options: ProcessingOptions) -> Prompt:
@@ -654,7 +626,8 @@ class PVCProcessor(ProcessorMixin):
     def _media(self, token: str, source: Any, options: ProcessingOptions, own: dict | None = None) -> Media:
         """Reads the image or video of a placeholder; `own`: options of this video, which win."""
         if token == IMAGE_TOKEN:
-            return self.image_processor.image(source, options.image_tiles, budget=options.budget)
+            shown = {"max_tiles": options.image_tiles, "image_repeats": options.image_repeats}
+            return self.image_processor.image(source, **shown, budget=options.budget)
 
         # frames that somebody listed are all meant
         is_listed = not isinstance(source, (str, dict, os.PathLike)) and not hasattr(source, "read")
@@ -725,23 +698,6 @@ class PVCProcessor(ProcessorMixin):
     ) -> str | list[str]:
         """The text of generated ids, or of each row of them."""
         return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **options)
-
-
-def _own_template(name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """The Jinja template of a prompt template, for that tokenizer."""
-    writes_bos = tokenizer is not None and adds_bos(tokenizer)
-    return jinja_template(get_conv_template(name), writes_bos=writes_bos)
-
-
-def _model_config(path, given: dict) -> dict:
-    """The model's config.json beside a processor, or an empty dict; `given`: arguments for the Hub."""
-    hub = {name: given[name] for name in HUB_OPTIONS if given.get(name) is not None}
-    check_json_files(path, given.get("subfolder"), ("config.json",))
-    try:
-        config, _ = PretrainedConfig.get_config_dict(path, **hub)
-    except OSError:
-        return {}
-    return config if config.get("model_type") in ("pvc", "dynamic_vlm") else {}
 
 
 PVCImageProcessor.register_for_auto_class("AutoImageProcessor")

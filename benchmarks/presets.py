@@ -1,8 +1,9 @@
 """Sizes at which PVC is measured, and of its peers: configurations alone, nothing is built here.
 
-"2B" and "8B" are the published models, "vit-l" is the 8B's ViT and projector without an LLM. "small" is the
-2B with a quarter of its widths and of its layers, tiles of 224 pixels, so that a CPU can run it; "tiny" is
-for tests. Native peers are the published models nearest in size, cut likewise.
+"2B" and "8B" are the published models, "vit-l" is the 8B's ViT and projector without an LLM. "8b-eighth" has
+an eighth of each of the 8B's widths, with all of its layers, tiles and tokens: a CPU shows the 8B's
+proportions with it. "small" is the 2B with a quarter of its widths and of its layers and tiles of 224 pixels;
+"tiny" is for tests. Native peers are the published models nearest in size, cut likewise.
 """
 
 from dataclasses import dataclass, field
@@ -48,6 +49,7 @@ class Preset:
         video_s: seconds of the video file that frames are read from.
         new_tokens: decoded for the rate of decoding.
         compiles: whether decoding with compiled steps is timed too.
+        has_llm: whether the LLM is measured; else ViT and projector alone are.
     """
 
     vit: Fields = field(default_factory=dict)
@@ -63,15 +65,12 @@ class Preset:
     video_s: int = 20
     new_tokens: int = 64
     compiles: bool = True
+    has_llm: bool = True
 
     @property
     def patches(self) -> int:
         """Patches along a side of a tile."""
         return self.side // PATCH
-
-    @property
-    def has_llm(self) -> bool:
-        return self.llm.get("num_hidden_layers") != 0
 
     @property
     def workloads(self) -> list[Workload]:
@@ -115,8 +114,28 @@ PRESETS = {
         qwen_text=_qwen(2048, 36, 16, 2, 11008, rope_parameters=QWEN_ROPE),  # Qwen2.5-VL-3B
         qwen_vision=QWEN_VISION,
     ),
+    # an eighth as many heads, as wide as they are: matrix products shrink to a 64th, attention to an eighth
+    "8b-eighth": Preset(
+        vit={
+            "hidden_size": 128,
+            "num_attention_heads": 2,
+            "intermediate_size": 512,
+            "time_embed_dim": 32,
+        },
+        llm=LLM_8B
+        | {
+            "hidden_size": 512,
+            "intermediate_size": 1792,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 1,
+        },
+        frames=(8, 64),
+        long_frames=128,
+        new_tokens=16,
+    ),
     "vit-l": Preset(
-        llm={"num_hidden_layers": 0, "vocab_size": 64},
+        llm={"num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 64},
+        has_llm=False,
         image_tiles=1,
         frames=(2, 4),
         chunk_tiles=2,

@@ -8,6 +8,8 @@
     pvc push PVC-2B org/PVC-2B                        publish it on the Hub
     pvc train check meta.json                         check training data
     pvc train tune-lora --model M --data meta.json --output run
+    pvc data construct videos.jsonl data --url U --model M
+                                                      make training data of videos
     pvc evaluate mvbench --data data --out run        run a benchmark
     pvc compare run-a run-b                           test two runs against each other
     pvc serve org/model                               answer OpenAI's API
@@ -24,7 +26,7 @@ from typing import Annotated
 
 from typer import Exit, Option, Typer
 
-from pvc.cli import bench, chat, convert, evaluate, info, push, quantize, serve, train, web
+from pvc.cli import bench, chat, convert, data, evaluate, info, push, quantize, serve, train, web
 from pvc.cli.shared import CommandGroup, examples
 
 app = Typer(
@@ -52,6 +54,7 @@ app.command(epilog=convert.EXAMPLES)(convert.convert)
 app.command(epilog=push.EXAMPLES)(push.push)
 app.command(epilog=quantize.EXAMPLES)(quantize.quantize)
 app.add_typer(train.training, name="train")
+app.add_typer(data.data, name="data")
 app.command(epilog=evaluate.EXAMPLES)(evaluate.evaluate)
 app.command(epilog=evaluate.COMPARE_EXAMPLES)(evaluate.compare)
 app.command(epilog=serve.EXAMPLES)(serve.serve)

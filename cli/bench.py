@@ -23,7 +23,7 @@ def bench(
         Literal["count", "run", "train", "plot"],
         Argument(metavar="ACTION", help="See above.", show_default=False),
     ],
-    preset: Annotated[str, Option(help="8B, 2B, vit-l, small (for a CPU) or tiny.")] = "8B",
+    preset: Annotated[str, Option(help="8B, 2B, vit-l, 8b-eighth, small (both for a CPU) or tiny.")] = "8B",
     device: Annotated[str | None, Option(help="cuda, cuda:1 or cpu. Default: a GPU if there is one.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: bfloat16, on a CPU float32.")] = "auto",
     runs: Annotated[int, Option(min=1, help="Runs, of which the median counts; train: steps.")] = 5,

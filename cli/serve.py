@@ -53,6 +53,12 @@ def serve(
     max_tiles: Annotated[
         int | None, Option(min=1, help="Tiles of an image. Default: the model's; 1 for a frame.")
     ] = None,
+    max_video_tokens: Annotated[
+        int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
+    ] = None,
+    frame_tokens: Annotated[
+        int | None, Option(min=1, help="Visual tokens of a frame of a video, in place of that.")
+    ] = None,
     max_tokens: Annotated[int | None, Option(min=1, help="Of an answer. Default: 4096.")] = None,
     max_request_mib: Annotated[int | None, Option(min=1, help="Of a request. Default: 64.")] = None,
     max_batch: Annotated[int | None, Option(min=1, help="Requests answered at once. Default: 16.")] = None,
@@ -80,7 +86,8 @@ def serve(
         answer_s=timeout,
     )
     frames = {"num_frames" if fps is None else "max_frames": num_frames}
-    processing = drop_none(**frames, fps=fps, max_tiles=max_tiles)
+    visual_tokens = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
+    processing = drop_none(**frames, fps=fps, max_tiles=max_tiles, **visual_tokens)
 
     with report_errors():
         with show_status("Loading") as status:

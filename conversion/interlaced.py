@@ -1,21 +1,21 @@
-"""The interlaced start of the projector: four repeats of an image give InternVL's tokens, before any training.
+"""The interlaced start of the projector: four repeats of an image give InternVL's tokens before any training.
 
-PVC merges blocks of 4x4 patches where InternVL merges 2x2. Repeat `r` of an image, whose time is r / 3, takes
-the r-th 2x2 sub-block of each block: gamma is 1 on it and 0 on the other three.
+PVC merges blocks of 4x4 patches where InternVL merges 2x2. Repeat `r` of an image, whose time is r / 3,
+takes the r-th 2x2 sub-block of each block: gamma is 1 on it and 0 on the other three.
 
     gamma(x + TE(t)) = h_r(t) on sub-block r        beta = 0
     W' = W diag(w) (I - 11'/4C) on every sub-block  b' = b + W beta
 
-`w`, `beta` are of InternVL's LayerNorm. `h_r` is the hat function: 1 at the time of sub-block r, 0 at that of
-every other, linear between. So a frame of a video has two neighbouring sub-blocks, weighed by its time.
+`w`, `beta` are of InternVL's LayerNorm. `h_r` is the hat function: 1 at the time of sub-block r, 0 at that
+of every other, linear between. So a frame of a video has two neighbouring sub-blocks, weighed by its time.
 
-LayerNorm runs over a whole block where InternVL's runs over 2x2. Its shift is undone by `I - 11'/4C`. Its scale
-is not: sub-block r comes out multiplied by the standard deviation of itself over that of its block.
+LayerNorm runs over a whole block where InternVL's runs over 2x2. Its shift is undone by `I - 11'/4C`. Its
+scale is not: sub-block r comes out multiplied by its own standard deviation over that of its block.
 
-How the parts of AdaLN say it, with `k` sub-blocks in all:
+How AdaLN does it, with `k` sub-blocks in all:
 
-- TE adds `LEVEL * h_r(t)` to `COMPONENTS` reserved components for each r. h_r is a sum of ramps, which are
-  SiLU units far from 0, of the sinusoid that is nearly linear in t.
+- TE adds `LEVEL * h_r(t)` to `COMPONENTS` reserved components for each r. h_r is a sum of ramps: SiLU units
+  far from 0, of the sinusoid that is nearly linear in t.
 - Two units of gamma's hidden layer for each r take the mean of these components, shifted by LEVEL / 4 and by
   3 LEVEL / 4. Their difference is 0 below the first and 1 above the second: what x adds to the reserved
   components changes nothing as long as its mean stays below LEVEL / 4.

@@ -423,10 +423,8 @@ class FoldedProjector:
         weight, norm_weight = self.weights.get(self.weight), self.weights.get(self.norm_weight)
         times = self.block // self.small
         folded = weight.float() * norm_weight.float()  # (H, 4 C)
-        if self.interlaced:
-            folded = folded - folded.mean(dim=1, keepdim=True)  # W diag(w) (I - 11'/4C)
-        else:
-            folded = folded / times**2
+        # W diag(w) (I - 11'/4C), or the mean over blocks
+        folded = folded - folded.mean(dim=1, keepdim=True) if self.interlaced else folded / times**2
         folded = folded.to(weight.dtype)
         return repeat(folded, "h (i j c) -> h (p i q j c)", i=self.small, j=self.small, p=times, q=times)
 

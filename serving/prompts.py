@@ -9,13 +9,14 @@ policy's time is over or the client has gone.
 import copy
 import hashlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
 
 from pvc.clips import Clip, clips_of_grid, tokens_of_clip
+from pvc.processing_options import TOKEN_OPTIONS
 from pvc.serving.errors import ApiError, bad_request, without_paths
 
 KEY_BITS = 62  # of the keys of visual tokens, which are negative 64-bit numbers
@@ -52,6 +53,21 @@ def with_policy(processor: Any, policy: Any) -> Any:
     return processor
 
 
+def fewest_tokens(images: Any, options: Mapping[str, Any]) -> dict[str, int]:
+    """The fewest visual tokens of a tile of an image and of a video, repeats counted.
+
+    Args:
+        images: the image processor.
+        options: of `apply_chat_template`.
+    """
+    limits = {name: options.get(name) for name in TOKEN_OPTIONS}
+    budget = images.token_budget(**limits)
+    return {
+        "image": budget.fewest(is_image=True) * (options.get("image_repeats") or images.image_repeats),
+        "video": budget.fewest(is_image=False) * images.video_repeats,
+    }
+
+
 class PromptReader:
     """Lays out messages and reads their media.
 
@@ -84,10 +100,10 @@ class PromptReader:
         Raises:
             ApiError: 400 where the messages or the length are wrong, 422 where media cannot be read.
         """
-        self._check_characters(messages)
-        self._check_media(messages)
-        processor = self._cancellable(is_cancelled)
         options = self._options if options is None else options
+        self._check_characters(messages)
+        self._check_media(messages, options)
+        processor = self._cancellable(is_cancelled)
         try:
             inputs = processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
@@ -126,11 +142,11 @@ class PromptReader:
                 "the messages have half of a surrogate pair: send Unicode", "messages"
             ) from None
 
-    def _check_media(self, messages: Sequence[dict]) -> None:
+    def _check_media(self, messages: Sequence[dict], options: Mapping[str, Any]) -> None:
         """Refuses more images and videos than the LLM has positions for, before any is read."""
         image = self._processor.image_processor
-        repeats = {"image": image.image_repeats, "video": image.video_repeats}
-        least = sum(repeats[block["type"]] * image.tokens_per_tile for block in _media_blocks(messages))
+        fewest = fewest_tokens(image, options)
+        least = sum(fewest[block["type"]] for block in _media_blocks(messages))
         if least >= self._max_positions:
             raise bad_request(
                 f"the images and videos have {least} tokens or more, and the LLM was made for "

@@ -13,7 +13,7 @@ from pvc.serving.engine import Engine
 from pvc.serving.gate import LOOPBACK, Gate
 from pvc.serving.limits import Limits
 from pvc.serving.metrics import Metrics
-from pvc.serving.prompts import with_policy
+from pvc.serving.prompts import fewest_tokens, with_policy
 from pvc.serving.protocol import guarded_protocol
 from pvc.serving.requests import Sources
 
@@ -63,7 +63,8 @@ def restricted(processor: Any, options: ServerOptions, max_positions: int) -> An
         ValueError: the checkpoint's code is older than the policy.
     """
     policy = getattr(processor, "media_policy", None)
-    if policy is None or not hasattr(policy, "is_cancelled"):
+    is_known = hasattr(policy, "is_cancelled") and hasattr(processor.image_processor, "token_budget")
+    if not is_known:
         raise ValueError(
             "the checkpoint's code is older than this server and cannot limit what it reads: convert it "
             "anew, or copy the code files of this package into its folder"
@@ -71,9 +72,9 @@ def restricted(processor: Any, options: ServerOptions, max_positions: int) -> An
 
     untrusted = type(policy).untrusted(isolate=True)
     image = processor.image_processor
-    repeats = min(image.image_repeats, image.video_repeats)
+    fewest = min(fewest_tokens(image, options.processing).values())
     # more tiles than the LLM has positions for would only fill the memory
-    most_tiles = max(1, max_positions // (image.tokens_per_tile * repeats))
+    most_tiles = max(1, max_positions // fewest)
     changes: dict[str, Any] = {
         "hosts": tuple(options.media_domains) or False,
         "files": options.media_dir or False,

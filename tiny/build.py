@@ -27,7 +27,7 @@ from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedModel
 
 from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.configs import INTERNVL, INTERNVL_DEFAULTS
@@ -46,9 +46,18 @@ INTERNVL_NAMES = {  # ours -> those of InternVL2's code
     "model.language_model.": "language_model.model.",
     "lm_head.": "language_model.output.",
 }
-TABLES = ("tok_embeddings.weight", "position_embedding", "class_embedding")
+TABLES = (  # of InternLM2, Qwen2, and either ViT
+    "tok_embeddings.weight",
+    "embed_tokens.weight",
+    "position_embedding",
+    "position_embedding.weight",
+    "class_embedding",
+)
 TABLE_STD = 0.5
-BRANCH_ENDS = ("attn.proj.weight", "fc2.weight", "attention.wo.weight", "feed_forward.w2.weight")
+BRANCH_ENDS = (  # of InternViT, CLIP, InternLM2 and Qwen2
+    *("attn.proj.weight", "fc2.weight", "out_proj.weight"),
+    *("attention.wo.weight", "feed_forward.w2.weight", "o_proj.weight", "down_proj.weight"),
+)
 BEFORE_SHARE = 0.3  # of the weights that training went on from, in `mean`
 NUM_FRAMES = 8  # of a video by default: as many as show every state of a synthetic one
 
@@ -115,17 +124,20 @@ def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
 
 
 @torch.no_grad()
-def init_weights_by_width(model: PVCForConditionalGeneration):
+def init_weights_by_width(model: PreTrainedModel, table_std: float = TABLE_STD):
     """Initialises all weights anew, with a standard deviation that follows from the width.
 
     The usual 0.02 is for widths of thousands: from there a model so narrow learns nothing for long. Layers
-    that end a branch start smaller, by their number.
+    that end a branch start smaller, by their number. A selector of patches keeps its start.
+
+    Args:
+        table_std: of embeddings, of positions too.
     """
     depth = model.config.vision_config.num_hidden_layers + model.config.llm_config.num_hidden_layers
     for name, parameter in model.named_parameters():
-        if parameter.dim() > 1:
+        if parameter.dim() > 1 and "compressor" not in name:
             is_table = name.endswith(TABLES)
-            std = TABLE_STD if is_table else parameter[0].numel() ** -0.5
+            std = table_std if is_table else parameter[0].numel() ** -0.5
             ends_branch = name.endswith(BRANCH_ENDS)
             parameter.normal_(std=std / (2 * depth) ** 0.5 if ends_branch else std)
 

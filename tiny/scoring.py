@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
@@ -32,9 +33,8 @@ ROW_TOKENS = 1024
 ONE_TILE_EACH, SEVERAL_TILES = "one tile", "several tiles"
 
 
-@torch.no_grad()
 def exact_match(
-    model: PVCForConditionalGeneration,
+    model: PreTrainedModel,
     processor: PVCProcessor,
     dataset: SyntheticDataset,
     *,
@@ -48,16 +48,39 @@ def exact_match(
         frames: of each video, evenly spread.
         row_tokens: of the rows that go through the model at once; a longer sample is a ValueError.
     """
-    encoder = Encoder(processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames)
+    marks = answer_marks(model, processor, dataset, frames=frames, row_tokens=row_tokens)
+    return dataset.mean_by_task([all(of_sample) for of_sample in marks])
+
+
+@torch.no_grad()
+def answer_marks(
+    model: PreTrainedModel,
+    processor: PVCProcessor,
+    dataset: SyntheticDataset,
+    *,
+    frames: int,
+    frame_tokens: int | None = None,
+    row_tokens: int = ROW_TOKENS,
+) -> list[list[bool]]:
+    """Whether each token of each sample's answer is the likeliest behind those before it; the last ends it.
+
+    Arguments as of `exact_match`, and
+
+    Args:
+        frame_tokens: visual tokens of each frame; None: as many as the processor says.
+    """
+    encoder = Encoder(
+        processor, max_tokens=row_tokens, min_frames=frames, max_frames=frames, frame_tokens=frame_tokens
+    )
     data_set = SceneDataSet("held-out", dataset)
     unused_rng = np.random.default_rng(0)
     samples = (encoder.encode(data_set.read(i), None, unused_rng) for i in range(len(dataset)))
 
     was_training = model.training
     model.eval()
-    marks = [mark for row in rows(samples, row_tokens) for mark in answered(model, encoder, row)]
+    marks = [marks for row in rows(samples, row_tokens) for marks in answered(model, encoder, row)]
     model.train(was_training)
-    return dataset.mean_by_task(marks)
+    return marks
 
 
 class Selection(SyntheticDataset):
@@ -120,20 +143,20 @@ def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]
     yield row
 
 
-def answered(model: PVCForConditionalGeneration, encoder: Encoder, row: list[Encoded]) -> list[bool]:
-    """Whether each sample of a row is answered correctly."""
+def answered(model: PreTrainedModel, encoder: Encoder, row: list[Encoded]) -> list[list[bool]]:
+    """Whether each answer token of each sample of a row is predicted."""
     inputs = with_needed_logits(collate([(sample, encoder.load(sample)) for sample in row]))
     targets = inputs.pop("labels")[0]  # (labels,)
     positions = inputs["logits_to_keep"]  # (labels,)
     del inputs["shift_labels"]
 
     inputs = {name: x.to(model.device) if torch.is_tensor(x) else x for name, x in inputs.items()}
-    is_wrong = model(**inputs).logits[0].argmax(-1).cpu() != targets  # (labels,)
+    is_right = model(**inputs).logits[0].argmax(-1).cpu() == targets  # (labels,)
 
     # position ids start at 0 in each sample
     sample_of_label = (inputs["position_ids"][0].cpu() == 0).cumsum(0)[positions] - 1
-    wrong = torch.zeros(len(row), dtype=torch.long).index_add_(0, sample_of_label, is_wrong.long())
-    return (wrong == 0).tolist()
+    labels = sample_of_label.bincount(minlength=len(row)).tolist()
+    return [marks.tolist() for marks in is_right.split(labels)]
 
 
 def table(columns: dict[str, dict[str, float]]) -> str:

@@ -262,12 +262,19 @@ def _trainer(
         attn_implementation=recipe.attn_implementation,
     )
 
+    _keep_layers_there_are(net)
     choose_trained(net, recipe.train)
     net = with_lora(net, recipe.lora) if recipe.lora else net
     trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
     if arguments.should_save:
         (output / "recipe.yaml").write_text(as_yaml(written), encoding="utf-8")
     return trainer
+
+
+def _keep_layers_there_are(model: PreTrainedModel) -> None:
+    """Leaves classes that the model lacks out of those that FSDP2 shards: CLIP lists its text model's too."""
+    there = {type(module).__name__ for module in model.modules()}
+    model._no_split_modules = [name for name in model._no_split_modules or [] if name in there]
 
 
 def _warn_of_few_rows(recipe: Recipe) -> None:

@@ -18,7 +18,6 @@ from pvc.conversation import Segment, dialogue_segments, encode_segments, get_co
 from pvc.frame_choice import FrameChoice
 from pvc.image_files import in_rgb
 from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
-from pvc.processing_pvc import PVCImageProcessor
 
 TIMESTAMPS = json.loads(golden("dynamic_vlm/timestamps.json").read_text())
 PROMPTS = json.loads(golden("dynamic_vlm/prompts.json").read_text())
@@ -153,11 +152,6 @@ def test_tokens_follow_from_the_budget_of_a_prompt():
     assert tokens([frames(4), one], frame_tokens=17) == [16] * 5
     with pytest.raises(ValueError, match="frame_tokens=0"):
         tokens([one], frame_tokens=0)
-
-
-def test_pvc_refuses_numbers_of_tokens_that_it_does_not_make():
-    with pytest.raises(ValueError, match="frame_tokens=4: this model makes 1 tokens of a tile"):
-        PVCImageProcessor(image_size=56).share_budget([], frame_tokens=4)
 
 
 # ---- pixels

@@ -11,7 +11,7 @@ from PIL import Image
 from tokenizers_of_llms import make_tokenizer
 from transformers import AutoProcessor
 
-from pvc import CHECKPOINT, processing_options, processing_pvc
+from pvc import CHECKPOINT, processing_options, processing_pvc, processor_fields
 from pvc.conversation import TEMPLATES, get_conv_template, jinja_template
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.training.data.encoding import Encoder
@@ -312,7 +312,8 @@ def test_repeats_are_the_models_where_its_configuration_stands_beside(tmp_path, 
     config |= {"image_repeats": 1, "video_repeats": 2, "template": "internvl2_5"}
     (tmp_path / "config.json").write_text(json.dumps(config))
     said = []
-    monkeypatch.setattr(processing_pvc.logger, "warning_once", said.append)
+    for module in (processing_pvc, processor_fields):
+        monkeypatch.setattr(module.logger, "warning_once", said.append)
     processor = PVCProcessor.from_pretrained(tmp_path, trust_remote_code=True)
     repeats = (processor.image_processor.image_repeats, processor.image_processor.video_repeats)
     assert repeats == (1, 2)

@@ -1,11 +1,10 @@
 """Judging by a chat model: official messages and readings, every reply counted, errors never kept."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
 from builders import golden
+from chat_server import ChatServer, reply
 
 from pvc.evaluation.judge import MOST_ERRORS, Judge, JudgeError, ReplyCache, endpoint, prompt_hash
 from pvc.evaluation.judge_protocols import (
@@ -183,51 +182,15 @@ def test_tempcompass_messages_hold_question_reference_and_prediction():
 # ---------------------------------------------------------------- the client
 
 
-class JudgeServer:
-    """An OpenAI-compatible server on this machine. It gives the prepared responses, then verdicts."""
-
-    def __init__(self):
-        self.responses = []  # (status, body, headers); text and dicts stand for a body with status 200
-        self.requests = []  # (path, headers, body)
-        server = self
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self):
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                server.requests.append((self.path, dict(self.headers), body))
-                response = server.responses.pop(0) if server.responses else completion(VERDICT)
-                status, content, headers = response if isinstance(response, tuple) else (200, response, {})
-                content = content if isinstance(content, bytes) else json.dumps(content).encode()
-
-                self.send_response(status)
-                for name, value in {"Content-Length": str(len(content)), **headers}.items():
-                    self.send_header(name, value)
-                self.end_headers()
-                self.wfile.write(content)
-
-            def log_message(self, *args):
-                pass
-
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self.url = f"http://127.0.0.1:{self.http.server_port}/v1"
-        self.thread = threading.Thread(target=self.http.serve_forever, daemon=True)
-        self.thread.start()
-
-    def close(self):
-        self.http.shutdown()
-        self.http.server_close()
-        self.thread.join()
-
-
 def completion(text, model="judge-0613"):
-    return {"model": model, "choices": [{"message": {"role": "assistant", "content": text}}]}
+    return reply(text, model)
 
 
 @pytest.fixture
 def server(monkeypatch):
     for name in ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    server = JudgeServer()
+    server = ChatServer(lambda body: completion(VERDICT))
     yield server
     server.close()
 

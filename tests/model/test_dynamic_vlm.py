@@ -197,7 +197,7 @@ def test_the_model_makes_as_many_tokens_as_the_budget_announces(compressor):
     model = random_model(compressor).model
     pixel_values = pixels_of([Clip(2, 1, 1)])
     for wanted in range(1, 37):
-        budget = model.config.token_budget(fixed=wanted)
+        budget = model.config.token_budget(frame_tokens=wanted)
         clips = budget.share([Clip(2, 1, 1)])
         with torch.no_grad():
             (tokens,) = model.get_image_features(pixel_values, clip_grid_of(clips)).pooler_output

@@ -243,7 +243,7 @@ def test_a_frame_repeated_equals_the_frame_given_again():
         ((2, 3, 56, 56), [[1, 2, 0]] * 2, "0 repeats: expected positive numbers"),
         ((2, 3, 56, 56), [[-1, -2, 1]] * 2, "-1 frames of -2 tiles"),
         ((2, 3, 56, 56), [[1, 2, 4, -1]] * 2, "4 repeats, -1 tokens a tile"),
-        ((2, 3, 56, 56), [[1, 2, 4, 9]] * 2, r"asks for \[9\] tokens a tile, but a tile of these has 1"),
+        ((2, 3, 56, 56), [[1, 2, 4, 9]] * 2, "asks for 9 tokens a tile, but a tile of these has 1"),
     ],
 )
 def test_input_that_makes_no_clips_is_refused_with_its_numbers(shape, clip_grid, message):
@@ -423,9 +423,9 @@ def test_repeats_of_an_image_cost_less_than_four_tiles(record_property):
     ratio = flops["reused"] / flops["computed again"]
     print(f"T multiply-adds of the ViT for one image shown 4 times: {flops}, ratio {ratio:.4f}")
     record_property("tera_multiply_adds", flops)
-    assert flops["reused"] == pytest.approx(0.98, abs=0.005)
+    assert flops["reused"] == pytest.approx(0.9726, abs=0.0005)
     assert flops["computed again"] == pytest.approx(1.72, abs=0.005)
-    assert ratio <= 0.57
+    assert ratio <= 0.566
 
 
 def calls_of_linears(model, run) -> dict[torch.nn.Linear, list[int]]:

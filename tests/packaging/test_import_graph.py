@@ -20,7 +20,7 @@ MAY_IMPORT = {
     "reporting": set(),
     "conversion": {"hub", "reporting"},  # hub: a converted folder gets its model card
     "hub": {"conversion", "reporting"},  # conversion: a folder is checked as a source of a conversion is
-    "training": {"conversion", "hub", "reporting"},
+    "training": {"conversion", "evaluation", "hub", "reporting"},  # evaluation: the client of an endpoint
     "benchmarks": {"conversion", "evaluation", "reporting", "training"},
     "evaluation": {"conversion", "reporting"},
     "tiny": {"conversion", "evaluation", "hub", "reporting", "training"},

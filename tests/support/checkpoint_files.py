@@ -9,7 +9,10 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_FILES = [
     "chat.py",
+    "chunks.py",
     "clips.py",
+    "compressors.py",
+    "configuration_checks.py",
     "configuration_pvc.py",
     "conversation.py",
     "dialogue_cache.py",
@@ -21,10 +24,10 @@ MODEL_FILES = [
     "modeling_internlm2.py",
     "modeling_pvc.py",
     "modeling_vlm.py",
+    "temporal_memory.py",
     "tokenization_internlm2.py",
 ]
 DYNAMIC_VLM_FILES = [  # beside those, where a model is a Dynamic-VLM
-    "compressors.py",
     "configuration_dynamic_vlm.py",
     "modeling_dynamic_vlm.py",
 ]

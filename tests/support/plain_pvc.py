@@ -19,14 +19,33 @@ class PlainPVC:
         self.config, self.vit = model.config, model.config.vision_config
         self.weights = {name: value.double() for name, value in model.state_dict().items()}
 
-    def encode(self, clip: torch.Tensor, repeats: int) -> torch.Tensor:
-        """`clip (frames, tiles, 3, H, W)`, each frame `repeats` times -> visual tokens `(tokens, H)`."""
+    def encode(self, clip: torch.Tensor, repeats: int, side: int | None = None) -> torch.Tensor:
+        """`clip (frames, tiles, 3, H, W)`, each frame `repeats` times -> visual tokens `(tokens, H)`.
+
+        `side`: of the square of tokens of a tile, to which patches are pooled; None: they are not.
+        """
         rows, moments = self.hidden_states(clip, repeats)
         grid = (clip.shape[3] // self.vit.patch_size, clip.shape[4] // self.vit.patch_size)
         keys = [(moment, tile) for moment in range(moments) for tile in range(clip.shape[1])]
         if len(clip) == 1 and self.config.tile_repeat_order == "tile":
             keys = sorted(keys, key=lambda key: key[1])
+        if side is not None:
+            small = side * round(1 / self.config.downsample_ratio)
+            rows = {key: self.pool(x, grid, small) for key, x in rows.items()}
+            grid = (small, small)
         return torch.cat([self.project(rows[key], time_of(key[0], moments), grid) for key in keys])
+
+    def pool(self, x: torch.Tensor, grid: tuple[int, int], small: int) -> torch.Tensor:
+        """`(N, C)` -> class token and the means of `small` x `small` windows, which may overlap."""
+        windows = [
+            [range(i * side // small, -(-(i + 1) * side // small)) for i in range(small)] for side in grid
+        ]
+        means = [
+            torch.stack([x[1 + row * grid[1] + column] for row in rows for column in columns]).mean(0)
+            for rows in windows[0]
+            for columns in windows[1]
+        ]
+        return torch.stack([x[0], *means])
 
     def hidden_states(self, clip: torch.Tensor, repeats: int) -> tuple[dict, int]:
         """The selected hidden state `(N, C)` of each (moment, tile), and the number of moments."""

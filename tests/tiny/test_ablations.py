@@ -10,7 +10,7 @@ from transformers import TrainerCallback
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor
-from pvc.tiny import ablations as ablations
+from pvc.tiny import ablation_runs, ablations
 from pvc.tiny.ablation_report import CURVES, TABLES, as_trained, draw_figure, mean_std, report
 from pvc.tiny.tokenizer import write_tokenizer
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
@@ -137,7 +137,7 @@ def test_what_is_new_starts_as_always_but_drawn_by_the_seed(tokenizer):
 
 
 def test_what_has_a_result_is_not_run_again(runs_folder, monkeypatch):
-    assert ablations.pending(runs_folder, ["pvc", "repeated"], 1) == [("repeated", 0)]
+    assert ablation_runs.pending(runs_folder, ["pvc", "repeated"], 1) == [("repeated", 0)]
     monkeypatch.setattr(ablations, "run_base", None)
     monkeypatch.setattr(ablations, "run_one", None)
     ablations.run_all(runs_folder, ["pvc"], seeds=1, jobs=1, recipes=RECIPES)
@@ -146,7 +146,7 @@ def test_what_has_a_result_is_not_run_again(runs_folder, monkeypatch):
 def test_a_result_that_was_lost_needs_no_second_training(runs_folder, monkeypatch):
     before = result_of(runs_folder, "pvc", 0)
     ablations.result_path(runs_folder, "pvc", 0).unlink()
-    monkeypatch.setattr(ablations, "train", None)
+    monkeypatch.setattr(ablation_runs, "train", None)
     ablations.run_base(runs_folder, RECIPES)
     ablations.run_one(runs_folder, "pvc", 0, RECIPES)
     assert result_of(runs_folder, "pvc", 0) == before
@@ -158,13 +158,13 @@ def test_a_run_that_is_cut_off_ends_as_an_unbroken_one(runs_folder, tmp_path, mo
             raise KeyboardInterrupt
 
     shutil.copytree(runs_folder / "runs/base", tmp_path / "runs/base")
-    train = ablations.train
+    train = ablation_runs.train
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(
-            ablations, "train", lambda *args, **kwargs: train(*args, callbacks=[CutOff()], **kwargs)
+            ablation_runs, "train", lambda *args, **kwargs: train(*args, callbacks=[CutOff()], **kwargs)
         )
         ablations.run_one(tmp_path, "pvc", 0, RECIPES)
-    assert ablations.pending(tmp_path, ["pvc"], 1)
+    assert ablation_runs.pending(tmp_path, ["pvc"], 1)
     ablations.run_one(tmp_path, "pvc", 0, RECIPES)
     unbroken, resumed = result_of(runs_folder, "pvc", 0), result_of(tmp_path, "pvc", 0)
     assert resumed | {"seconds": 0} == unbroken | {"seconds": 0}
@@ -245,4 +245,4 @@ def test_the_same_results_draw_the_same_figure(tmp_path, ending):
 
 def test_without_results_the_report_says_how_to_get_them(tmp_path):
     with pytest.raises(FileNotFoundError, match="without --report"):
-        ablations.read_results(tmp_path)
+        ablation_runs.read_results(tmp_path, ablations.CONFIGURATIONS)

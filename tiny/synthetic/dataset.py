@@ -19,11 +19,11 @@ from typing import NamedTuple
 from torch.utils.data import Dataset
 from transformers.utils import logging
 
-from pvc.tiny.synthetic import image_tasks, video_tasks  # noqa: F401 - they register the samplers
+from pvc.tiny.synthetic import board_tasks, image_tasks, video_tasks  # noqa: F401 - they register the samplers
 from pvc.tiny.synthetic.follow_ups import ask_follow_ups
 from pvc.tiny.synthetic.sampler import SceneSampler
 from pvc.tiny.synthetic.scenes import Scene, draw
-from pvc.tiny.synthetic.tasks import SAMPLERS, TASKS, phrasings
+from pvc.tiny.synthetic.tasks import ALL_TASKS, SAMPLERS, TASKS, phrasings
 from pvc.tiny.synthetic.video_files import write_video
 
 SPLITS = ("training", "held-out")
@@ -41,10 +41,10 @@ class SyntheticSample(NamedTuple):
     @property
     def prompt(self) -> str:
         """The question behind the placeholders of its media."""
-        if TASKS[self.task].media == "images":
+        if ALL_TASKS[self.task].media == "images":
             placeholders = "".join(f"Image-{i + 1}: <image>\n" for i in range(len(self.scenes)))
         else:
-            placeholders = f"<{TASKS[self.task].media}>\n"
+            placeholders = f"<{ALL_TASKS[self.task].media}>\n"
         return placeholders + self.question
 
     @property
@@ -54,7 +54,7 @@ class SyntheticSample(NamedTuple):
 
     def record(self) -> dict:
         """The sample as a line of InternVL's JSONL, with PIL images where that has paths."""
-        media, drawn = TASKS[self.task].media, [draw(scene) for scene in self.scenes]
+        media, drawn = ALL_TASKS[self.task].media, [draw(scene) for scene in self.scenes]
         if media == "video":
             shown = {"video": drawn}
         elif media == "images":
@@ -76,7 +76,8 @@ class SyntheticDataset(Dataset):
         length: number of samples.
         seed: any number; together with the split it determines the samples.
         held_out: for evaluation: phrasings, words and random streams that are not in training.
-        tasks: names from `TASKS`, all by default; one that is named twice comes twice as often.
+        tasks: names from `ALL_TASKS`, by default those of PVC-Tiny; one that is named twice comes twice as
+            often.
         turns: most questions about a scene, of the task's own kind or others; `evaluate` asks the first.
 
     Items are dicts like the lines of InternVL's JSONL, with a PIL image or a list of them under "image" or
@@ -94,9 +95,9 @@ class SyntheticDataset(Dataset):
     ):
         if length < 1 or turns < 1 or not tasks:
             raise ValueError(f"length={length}, turns={turns}, tasks={tasks}: expected at least one of each")
-        if unknown := [task for task in tasks if task not in TASKS]:
+        if unknown := [task for task in tasks if task not in ALL_TASKS]:
             raise ValueError(
-                f"tasks has {', '.join(map(repr, unknown))}: expected some of {', '.join(TASKS)}"
+                f"tasks has {', '.join(map(repr, unknown))}: expected some of {', '.join(ALL_TASKS)}"
             )
         self.length, self.seed, self.held_out, self.tasks = length, seed, held_out, tuple(tasks)
         self.turns = turns
@@ -140,8 +141,8 @@ class SyntheticDataset(Dataset):
             [answer.strip() == self.sample(index).answer for index, answer in enumerate(answers)]
         )
 
-    def mean_by_task(self, marks: Sequence[bool]) -> dict[str, float]:
-        """The share by task of `marks`, one for each sample, that are true."""
+    def mean_by_task(self, marks: Sequence[float]) -> dict[str, float]:
+        """The mean by task of `marks`, one for each sample."""
         by_task = defaultdict(list)
         for index, mark in enumerate(marks):
             by_task[self.task_of(index)].append(mark)
@@ -163,7 +164,7 @@ def mean_by_group(scores: dict[str, float]) -> dict[str, float]:
     """The mean of scores by task over the tasks of each group (reading, shapes, charts and so on)."""
     groups = defaultdict(list)
     for task, score in scores.items():
-        groups[TASKS[task].group].append(score)
+        groups[ALL_TASKS[task].group].append(score)
     return {group: sum(scores) / len(scores) for group, scores in groups.items()}
 
 

@@ -52,7 +52,7 @@ def ask_follow_ups(rng: SceneSampler, task: str, sampled: SceneSample, number: i
     asked, named = [(task, sampled.slots, sampled.answer)], set()
     if task != "moving_shape":  # which shape moves says nothing of its way
         named = _named(sampled.scenes, sampled.slots, sampled.answer)
-    for name in rng.choices(TASKS_OF[task], k=number) if TASKS_OF[task] else []:
+    for name in rng.choices(TASKS_OF[task], k=number) if TASKS_OF.get(task) else []:
         question = FOLLOW_UPS[name](rng, sampled.scenes)
         about = _named(sampled.scenes, *question) if question else set()
         if question and not about & named and (name, *question) not in asked:

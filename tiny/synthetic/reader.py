@@ -11,7 +11,7 @@ from PIL import Image
 
 from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.tiny.synthetic.scenes import Scene, draw
-from pvc.tiny.synthetic.tasks import TASKS
+from pvc.tiny.synthetic.tasks import ALL_TASKS
 from pvc.training.data.meta import MetaEntry
 from pvc.training.data.samples import IMAGE, KINDS, VIDEO, Sample, SampleSet
 
@@ -46,13 +46,13 @@ class SceneDataSet(SampleSet):
 
     @cached_property
     def kinds(self) -> np.ndarray:
-        media = [VIDEO if TASKS[task].media == "video" else IMAGE for task in self.dataset.tasks]
+        media = [VIDEO if ALL_TASKS[task].media == "video" else IMAGE for task in self.dataset.tasks]
         return np.resize(np.array([KINDS.index(kind) for kind in media], np.int8), len(self.dataset))
 
     def read(self, index: int) -> Sample:
         sample = self.dataset.sample(index)
         where = f"synthetic data, seed {self.dataset.seed}:{index}"
-        if TASKS[sample.task].media == "video":
+        if ALL_TASKS[sample.task].media == "video":
             return Sample(where, sample.turns, video=SceneSource(sample.scenes))
         return Sample(where, sample.turns, images=tuple(map(SceneSource, sample.scenes)))
 

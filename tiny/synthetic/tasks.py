@@ -14,6 +14,7 @@ import yaml
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS
 
 FILE = Path(__file__).with_name("tasks.yaml")
+BOARD_FILE = Path(__file__).with_name("board_tasks.yaml")
 MEDIA = ("image", "images", "video")
 SAMPLERS: dict[str, Callable[..., Any]] = {}  # task -> function from a SceneSampler to a SceneSample
 
@@ -65,12 +66,14 @@ def _filled(pattern: str, patterns: dict[str, str], where: str) -> str:
     return re.sub("<([A-Z_]+)>", pattern_of, pattern)
 
 
-TASKS = read_tasks()
+TASKS = read_tasks()  # of PVC-Tiny
+BOARD_TASKS = read_tasks(BOARD_FILE)  # of the ablations of the token budget
+ALL_TASKS = TASKS | BOARD_TASKS
 
 
 def phrasings(task: str, *, held_out: bool) -> tuple[str, ...]:
     """The ways of asking a task, each a format string."""
-    return TASKS[task].held_out if held_out else TASKS[task].training
+    return ALL_TASKS[task].held_out if held_out else ALL_TASKS[task].training
 
 
 def task(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -79,8 +82,9 @@ def task(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     Raises:
         ValueError: where `tasks.yaml` has no such task.
     """
-    if name not in TASKS:
-        raise ValueError(f"task {name!r} is not in {FILE.name}: expected one of {', '.join(TASKS)}")
+    if name not in ALL_TASKS:
+        files = f"{FILE.name} or {BOARD_FILE.name}"
+        raise ValueError(f"task {name!r} is not in {files}: expected one of {', '.join(ALL_TASKS)}")
 
     def register(function: Callable[..., Any]) -> Callable[..., Any]:
         SAMPLERS[name] = function

@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from transformers.utils import logging
@@ -34,7 +34,7 @@ HAS_IMAGE = re.compile(rb'"image"\s*:\s*\[?\s*"[^"]')
 HAS_VIDEO = re.compile(rb'"video"\s*:\s*"[^"]')
 
 
-KEYS = {"image", "video", "clip", "conversations", "id"}  # of a line; others mean nothing here
+KEYS = {"image", "video", "clip", "every_frame", "conversations", "id"}  # of a line; others mean nothing here
 # other keys that seem to name media, as "images", "video_path" or "image_url" do and "image_id" does not
 MEDIA_KEY = re.compile(
     r"(?!num_|.*_(ids?|size|sizes|width|height)(_list)?$).*(image|img|video|picture|photo|frame|media)"
@@ -59,6 +59,7 @@ class Sample:
 
     `turns` are (question, answer) pairs, `system` None for the template's own; either `images` or `video` may
     be there. Placeholders in the questions fit the media: one `<image>` each, or one `<video>`.
+    `every_frame`: the video is shown with all its frames, each once, since the text names them by number.
     `ignored` names keys of its line that mean nothing here.
     """
 
@@ -68,6 +69,7 @@ class Sample:
     images: tuple[Source, ...] = ()
     video: Source | None = None
     clip_s: tuple[float, float] | None = None
+    every_frame: bool = False
     ignored: tuple[str, ...] = ()
 
 
@@ -151,7 +153,7 @@ class DataSet(SampleSet):
             line = file.readline()
 
         try:
-            sample = parse(json.loads(line), self.roots, self.where(index))
+            sample = parse(json.loads(line), Folders(self.roots), self.where(index))
         except ValueError as error:  # what json raises, and UnicodeDecodeError, are such
             raise BrokenSample(self.where(index), error) from error
         except Exception as error:  # a line is a stranger's: nested too deeply, a number of 400 digits, …
@@ -180,7 +182,27 @@ def _kind(line: bytes) -> int:
 # ------------------------------------------------------------------------------------------------- one sample
 
 
-def parse(record, roots: Sequence[str], where: str) -> Sample:
+class MediaFiles(Protocol):
+    """Finds the media that a record names; a ValueError where they are not there."""
+
+    def image(self, name: str) -> Source: ...
+
+    def video(self, name: str, clip_s: tuple[float, float] | None) -> Source: ...
+
+
+class Folders(NamedTuple):
+    """Media in folders, which are looked through in turn."""
+
+    roots: Sequence[str]
+
+    def image(self, name: str) -> FileSource:
+        return FileSource(_found(name, self.roots))
+
+    def video(self, name: str, clip_s: tuple[float, float] | None) -> VideoFileSource:
+        return VideoFileSource(_found(name, self.roots), clip_s)
+
+
+def parse(record, files: MediaFiles, where: str) -> Sample:
     """The sample that a line of an annotation describes; a ValueError where it is none."""
     if not isinstance(record, dict):
         raise ValueError(f"a line is {_shown(record)}: expected an object with 'conversations'")
@@ -192,9 +214,12 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
     placed = _placed(turns, len(images), video is not None)
 
     if video:
-        source = VideoFileSource(_found(video, roots), clip_s)
-        return Sample(where, placed, system, video=source, clip_s=clip_s, ignored=ignored)
-    found = tuple(FileSource(_found(image, roots)) for image in images)
+        source = files.video(video, clip_s)
+        every = record.get("every_frame", False)
+        if not isinstance(every, bool):
+            raise ValueError(f"every_frame is {_shown(every)}: expected true or false")
+        return Sample(where, placed, system, video=source, clip_s=clip_s, every_frame=every, ignored=ignored)
+    found = tuple(map(files.image, images))
     return Sample(where, placed, system, images=found, ignored=ignored)
 
 

@@ -1,0 +1,165 @@
+"""The results of `dynamic_ablations.py` as Markdown tables in the paper's shape, and as plots.
+
+A figure is the share of right cells in percent, the mean over seeds with the sample standard deviation where
+there are several. The paper's own figures are benchmarks of a 7B: compare their order, not their size.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+
+from pvc.reporting.plots import new_figure, save_figure
+from pvc.tiny.ablation_report import markdown, mean_std
+
+COMPRESSORS = ("pooling", "merging", "pruning")
+TRAINED = {"pooling": "sampled, 1 to 36", "fixed-4": "4", "fixed-16": "16"}
+TRAINED_PVC = {"pvc-sampled": "sampled, 1 to 9", "pvc": "9 (no budget)"}
+PAPER = {"pooling": "52.0 / 62.0", "merging": "51.6 / 61.9", "pruning": "47.6 / 59.5"}  # VideoMME, MSVD-QA
+
+Results = Sequence[dict]
+
+
+def report(results: Results, majority: float) -> str:
+    """All tables as Markdown; `majority`: the share of the majority baseline."""
+    parts = [
+        f"Majority baseline: {100 * majority:.1f} %.",
+        f"### Compressors (Table 5)\n\n{_compressors(results)}",
+        f"### Tokens against frames (Table 6)\n\n{_budgets(results)}",
+        f"### Tokens in training against tokens asked\n\n{_trained(results, TRAINED)}",
+        f"### The same for PVC\n\n{_trained(results, TRAINED_PVC)}",
+        f"### Runs (means over seeds)\n\n{_cost(results)}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def by_tokens(results: Results, name: str) -> dict[int, list[float]]:
+    """The share of each seed by tokens of a frame, at the number of frames that all are asked with."""
+    points: dict[int, list[float]] = {}
+    for result in _of(results, name):
+        frames = result["asked"][0]["frames"]
+        for asked in result["asked"]:
+            if asked["frames"] == frames:
+                points.setdefault(asked["tokens"], []).append(asked["share"])
+    return dict(sorted(points.items()))
+
+
+def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple]:
+    """Frames, and the share of each seed, by tokens of a frame, where as many frames are shown as fit.
+
+    Args:
+        budget: tokens of a video.
+        most: frames of a video.
+    """
+    points: dict[int, tuple[int, list[float]]] = {}
+    for result in _of(results, name):
+        for asked in result["asked"]:
+            tokens, frames = asked["tokens"], asked["frames"]
+            if frames == min(budget // tokens, most):
+                points.setdefault(tokens, (frames, []))[1].append(asked["share"])
+    return dict(sorted(points.items()))
+
+
+def _of(results: Results, name: str) -> list[dict]:
+    return [result for result in results if result["name"] == name]
+
+
+def _numbers(curves: Iterable[dict[int, list[float]]]) -> list[int]:
+    return sorted({number for points in curves for number in points})
+
+
+def _compressors(results: Results) -> str:
+    curves = {name: by_tokens(results, name) for name in COMPRESSORS}
+    numbers = _numbers(curves.values())
+
+    lines = []
+    for name, points in curves.items():
+        made = {asked["tokens"]: asked["made"] for result in _of(results, name) for asked in result["asked"]}
+        cells = [mean_std(points.get(number, [])) for number in numbers]
+        fewer = [made.get(number, number) for number in numbers]
+        cells = [
+            f"{cell} ({count})" if cell and count != number else cell
+            for cell, count, number in zip(cells, fewer, numbers)
+        ]
+        lines.append([name, *cells, str(len(_of(results, name))), PAPER[name]])
+    return markdown(["tokens a frame, at most", *map(str, numbers), "seeds", "paper"], lines)
+
+
+def _trained(results: Results, trained: dict[str, str]) -> str:
+    curves = {name: by_tokens(results, name) for name in trained}
+    numbers = _numbers(curves.values())
+    lines = [
+        [label, *(mean_std(curves[name].get(number, [])) for number in numbers), str(len(_of(results, name)))]
+        for name, label in trained.items()
+    ]
+    return markdown(["tokens in training", *(f"asked {number}" for number in numbers), "seeds"], lines)
+
+
+def budgets_of(results: Results) -> tuple[list[int], int]:
+    """The budgets that were asked, and the frames of a video."""
+    facts = results[0]
+    return facts["budgets"], facts["most_frames"]
+
+
+def _budgets(results: Results) -> str:
+    budgets, most = budgets_of(results)
+    curves = {budget: by_budget(results, "pooling", budget, most) for budget in budgets}
+    numbers = _numbers(curves.values())
+
+    def cell(budget: int, tokens: int) -> str:
+        frames, shares = curves[budget].get(tokens, (0, []))
+        return f"{mean_std(shares)} ({frames} frames)" if shares else ""
+
+    lines = [[str(number), *(cell(budget, number) for budget in budgets)] for number in numbers]
+    return markdown(["tokens a frame", *(f"{budget} a video" for budget in budgets)], lines)
+
+
+def _cost(results: Results) -> str:
+    """What the runs cost."""
+    names = list(dict.fromkeys(result["name"] for result in results))
+    lines = []
+    for name in names:
+        runs = _of(results, name)
+        counts = [fmean(run[key] for run in runs) for key in ("parameters", "steps", "samples")]
+        seconds = [fmean(run["cpu_seconds"][part] for run in runs) for part in ("training", "scoring")]
+        lines.append([name, str(len(runs)), *(f"{number:,.0f}" for number in counts + seconds)])
+
+    head = ["", "seeds", "parameters", "steps", "samples", "CPU s of training", "CPU s of scoring"]
+    return markdown(head, lines)
+
+
+def draw_figure(results: Results, path: Path):
+    """Accuracy over tokens of a frame in four panels, with the range over seeds, as SVG or PNG by the ending.
+
+    The same results give the same bytes.
+    """
+    budgets, most = budgets_of(results)
+    panels = {
+        "compressors": {name: by_tokens(results, name) for name in COMPRESSORS},
+        "tokens in training": {label: by_tokens(results, name) for name, label in TRAINED.items()},
+        "budget of a video": {
+            f"{budget} tokens": {
+                tokens: shares for tokens, (_, shares) in by_budget(results, "pooling", budget, most).items()
+            }
+            for budget in budgets
+        },
+        "PVC, tokens in training": {label: by_tokens(results, name) for name, label in TRAINED_PVC.items()},
+    }
+
+    with new_figure(3 * len(panels), 3.2) as figure:
+        for axes, (title, curves) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
+            for label, points in curves.items():
+                _draw_curve(axes, label, points)
+            axes.set(title=title, xlabel="tokens a frame", xscale="log")
+            axes.set_xticks(_numbers(curves.values()), [str(number) for number in _numbers(curves.values())])
+            axes.minorticks_off()
+            axes.grid(alpha=0.3)
+            axes.legend(fontsize="small")
+        figure.axes[0].set_ylabel("right cells, %")
+        save_figure(figure, path)
+
+
+def _draw_curve(axes, label: str, points: dict[int, list[float]]):
+    numbers = list(points)
+    mean, low, high = ([100 * of(shares) for shares in points.values()] for of in (fmean, min, max))
+    (line,) = axes.plot(numbers, mean, "o-", label=label)
+    axes.fill_between(numbers, low, high, color=line.get_color(), alpha=0.2, lw=0)
