@@ -29,6 +29,7 @@ TABLES = {
         Row("256-tokens", "4 tokens of 2x2 patches, shown once (the paper's 256)", "59.1", "61.9"),
         Row("repeated", "1 token, repeated", "52.6", "58.0"),
         Row("repeated-compute", "1 token, repeated, twice the steps"),
+        Row("repeated-longer", "1 token, repeated, four times the steps"),
         Row("progressive", "+ progressive encoding", "58.1", "61.8"),
         Row("adaptive", "adaptive compression alone"),
         Row("pvc", "+ both: PVC", "58.5", "62.4"),

@@ -65,6 +65,7 @@ RUNS = {
     "repeated": Run(STATIC, TRAINING, "average"),
     "pvc": Run({}, TRAINING, "interlaced"),
     "repeated-compute": Run(STATIC, replace(TRAINING, steps=COMPUTE * TRAINING.steps), "average"),
+    "repeated-longer": Run(STATIC, replace(TRAINING, steps=2 * COMPUTE * TRAINING.steps), "average"),
     "adaptive": Run(temporal_layers(0), TRAINING, "interlaced"),
     "progressive": Run({"adaptive_compression": False}, TRAINING, "average"),
     "256-tokens": Run(BASE, TRAINING, "average"),
