@@ -21,7 +21,7 @@ from pvc.conversation import (
     get_conv_template,
     with_placeholders,
 )
-from pvc.preprocess import image_tiles
+from pvc.preprocess import image_tiles, read_frames
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import IGNORED, Encoder, as_jpeg
 from pvc.training.data.samples import BrokenSample, Sample
@@ -269,6 +269,20 @@ def test_a_video_that_is_too_long_gets_the_most_frames_that_fit(folder):
         assert len(short) <= limit
     with pytest.raises(BrokenSample, match="fewest tiles and frames"):
         encoded(12, lengths[2] - 1)
+
+
+@pytest.mark.parametrize(("source", "frames"), [("v.mp4", 12), ("frames", 5)])
+def test_every_frame_is_shown_once_in_order_and_none_is_left_out_to_fit(folder, source, frames):
+    turns, media = [("<video>", "a")], {"video": str(folder / source), "every_frame": True}
+    processor, options = tiny_processor(), {"min_frames": 2, "max_frames": 3}
+    encoded = encode(turns, processor, options=options, **media)
+    expected = read_frames(str(folder / source), num_frames=None).frames
+    assert encoded.media[0].clip.frames == len(expected) == frames
+
+    shown = Encoder(processor, **options).load(encoded)
+    assert torch.equal(shown, processor.image_processor.video(expected, num_frames=None).tiles)
+    with pytest.raises(BrokenSample, match=f"{len(encoded)} tokens .* at most {len(encoded) - 1}"):
+        encode(turns, options=options | {"max_tokens": len(encoded) - 1}, **media)
 
 
 def test_a_text_that_is_too_long_is_broken():
