@@ -193,9 +193,9 @@ def read_index(shard: str) -> Index:
 
     if not files:
         raise ValueError(f"{shard} has no sample: expected KEY.json, and beside it KEY.jpg, KEY.mp4, ...")
-    members, starts, sizes = zip(*files)
+    names_of_files, starts, sizes = zip(*files)
     return Index(
-        np.array(members),
+        np.array(names_of_files),
         np.array(starts, np.int64),
         np.array(sizes, np.int64),
         np.array(first, np.int32),
