@@ -220,9 +220,13 @@ class PVCImageProcessor(BaseImageProcessor):
         """Width and height of an image with the most tiles, for which serving engines plan their memory."""
         return size_of_most_tiles(self)
 
+    def grid_of(self, width: int, height: int, max_tiles: int | None = None) -> tuple[int, int]:
+        """Columns and rows of tiles of an upright image of so many pixels; arguments as of `image`."""
+        return tile_grid(width, height, *tile_limits(self, max_tiles), self.image_size)
+
     def count_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
         """Tiles of an upright image of so many pixels, the thumbnail counted; arguments as of `image`."""
-        columns, rows = tile_grid(width, height, *tile_limits(self, max_tiles), self.image_size)
+        columns, rows = self.grid_of(width, height, max_tiles)
         tiles = columns * rows
         return tiles + 1 if self.use_thumbnail and tiles > 1 else tiles
 
