@@ -331,15 +331,9 @@ class PVCImageProcessor(BaseImageProcessor):
         return self.token_budget(max_video_tokens, frame_tokens).share(clips)
 
     def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
-        min_tiles, max_tiles = tile_limits(self, max_tiles)
-        return image_tiles(
-            image,
-            self.image_size,
-            max_tiles,
-            min_num=min_tiles,
-            use_thumbnail=self.use_thumbnail,
-            as_bytes=as_bytes,
-        )  # (tiles, 3, S, S)
+        least, most = tile_limits(self, max_tiles)
+        options = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
+        return image_tiles(image, self.image_size, most, **options)  # (tiles, 3, S, S)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
@@ -495,8 +489,7 @@ class PVCProcessor(ProcessorMixin):
 
         inputs = self._encode(expanded, read)
         if read.tells_replacements:
-            labels = "first_frame" in str(self.chat_template)
-            inputs = engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+            inputs = engine_batch(inputs, prompts, expanded, self)
         return inputs
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
@@ -573,6 +566,7 @@ class PVCProcessor(ProcessorMixin):
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "first_frame": "",  # the label of a video's first frame comes with its frames
+            "last_frame": "",  # and so does what ends its last
         }
         if self._is_own(template):  # the text is the released one, to which `processor(text=…)` adds BOS
             variables["bos_token"] = ""
