@@ -347,6 +347,28 @@ def test_the_quality_lies_between_75_and_100(monkeypatch):
     assert qualities == set(range(75, 101))
 
 
+@pytest.mark.parametrize("size, orientation", [((900, 600), 1), ((900, 601), 6), ((60, 40), 1)])
+def test_a_jpeg_may_be_decoded_at_the_scale_of_its_tiles(tmp_path, size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    coarse.resize(size).save(tmp_path / "a.png")
+
+    processor = tiny_processor(max_tiles=6)
+    plain, reduced = (Encoder(processor, reduced_jpegs=is_reduced) for is_reduced in (False, True))
+    for name in ("a.jpg", "a.png"):
+        images = (FileSource(str(tmp_path / name)),)
+        one = reduced.encode(Sample("a:1", (("<image>", "A"),), images=images), None, rng())
+        opened = reduced._reduced(images[0].open(), 6)
+        is_smaller = isinstance(opened, Image.Image) and opened.size != size
+        assert is_smaller == (name == "a.jpg" and size[0] > 500)
+
+        tiles, expected = (encoder.load(one, as_bytes=True).float() for encoder in (reduced, plain))
+        assert tiles.shape == expected.shape
+        assert (tiles - expected).abs().mean() < (4 if is_smaller else 1e-9)
+
+
 @pytest.mark.parametrize(
     "options", [{"min_frames": 0}, {"min_frames": 9, "max_frames": 8}, {"max_tokens": 0}, {"frame_tiles": 0}]
 )
