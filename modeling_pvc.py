@@ -173,14 +173,14 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         """
         config = self.config
         self.check_pixels(pixel_values)
-        numbers = [tokens]
+        asked: Sequence[int | None] = [tokens]
         if clips is None:
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
-            numbers = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
+            asked = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
         own = self.tokens_per_tile(*pixel_values.shape[2:])
-        numbers = self._checked_tokens(numbers, own)
+        numbers = self._checked_tokens(asked, own)
 
         vision = self.vision_model(
             pixel_values,
@@ -229,7 +229,7 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
 
     def _checked_tokens(self, numbers: Sequence[int | None], own: int) -> list[int]:
         """Tokens of a tile for each clip, `own` for None; raises where pooling makes another number."""
-        for number in set(numbers) - {None}:
+        for number in {number for number in numbers if number is not None}:
             made = AdaptivePooling.tokens(number, own)
             if number != made:
                 raise ValueError(
