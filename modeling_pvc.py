@@ -173,7 +173,7 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         """
         config = self.config
         self.check_pixels(pixel_values)
-        asked: list[int | None] = [tokens]
+        asked: Sequence[int | None] = [tokens]
         if clips is None:
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
