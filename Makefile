@@ -42,9 +42,11 @@ test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is 
 # the newest transformers that vLLM takes, and otherwise the versions of CI
 MIDDLE = 5.19.0
 
-test-middle: .venv-middle/ready ## model and processor on the transformers that vLLM takes
-	.venv-middle/bin/$(TESTS) -m "not slow" tests/model tests/dialogue/test_processing.py \
-		tests/dialogue/test_processor_options.py tests/dialogue/test_engine_inputs.py
+MIDDLE_TESTS = tests/dialogue/test_engine_inputs.py $(patsubst %,tests/model/test_%.py,serving_engines generation \
+	loading intern_vit internvl2_parity dynamic_vlm)
+
+test-middle: .venv-middle/ready ## the model, and what vLLM asks of it, on the transformers that vLLM takes
+	.venv-middle/bin/$(TESTS) -m "not slow" $(MIDDLE_TESTS)
 
 .venv-middle/ready: constraints.txt pyproject.toml
 	mkdir -p build && sed 's/^transformers==.*/transformers==$(MIDDLE)/' constraints.txt > build/constraints-middle.txt

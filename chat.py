@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from .clips import Clip, clip_grid_of, integers, media_tokens, released_clips
-from .configuration_checks import require_integers
+from .configuration_checks import require, require_integers
 from .conversation import (
     IMAGE_PLACEHOLDER,
     AnswerTokenizer,
@@ -38,6 +38,7 @@ from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
 from .loading import input_device
 
+MOST_REPEATS = 1024  # of an image: memory and time grow with them
 OF_THE_ANSWER = {  # options of generate, and the value that turns each off
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
     "no_repeat_ngram_size": (0, NoRepeatNGramLogitsProcessor),
@@ -49,10 +50,12 @@ class Showing(NamedTuple):
 
     Attributes:
         tokens_per_tile: of a tile of their size, shown once, unlimited.
+        image_repeats: how often an image is shown.
         budget: `max_video_tokens` and `frame_tokens`, those that are given.
     """
 
     tokens_per_tile: int
+    image_repeats: int
     budget: dict[str, int]
 
 
@@ -92,6 +95,7 @@ class ChatMixin:
         streamer=None,
         *,
         cache: DialogueCache | None = None,
+        image_repeats: int | None = None,
         max_video_tokens: int | None = None,
         frame_tokens: int | None = None,
         **generate_options,
@@ -110,6 +114,7 @@ class ChatMixin:
             num_patches_list, split_sizes, data_flag: what the tiles are; see `clips.released_clips`.
             streamer: one of transformers' streamers.
             cache: of `dialogue_cache()`; what earlier calls computed of this dialogue is re-used.
+            image_repeats: how often each image is shown, in place of the configuration's number.
             max_video_tokens, frame_tokens: visual tokens that the frames of a video share, or of each frame,
                 in place of the configuration's; rounded down to what the model makes.
             generate_options: more for `generate`, such as `stopping_criteria` or `fast_decode`.
@@ -119,7 +124,7 @@ class ChatMixin:
         """
         # one dialogue is a batch of one
         num_tiles = self._count_tiles(pixel_values)
-        showing = self._showing(pixel_values, max_video_tokens, frame_tokens)
+        showing = self._showing(pixel_values, image_repeats, max_video_tokens, frame_tokens)
         lists = (num_patches_list, split_sizes, data_flag)
         dialogue = self._lay_out(question, history, num_tiles, lists, showing)
         (answer,) = self._answer(
@@ -182,6 +187,7 @@ class ChatMixin:
         histories: Sequence[Sequence[tuple[str, str]] | None] | None = None,
         split_sizes: Sequence[Sequence[int] | None] | None = None,
         return_history: bool = False,
+        image_repeats: int | None = None,
         max_video_tokens: int | None = None,
         frame_tokens: int | None = None,
     ) -> list[str] | tuple[list[str], list[list[tuple[str, str]]]]:
@@ -196,7 +202,7 @@ class ChatMixin:
             data_flag: for each sample 0 (text alone), 1 (an image), 2 (several) or 3 (a video), or a list
                 where its dialogue has several groups; None: images.
             histories, split_sizes: for each sample as in `chat`, or None.
-            max_video_tokens, frame_tokens: of every sample, as in `chat`.
+            image_repeats, max_video_tokens, frame_tokens: of every sample, as in `chat`.
 
         Raises:
             ValueError: as `chat`, with the number of the sample; or where the lists differ in length.
@@ -225,7 +231,7 @@ class ChatMixin:
 
         before = histories or [None] * total
         sizes = split_sizes or [None] * total
-        showing = self._showing(pixel_values, max_video_tokens, frame_tokens)
+        showing = self._showing(pixel_values, image_repeats, max_video_tokens, frame_tokens)
         lists = list(zip(patches, sizes, flags))
         dialogues = self._lay_out_samples(questions, before, lists, showing)
         answers = self._answer(tokenizer, dialogues, pixel_values, generation_config)
@@ -244,19 +250,28 @@ class ChatMixin:
         self.model.check_pixels(pixel_values)
         return len(pixel_values)
 
-    def _showing(self, pixel_values: torch.Tensor | None, max_video_tokens, frame_tokens) -> Showing:
+    def _showing(
+        self, pixel_values: torch.Tensor | None, image_repeats, max_video_tokens, frame_tokens
+    ) -> Showing:
         given = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
         budget = {name: value for name, value in given.items() if value is not None}
         require_integers(SimpleNamespace(**budget), *budget)
+
+        own_repeats = self.config.image_repeats
+        repeats = own_repeats if image_repeats is None else image_repeats
+        require_integers(SimpleNamespace(image_repeats=repeats), "image_repeats", most=MOST_REPEATS)
+        repeats_images = "image_repeats" in vars(self.config)
+        require(repeats_images or repeats == 1, f"image_repeats is {repeats}: this model shows an image once")
+
         own = 0 if pixel_values is None else self.model.tokens_per_tile(*pixel_values.shape[2:])
-        return Showing(own, budget)
+        return Showing(own, repeats, budget)
 
     def _lay_out(self, question, history, num_tiles: int, lists: tuple, showing: Showing) -> Dialogue:
         num_patches_list, split_sizes, data_flag = lists
         if num_tiles:
             clips = released_clips(
                 num_tiles,
-                image_repeats=self.config.image_repeats,
+                image_repeats=showing.image_repeats,
                 video_repeats=self.config.video_repeats,
                 num_patches_list=num_patches_list,
                 split_sizes=split_sizes,

@@ -18,7 +18,15 @@ from transformers import BatchFeature, PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .clips import Clip, clip_grid_of
-from .conversation import FIRST_FRAME, Conversation, PlainTextEncoder, Segment
+from .conversation import (
+    FIRST_FRAME,
+    Conversation,
+    PlainTextEncoder,
+    Segment,
+    adds_bos,
+    get_conv_template,
+    jinja_template,
+)
 from .frame_choice import FrameChoice
 from .media_policy import shown
 from .processing_options import FRAME_OPTIONS, IMAGE_TOKEN, VIDEO_TOKEN
@@ -414,7 +422,8 @@ def expand_placeholders(
 ) -> Prompt:
     """Replaces each placeholder by the segments of the image or video that `load` gives for it.
 
-    The label that a chat template writes before a video (`Frame1: <video>`) is that of its first frame.
+    The label that a chat template writes before a video (`Frame1: <video>`) is that of its first frame, and
+    a separator behind it that of its last.
 
     Args:
         load: takes the placeholder.
@@ -423,6 +432,7 @@ def expand_placeholders(
     expanded: list[Segment] = []
     media: list[Media] = []
     new_index = []  # of each segment, and of the end
+    end = ""  # of the frames of the video before
     for segment in segments:
         new_index.append(len(expanded))
         if segment.kind == "media":
@@ -432,8 +442,11 @@ def expand_placeholders(
                 before = expanded[-1].text.removesuffix(FIRST_FRAME)
                 expanded[-1] = Segment("template", before)
             expanded += loaded.segments
+            last = loaded.segments[-1]
+            end = last.text if last.kind == "text" else ""
         else:
-            expanded.append(segment)
+            expanded.append(Segment(segment.kind, segment.text.removeprefix(end)))
+            end = ""
 
     new_index.append(len(expanded))
     return Prompt(expanded, media, [(new_index[start], new_index[end]) for start, end in answers])
@@ -480,3 +493,9 @@ def media_inputs(media: Sequence[Media]) -> BatchFeature:
     tiles = media[0].tiles if len(media) == 1 else torch.cat([item.tiles for item in media])
     clip_grid = clip_grid_of(item.clip for item in media)
     return BatchFeature({"pixel_values": tiles, "clip_grid": clip_grid})
+
+
+def jinja_of(name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """The Jinja template of a prompt template, for that tokenizer."""
+    writes_bos = tokenizer is not None and adds_bos(tokenizer)
+    return jinja_template(get_conv_template(name), writes_bos=writes_bos)

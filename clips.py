@@ -144,6 +144,7 @@ class ClipLayout:
             in order of time.
         rows_per_clip: rows of each clip; the rows of a clip stand together.
         repeated: whether any tile is shown more than once.
+        time_order: `(R,)` the rows as `by_time_step` has them; None: they stand so already.
     """
 
     source: torch.Tensor
@@ -151,6 +152,7 @@ class ClipLayout:
     tile_sequences: dict[int, torch.Tensor]
     rows_per_clip: list[int]
     repeated: bool
+    time_order: torch.Tensor | None = None
 
     @classmethod
     def from_grid(
@@ -167,6 +169,7 @@ class ClipLayout:
         source, times, rows_per_clip = [], [], []
         tile_sequences: dict[int, list[torch.Tensor]] = {}
         num_rows = 0
+        by_step = True  # whether each clip's rows stand time step after time step
 
         for first_tile, clip in clips_of_grid(clip_grid, num_tiles):
             tile, step, rows = _rows_of_clip(clip, tile_repeat_order)
@@ -178,14 +181,48 @@ class ClipLayout:
             tile_sequences.setdefault(num_steps, []).append(num_rows + rows)
             rows_per_clip.append(len(tile))
             num_rows += len(tile)
+            by_step = by_step and (clip.frames > 1 or clip.tiles == 1 or tile_repeat_order == "frame")
+
+        sequences = {num_steps: torch.cat(parts) for num_steps, parts in tile_sequences.items()}
+        time_order = torch.cat([rows.T.flatten() for rows in sequences.values()])  # (R,)
+        # told from the clips: torch.export has no values of tensors
+        is_ordered = list(sequences) == [1] or (by_step and len(sequences) == len(rows_per_clip))
 
         return cls(
             source=torch.cat(source),
             times=torch.cat(times),
-            tile_sequences={num_steps: torch.cat(parts) for num_steps, parts in tile_sequences.items()},
+            tile_sequences=sequences,
             rows_per_clip=rows_per_clip,
             repeated=num_rows > num_tiles,
+            time_order=None if is_ordered else time_order,
         )
+
+    def by_time_step(self) -> "ClipLayout":
+        """The same rows in another order: of each `T` those of the first time step, of the second, ….
+
+        Each of `tile_sequences` is then a stride through the rows, and temporal attention copies nothing.
+        """
+        if self.time_order is None:
+            return self
+
+        tile_sequences = {}
+        start = 0
+        for num_steps, rows in self.tile_sequences.items():
+            ordered = torch.arange(start, start + rows.numel(), device=rows.device)
+            tile_sequences[num_steps] = ordered.view(num_steps, -1).T  # (sequences, T)
+            start += rows.numel()
+
+        return ClipLayout(
+            source=self.source[self.time_order],
+            times=self.times[self.time_order],
+            tile_sequences=tile_sequences,
+            rows_per_clip=self.rows_per_clip,
+            repeated=self.repeated,
+        )
+
+    def in_prompt_order(self, rows: torch.Tensor) -> torch.Tensor:
+        """Rows `(R, …)` that `by_time_step` has ordered, in the order of this layout."""
+        return rows if self.time_order is None else rows.index_select(0, self.time_order.argsort())
 
     def to(self, device: torch.device) -> "ClipLayout":
         """The same layout with its tensors on `device`."""
@@ -195,6 +232,7 @@ class ClipLayout:
             tile_sequences={num_steps: rows.to(device) for num_steps, rows in self.tile_sequences.items()},
             rows_per_clip=self.rows_per_clip,
             repeated=self.repeated,
+            time_order=None if self.time_order is None else self.time_order.to(device),
         )
 
 

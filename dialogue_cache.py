@@ -72,6 +72,21 @@ class PrefixCache:
             ValueError: where the options ask for several beams or answers, or for another cache.
         """
         self.start(model, options)
+        return self._generate(
+            model, input_ids, visual_tokens, visual_token_keys, fast_decode=fast_decode, options=options
+        )
+
+    def _generate(
+        self,
+        model: PreTrainedModel,
+        input_ids: torch.Tensor,
+        visual_tokens: torch.Tensor | None = None,
+        visual_token_keys: torch.Tensor | None = None,
+        *,
+        fast_decode: bool,
+        options: dict,
+    ):
+        """`generate` of options that `start` has checked."""
         inputs_embeds = model.get_input_embeddings()(input_ids)  # (1, L, H)
         keys = input_ids
         if visual_tokens is not None:
@@ -84,9 +99,9 @@ class PrefixCache:
         if fast_decode:
             options = fast_decode_options(model, input_ids, options, prefix=self.past)
         else:
-            options["past_key_values"] = self.past
+            options = options | {"past_key_values": self.past}
         # the prompt is without padding: a pad token in it is text
-        options["attention_mask"] = torch.ones_like(input_ids)
+        options = options | {"attention_mask": torch.ones_like(input_ids)}
 
         try:
             output = model.generate(input_ids=input_ids, inputs_embeds=inputs_embeds, **options)
@@ -212,6 +227,8 @@ class DialogueCache(PrefixCache):
         input_ids: torch.Tensor,
         pixel_values: torch.Tensor | None = None,
         clip_grid: torch.Tensor | None = None,
+        *,
+        fast_decode: bool = False,
         **options,
     ):
         """`model.generate(input_ids, pixel_values, clip_grid)`, which checks them; computes what is new.
@@ -229,12 +246,12 @@ class DialogueCache(PrefixCache):
 
         if pixel_values is None:
             self.clips = []
-            return self.generate(model, input_ids, **options)
+            return self._generate(model, input_ids, fast_decode=fast_decode, options=options)
         self.clips = self._encode(model, pixel_values, clip_grid)
         # only new clips went through the ViT; the LLM's cache compares keys
         visual_tokens = torch.cat([clip.visual_tokens for clip in self.clips])
         keys = torch.cat([clip.keys for clip in self.clips])
-        return self.generate(model, input_ids, visual_tokens, keys, **options)
+        return self._generate(model, input_ids, visual_tokens, keys, fast_decode=fast_decode, options=options)
 
     def _encode(
         self, model: PreTrainedModel, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None

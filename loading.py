@@ -21,7 +21,7 @@ logger = logging.get_logger(__name__)
 OLD_ARGUMENTS = ("use_flash_attn", "load_in_8bit", "load_in_4bit")
 DAMAGED = (SafetensorError, JSONDecodeError, RecursionError, UnpicklingError, EOFError)
 DAMAGED_PICKLES = ("corrupt file", "PytorchStreamReader")  # in torch's RuntimeErrors
-UNQUANTIZED = ["model.vision_model", "model.projector", "lm_head"]
+UNQUANTIZED = ["model.vision_model", "model.compressor", "model.projector", "lm_head"]
 
 
 def translate_old_arguments(arguments: dict) -> dict:
@@ -47,7 +47,7 @@ def translate_old_arguments(arguments: dict) -> dict:
 
 
 def quantization_config(kind: str) -> BitsAndBytesConfig | TorchAoConfig:
-    """Settings that quantise the LLM alone: ViT, projector and head keep their dtype.
+    """Settings that quantise the LLM alone: ViT, compressor, projector and head keep theirs.
 
     Args:
         kind: "int8" or "nf4", by bitsandbytes; "int8-weight-only", by torchao.

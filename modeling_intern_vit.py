@@ -17,11 +17,10 @@ Shapes: `R` rows (one time step of one tile each), `N` tokens of a row (class to
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial, wraps
-from typing import Any
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -36,66 +35,15 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.utils import logging
 
+from .chunks import apply_in_chunks, chunked
 from .clips import Clip, ClipLayout, clip_grid_of
 from .configuration_pvc import InternVisionConfig
 from .modeling_internlm2 import eager_attention_forward
+from .temporal_memory import TemporalMemory
 
 logger = logging.get_logger(__name__)
 
 MAX_SEQUENCES = 65_535  # of one attention call: CUDA's grid ends here on some versions
-
-
-# ---- chunks and modes
-
-
-def apply_in_chunks(
-    function: Callable[..., torch.Tensor],
-    *inputs: torch.Tensor,
-    size: int | None,
-    dim: int = 0,
-    overwrite: bool = False,
-) -> torch.Tensor:
-    """`function(*inputs)`, computed from at most `size` positions of `dim` at a time (None: all at once).
-
-    For functions that treat the positions of `dim` separately. `overwrite` puts the result into the first
-    input instead of a new tensor.
-    """
-    total = inputs[0].shape[dim]
-    if size is None or total <= size:
-        return function(*inputs)
-
-    out = inputs[0] if overwrite else None
-    for start in range(0, total, size):
-        length = min(size, total - start)
-        part = function(*(x.narrow(dim, start, length) for x in inputs))
-
-        if out is None:  # the function alone knows the other sizes and the dtype
-            out = part.new_empty(*part.shape[:dim], total, *part.shape[dim + 1 :])
-        out.narrow(dim, start, length).copy_(part)
-    return out
-
-
-def chunked(dim: int) -> Callable:
-    """Decorator of a layer's step `step(self, x (R, N, C), …) -> (R, N, C)`: adds the argument `max_tiles`.
-
-    The step is then computed from as many rows (`dim` 0) or token positions (`dim` 1) at a time as have the
-    tokens of `max_tiles` tiles (None: all at once), and its result overwrites `x`.
-    """
-
-    def decorate(step: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-        @wraps(step)
-        def step_in_chunks(self, x: torch.Tensor, *arguments, max_tiles: int | None = None) -> torch.Tensor:
-            # along dim 1: as many positions as hold no more tokens than `max_tiles` tiles do
-            size = max_tiles
-            if dim == 1 and max_tiles is not None:
-                size = max(1, max_tiles * x.shape[1] // x.shape[0])
-            return apply_in_chunks(
-                lambda chunk: step(self, chunk, *arguments), x, size=size, dim=dim, overwrite=True
-            )
-
-        return step_in_chunks
-
-    return decorate
 
 
 @contextmanager
@@ -139,17 +87,54 @@ class AdaLN(nn.Module):
         return nn.Sequential(nn.Linear(width_in, self.width), nn.SiLU(), nn.Linear(self.width, self.width))
 
     def forward(
-        self, x: torch.Tensor, times: torch.Tensor, rows: torch.Tensor | None = None
+        self,
+        x: torch.Tensor,
+        times: torch.Tensor,
+        rows: torch.Tensor | None = None,
+        *,
+        source: torch.Tensor | None = None,
     ) -> torch.Tensor:  # (R, N, C), (R,) -> (R, N, C)
-        """`rows`: where rows have different numbers of tokens, `x (tokens, C)`: the row of each token."""
-        normed = F.layer_norm(x, (self.width,), eps=self.eps)
+        """Normalises by the time of each row.
+
+        Args:
+            rows: where rows have different numbers of tokens, `x (tokens, C)`: the row of each token.
+            source: `(R,)` the row of `x` that each row shows, where rows are shown more than once. What does
+                not depend on time is then computed once for all that show it.
+        """
+        normed = shown(F.layer_norm(x, (self.width,), eps=self.eps), source)
         if self.condition == "none":
             return normed
 
         te = self.time_embed(sinusoid(times, self.time_embed_dim).to(x.dtype))  # (R, C)
         te = te[:, None] if rows is None else te[rows]  # (R, 1, C) or (tokens, C)
-        z = x + te if self.condition == "x+te" else te
-        return self.gamma(z) * normed + self.beta(z)
+        if self.condition == "te":
+            gamma, beta = self.gamma(te), self.beta(te)  # (R, 1, C)
+        elif source is None:
+            z = x + te
+            gamma, beta = self.gamma(z), self.beta(z)
+        else:
+            gamma, beta = self._of_shown(x, te, source)
+        return torch.addcmul(beta, gamma, normed)  # gamma * LN(x) + beta
+
+    def _of_shown(self, x: torch.Tensor, te: torch.Tensor, source: torch.Tensor) -> list[torch.Tensor]:
+        """`gamma(z)` and `beta(z)` of `z = x[source] + te`: `W x` is computed once for all that show a row.
+
+        Each Linear `W z + b` is still called once, of the parts of the sum, and of a zero, which gives `b`.
+        """
+        parts = torch.cat([x.flatten(0, 1), te.flatten(0, 1), torch.zeros_like(te[0])])
+        sizes = [x.shape[0] * x.shape[1], len(te), 1]
+
+        results = []
+        for linear, activation, last in (self.gamma, self.beta):
+            of_x, of_te, bias = linear(parts).split(sizes)
+            hidden = shown(of_x.view_as(x), source) + (of_te - bias)[:, None]  # (R, N, C)
+            results.append(last(activation(hidden)))
+        return results
+
+
+def shown(x: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor:
+    """The row of `x` that each row shows; None: rows are as they are."""
+    return x if source is None else x.index_select(0, source)
 
 
 def sinusoid(times: torch.Tensor, dim: int) -> torch.Tensor:
@@ -221,36 +206,6 @@ def _concatenated(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-class TemporalMemory:
-    """Keys and values of one temporal layer for the last time steps of a clip that comes in pieces.
-
-    A ring of `num_steps` slots, allocated once: `(sequences, num_steps, C)` each, a sequence being a token
-    position of a tile position. `seen` counts the time steps so far.
-    """
-
-    def __init__(self, num_steps: int):
-        self.num_steps = num_steps
-        self.seen = 0
-        self.keys: Any = None  # a tensor from the first time step on
-        self.values: Any = None
-
-    def add(self, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Takes up the next time step `(sequences, C)`; returns the keys and values that it attends to.
-
-        They are its own and those of the `num_steps - 1` before it, `(sequences, up to num_steps, C)`.
-        """
-        if self.keys is None:
-            self.keys = k.new_empty(len(k), self.num_steps, k.shape[1])
-            self.values = v.new_empty(len(v), self.num_steps, v.shape[1])
-
-        slot = self.seen % self.num_steps
-        self.keys[:, slot] = k
-        self.values[:, slot] = v
-        self.seen += 1
-        held = min(self.seen, self.num_steps)
-        return self.keys[:, :held], self.values[:, :held]
-
-
 class TemporalAttention(InternAttention):
     """`T-MHA`: each token attends to this and earlier time steps of its position in its tile sequence."""
 
@@ -269,18 +224,17 @@ class TemporalAttention(InternAttention):
         """Attends along each tile sequence.
 
         Args:
+            x: rows in the order of `ClipLayout.by_time_step`.
             tile_sequences: see `ClipLayout`.
             past: memory of the time steps before `x`, where a clip comes in pieces.
             recorder: a list that gets the weights `(S * N, heads, T, T)` of each of `tile_sequences`.
         """
-        # Linear works on each token alone: one gather puts tokens into sequences, one copy puts them back
-        sequences = [token_sequences(rows, x.shape[1]) for rows in tile_sequences.values()]  # (S * N, T)
-        order = torch.cat([tokens.flatten() for tokens in sequences])  # (R * N,)
-        qkv = self.qkv(x.flatten(0, 1)[order])  # (R * N, 3 C)
-
+        qkv = self.qkv(x)  # (R, N, 3 C)
+        rows = [sequences.numel() for sequences in tile_sequences.values()]  # of each T
         attended = []
-        for tokens, part in zip(sequences, qkv.split([tokens.numel() for tokens in sequences])):
-            q, k, v = part.view(*tokens.shape, -1).chunk(3, dim=-1)  # (S * N, T, C) each
+        for num_steps, part in zip(tile_sequences, qkv.split(rows)):
+            part = rearrange(part, "(t s) n c -> (s n) t c", t=num_steps)  # (S * N, T, 3 C), a view
+            q, k, v = part.chunk(3, dim=-1)  # (S * N, T, C) each
             if past is None:
                 out = self.attend_in_groups(q, k, v, recorder)
             else:
@@ -288,7 +242,13 @@ class TemporalAttention(InternAttention):
             attended.append(out.flatten(0, 1))  # (S * N * T, C)
 
         out = self.proj_drop(self.proj(_concatenated(attended)))  # (R * N, C)
-        return torch.empty_like(out).index_copy_(0, order, out).view_as(x)  # (R, N, C)
+        parts = out.split([x.shape[1] * number for number in rows])
+        return _concatenated(
+            [
+                rearrange(part, "(s n t) c -> (t s) n c", t=num_steps, n=x.shape[1])
+                for num_steps, part in zip(tile_sequences, parts)
+            ]
+        )  # (R, N, C)
 
     def attend_in_groups(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, recorder: list | None = None
@@ -326,13 +286,6 @@ class TemporalAttention(InternAttention):
         if q.shape[1] == 1:
             return None
         return create_causal_mask(self.config, q[:1], attention_mask=None, past_key_values=None)
-
-
-def token_sequences(rows: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Rows `(S, T)` of tile sequences -> `(S * N, T)`: indices of their tokens in `(R * N,)`."""
-    positions = torch.arange(num_tokens, device=rows.device)
-    tokens = rows[..., None] * num_tokens + positions  # (S, T, N)
-    return rearrange(tokens, "s t n -> (s n) t")
 
 
 class AttentionWeights:
@@ -405,13 +358,17 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
         return self.feed_forward(x)
 
     @chunked(dim=0)
-    def spatial_attention(self, x: torch.Tensor, weights: AttentionWeights | None = None) -> torch.Tensor:
+    def spatial_attention(
+        self, x: torch.Tensor, weights: AttentionWeights | None = None, out: torch.Tensor | None = None
+    ) -> torch.Tensor:
         recorder = None if weights is None else weights.spatial
-        return x + self.drop_path(self.attn(self.norm1(x), recorder) * self.ls1)
+        branch = self.drop_path(self.attn(self.norm1(x), recorder))
+        return torch.addcmul(x, self.ls1, branch, out=out)  # x + ls1 * S-MHA(LN(x))
 
     @chunked(dim=0)
-    def feed_forward(self, x: torch.Tensor) -> torch.Tensor:
-        return x + self.drop_path(self.mlp(self.norm2(x)) * self.ls2)
+    def feed_forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        branch = self.drop_path(self.mlp(self.norm2(x)))
+        return torch.addcmul(x, self.ls2, branch, out=out)  # x + ls2 * FFN(LN(x))
 
 
 class ProgressiveEncoderLayer(InternVisionEncoderLayer):
@@ -434,27 +391,33 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         past: TemporalMemory | None = None,
         weights: AttentionWeights | None = None,
     ) -> torch.Tensor:  # (num_tiles or R, N, C) -> (R, N, C)
+        """`clips` in the order of `by_time_step`; `x` may have a row a tile where tiles are repeated."""
         x = self.spatial_attention(x, weights, max_tiles=max_tiles)
-        x = repeat_time_steps(x, clips)
-        x = self.temporal_attention(x, clips, past, weights, max_tiles=max_tiles)
+        tiles, x = x, repeat_time_steps(x, clips)
+        x = self.temporal_attention(x, tiles, clips, past, weights, max_tiles=max_tiles)
         return self.feed_forward(x, max_tiles=max_tiles)
 
     @chunked(dim=1)
     def temporal_attention(
         self,
         x: torch.Tensor,
+        tiles: torch.Tensor,
         clips: ClipLayout,
         past: TemporalMemory | None = None,
         weights: AttentionWeights | None = None,
+        out: torch.Tensor | None = None,
     ) -> torch.Tensor:
+        """`tiles`: `x` before it was repeated."""
         recorder = None if weights is None else weights.new_temporal_layer()
-        normed = self.temporal_norm(x, clips.times)
-        return x + self.temporal_gate * self.temporal_attn(normed, clips.tile_sequences, past, recorder)
+        source = clips.source if len(tiles) < len(x) else None
+        normed = self.temporal_norm(tiles, clips.times, source=source)  # (R, N, C)
+        branch = self.temporal_attn(normed, clips.tile_sequences, past, recorder)
+        return torch.addcmul(x, self.temporal_gate, branch, out=out)  # x + alpha * T-MHA(AdaLN(x; x + TE))
 
 
 def repeat_time_steps(x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:
     """A row a tile, `(num_tiles, N, C)` -> a row a time step, `(R, N, C)`; unchanged if it has them."""
-    return x if len(x) == len(clips.source) else x[clips.source]
+    return shown(x, clips.source if len(x) < len(clips.source) else None)
 
 
 class InternVisionEmbeddings(nn.Module):
@@ -612,12 +575,7 @@ class InternVisionModel(PreTrainedModel):
 
         encode_tiles = partial(self._encode_tiles, layers=spatial_layers, states=states, weights=weights)
         x = apply_in_chunks(encode_tiles, pixel_values, size=max_tiles)  # (num_tiles, N, C)
-
-        for layer, memory in zip(temporal_layers, past or (None,) * len(temporal_layers)):
-            if states is not None:
-                states.append(x)
-            x = layer(x, clips, max_tiles, memory, weights)  # (R, N, C)
-        x = repeat_time_steps(x, clips.to(x.device))  # where there was no temporal layer
+        x = self._encode_clips(x, clips, temporal_layers, max_tiles, past, states, weights)  # (R, N, C)
 
         output = InternVisionOutput(
             last_hidden_state=x,
@@ -627,6 +585,37 @@ class InternVisionModel(PreTrainedModel):
             temporal_attentions=tuple(map(tuple, weights.temporal)) if weights else None,
         )
         return output if return_dict else output.to_tuple()
+
+    def _encode_clips(
+        self,
+        x: torch.Tensor,
+        clips: ClipLayout,
+        layers: list[nn.Module],
+        max_tiles: int | None,
+        past: list[TemporalMemory] | None,
+        states: list[torch.Tensor] | None,
+        weights: AttentionWeights | None,
+    ) -> torch.Tensor:
+        """The layers with time, `(num_tiles, N, C) -> (R, N, C)`; what they give out is in prompt order."""
+        if not layers:
+            return repeat_time_steps(x, clips)
+        if states is not None:
+            states.append(x)
+
+        # in an order in which temporal attention copies nothing
+        by_time = clips.by_time_step()
+        if not clips.repeated and clips.time_order is not None:
+            x = x.index_select(0, clips.time_order)
+        for i, layer in enumerate(layers):
+            if states is not None and i > 0:
+                states.append(clips.in_prompt_order(x))
+            x = layer(x, by_time, max_tiles, past[i] if past else None, weights)  # (R, N, C)
+
+        if weights is not None:
+            # the first layer's rows are tiles where tiles are repeated
+            first = len(weights.spatial) - len(layers) + int(clips.repeated)
+            weights.spatial[first:] = map(clips.in_prompt_order, weights.spatial[first:])
+        return clips.in_prompt_order(x)
 
     def _encode_tiles(
         self,

@@ -204,21 +204,6 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             temporal_attentions=vision.temporal_attentions,
         )
 
-    def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
-    ) -> InternVisionOutput:
-        """`get_image_features` of videos alone, as serving engines pass them.
-
-        Args:
-            pixel_values_videos: `(num_tiles, 3, H, W)`, video after video.
-            video_grid_thw: `(videos, 3)` long: frames, tiles a frame, and 1, for each video.
-        """
-        repeats = self.config.video_repeats
-        own = self.tokens_per_tile(*pixel_values_videos.shape[2:])
-        clips = [Clip(frames, tiles * more, repeats) for frames, tiles, more in video_grid_thw.tolist()]
-        clips = [shared for clip in clips for shared in self.share_budget([clip], own)]
-        return self.get_image_features(pixel_values_videos, clip_grid_of(clips), **kwargs)
-
     def project(
         self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int], numbers: Sequence[int]
     ) -> torch.Tensor:

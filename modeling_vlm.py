@@ -21,7 +21,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
-from .clips import Clip
+from .clips import Clip, clip_grid_of
 from .configuration_pvc import llm_family
 from .conversation import get_conv_template
 from .dialogue_cache import DialogueCache
@@ -113,6 +113,21 @@ class VLMModel(VLMPreTrainedModel):
         if tokens_per_tile is not None:
             budget = budget._replace(patches=tokens_per_tile)
         return budget.share(clips)
+
+    def get_video_features(
+        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
+    ) -> Any:
+        """`get_image_features` of videos alone, as serving engines pass them.
+
+        Args:
+            pixel_values_videos: `(num_tiles, 3, H, W)`, video after video.
+            video_grid_thw: `(videos, 3)` long: frames, tiles a frame, and 1, for each video.
+        """
+        repeats = self.config.video_repeats
+        own = self.tokens_per_tile(*pixel_values_videos.shape[2:])
+        clips = [Clip(frames, tiles * more, repeats) for frames, tiles, more in video_grid_thw.tolist()]
+        clips = [shared for clip in clips for shared in self.share_budget([clip], own)]
+        return self.get_image_features(pixel_values_videos, clip_grid_of(clips), **kwargs)
 
     def embed(
         self,

@@ -79,7 +79,9 @@ __all__ = [
     "tile_grid",
     "largest_grid",
     "get_index",
+    "normalise",
     "normalised",
+    "pixels_of",
     "load_image",
     "load_video",
     "load_video_ahead",
@@ -117,16 +119,27 @@ def build_transform(input_size: int) -> Callable[[Image.Image], torch.Tensor]:
     return partial(_image_to_tile, input_size=input_size)
 
 
-def _image_to_tile(image: Image.Image, input_size: int) -> torch.Tensor:
+def _image_to_tile(image: Image.Image, input_size: int, as_bytes: bool = False) -> torch.Tensor:
     image = in_rgb(image).resize((input_size, input_size), Image.Resampling.BICUBIC)
-    return normalised(image, IMAGENET_MEAN, IMAGENET_STD)
+    return pixels_of(image) if as_bytes else normalised(image, IMAGENET_MEAN, IMAGENET_STD)
+
+
+def pixels_of(image: Image.Image) -> torch.Tensor:
+    """An RGB image as (3, H, W) uint8."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1).contiguous()
 
 
 def normalised(image: Image.Image, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
     """An RGB image as (3, H, W) float32: from 0 to 1, less the mean, over the standard deviation."""
-    pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
-    tile = pixels.permute(2, 0, 1).contiguous().to(torch.float32) / 255  # (3, H, W)
-    return (tile - tile.new_tensor(mean).view(3, 1, 1)) / tile.new_tensor(std).view(3, 1, 1)
+    return normalise(pixels_of(image), mean, std)
+
+
+def normalise(pixels: torch.Tensor, mean: Sequence[float], std: Sequence[float]) -> torch.Tensor:
+    """Pixels (..., 3, H, W) uint8 as `normalised` makes them of an image: the same bits on any device."""
+    x = pixels.to(torch.float32)
+    # tensors, since a GPU takes the reciprocal of a plain number, which rounds twice
+    full, means, stds = (x.new_tensor(values) for values in (255.0, mean, std))
+    return x.div_(full).sub_(means.view(3, 1, 1)).div_(stds.view(3, 1, 1))
 
 
 def find_closest_aspect_ratio(
@@ -218,11 +231,13 @@ def image_tiles(
     max_num: int = 12,
     min_num: int = 1,
     use_thumbnail: bool = True,
+    as_bytes: bool = False,
 ) -> torch.Tensor:
     """Cuts an image into tiles (num_tiles, 3, input_size, input_size), float32, the thumbnail last.
 
-    Takes any mode: greys of 16 bits ("I;16", "I") are scaled to 8, alpha is dropped, as released. The other
-    arguments are those of `dynamic_preprocess`.
+    Takes any mode: greys of 16 bits ("I;16", "I") are scaled to 8, alpha is dropped, as released. With
+    `as_bytes` tiles are uint8, and `normalise` is left to the caller. The other arguments are those of
+    `dynamic_preprocess`.
 
     Raises:
         ValueError: an image without pixels, with greys beyond 16 bits, or too long and thin to be resized.
@@ -237,7 +252,7 @@ def image_tiles(
     except MemoryError as error:  # raised by PIL for a side that its filter cannot shrink so far
         size = f"{image.width}x{image.height}"
         raise ValueError(f"an image of {size} pixels is too long and thin to be resized: crop it") from error
-    return torch.stack([_image_to_tile(tile, input_size) for tile in tiles])  # (num_tiles, 3, S, S)
+    return torch.stack([_image_to_tile(tile, input_size, as_bytes) for tile in tiles])  # (num_tiles, 3, S, S)
 
 
 def load_image(

@@ -20,7 +20,7 @@ from .conversation import Segment, get_conv_template
 from .frame_choice import MAX_FPS
 from .image_files import in_rgb
 from .media_policy import check_real, check_whole, shown
-from .preprocess import normalised
+from .preprocess import normalise, pixels_of
 from .processing_pvc import PVCImageProcessor, PVCProcessor
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -35,6 +35,12 @@ WITHOUT_TILES: dict[
     "image_repeats": 1,
     "video_repeats": 1,
 }
+
+
+def stretched_tile(image: Image.Image, size: int, as_bytes: bool = False) -> torch.Tensor:
+    """The whole image as one tile `(1, 3, S, S)`, its aspect ratio ignored; `as_bytes`: not normalised."""
+    pixels = pixels_of(in_rgb(image).resize((size, size), Image.Resampling.BILINEAR))[None]
+    return pixels if as_bytes else normalise(pixels, CLIP_MEAN, CLIP_STD)
 
 
 class DynamicVLMImageProcessor(PVCImageProcessor):
@@ -117,10 +123,8 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         """What stands for a video in a prompt."""
         return get_conv_template("dynamic-vlm").video_segments(num_frames, times_s)
 
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
-        """The whole image as one tile (1, 3, S, S), its aspect ratio ignored."""
-        image = in_rgb(image).resize((self.image_size, self.image_size), Image.Resampling.BILINEAR)
-        return normalised(image, self.pixel_mean, self.pixel_std)[None]
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
+        return stretched_tile(image, self.image_size, as_bytes)
 
 
 class DynamicVLMProcessor(PVCProcessor):

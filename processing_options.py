@@ -23,7 +23,7 @@ TEXT_OPTIONS = ("padding", "padding_side", "max_length", "truncation", "pad_to_m
 TOKEN_OPTIONS = ("max_video_tokens", "frame_tokens")
 ENCODING = {
     *(*VIDEO_OPTIONS, *TEXT_OPTIONS, *TOKEN_OPTIONS),
-    *("max_tiles", "frame_times", "add_special_tokens", "return_tensors"),
+    *("max_tiles", "image_repeats", "frame_times", "add_special_tokens", "return_tensors"),
 }
 
 # Options of transformers that ask for what is done anyway, or for what the model does not take.
@@ -50,6 +50,7 @@ class ProcessingOptions(NamedTuple):
     length: int | None  # tokens to pad to; None: those of the longest prompt
     multiple_of: int  # of which the padded length is
     tells_replacements: bool  # whether a serving engine asks what stands for each placeholder
+    image_repeats: int | None  # None: the processor's
     tokens: dict  # `max_video_tokens` and `frame_tokens`, where the call has them
     budget: Budget | None = None  # what the media policy still allows the media of one prompt
 
@@ -104,6 +105,7 @@ def read_options(given: dict, tokenizer: PreTrainedTokenizerBase) -> ProcessingO
         length=length,
         multiple_of=multiple_of or 1,
         tells_replacements=bool(left.pop("return_text_replacement_offsets", False)),
+        image_repeats=left.pop("image_repeats", None),
         tokens=tokens,
     )
     _warn_of_unknown(left)

@@ -43,6 +43,7 @@ from .chat_template import (
     begins_with_bos,
     check_messages,
     expand_placeholders,
+    jinja_of,
     media_inputs,
     media_token,
     own_prompt,
@@ -57,10 +58,8 @@ from .conversation import (
     AnswerTokenizer,
     Conversation,
     Segment,
-    adds_bos,
     encode_segments,
     get_conv_template,
-    jinja_template,
     own_jinja_templates,
     pad,
     video_segments,
@@ -100,6 +99,7 @@ from .processor_fields import (
     check_other_fields,
     follow_model,
     model_config,
+    repeats_of,
     tile_limits,
 )
 
@@ -109,8 +109,6 @@ read_picture = read_image  # its name in version 0.1
 
 
 # ------------------------------------------------------------------------------------------ images and videos
-
-
 class PVCImageProcessor(BaseImageProcessor):
     """Images -> `pixel_values (num_tiles, 3, S, S)` and `clip_grid (num_tiles, 3)`, one clip an image.
 
@@ -248,20 +246,30 @@ class PVCImageProcessor(BaseImageProcessor):
         clips = self.share_budget([item.clip for item in media], **options)
         return [item._replace(clip=clip) for item, clip in zip(media, clips)]
 
-    def image(self, source: Any, max_tiles: int | None = None, *, budget: Budget | None = None) -> Media:
+    def image(
+        self,
+        source: Any,
+        max_tiles: int | None = None,
+        *,
+        budget: Budget | None = None,
+        image_repeats: int | None = None,
+        as_bytes: bool = False,
+    ) -> Media:
         """One image as a clip of one frame.
 
         Args:
             source: as `preprocess.read_image` takes it.
-            max_tiles: the thumbnail not counted; None: the processor's own number.
+            max_tiles, image_repeats: None: the processor's own number; the thumbnail is not counted.
             budget: of the prompt that the image belongs to; None: it is alone.
+            as_bytes: tiles as uint8, for `preprocess.normalise`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
+        repeats = repeats_of(self, image_repeats)
         image = read_image(source, budget)
-        tiles = self._tiles(image, max_tiles)
+        tiles = self._tiles(image, max_tiles, as_bytes)
         budget.use_tiles(len(tiles))
 
-        clip = Clip(1, len(tiles), self.image_repeats)
+        clip = Clip(1, len(tiles), repeats)
         return Media(tiles, clip, [Segment("media", IMAGE_TOKEN)])
 
     def video(
@@ -271,6 +279,7 @@ class PVCImageProcessor(BaseImageProcessor):
         max_tiles: int | None = None,
         frame_times: bool = False,
         budget: Budget | None = None,
+        as_bytes: bool = False,
         **options,
     ) -> Media:
         """One video as a clip.
@@ -280,13 +289,14 @@ class PVCImageProcessor(BaseImageProcessor):
             max_tiles: tiles of a frame, the thumbnail not counted; None: 1.
             frame_times: whether the prompt tells the time of each frame.
             budget: of the prompt that the video belongs to; None: it is alone.
+            as_bytes: as of `image`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         with open_frames(source, **options, budget=budget) as chosen:
             if frame_times and chosen.times_s is None:
                 raise ValueError("frame_times: the frames of a list or folder have no times")
-            cut = partial(self._tiles, max_tiles=1 if max_tiles is None else max_tiles)
-            tiles = frame_tiles(chosen, cut, budget)
+            most = 1 if max_tiles is None else max_tiles
+            tiles = frame_tiles(chosen, partial(self._tiles, max_tiles=most, as_bytes=as_bytes), budget)
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)
@@ -316,15 +326,10 @@ class PVCImageProcessor(BaseImageProcessor):
         """The clips of one prompt with their numbers of tokens; arguments as of `token_budget`."""
         return self.token_budget(max_video_tokens, frame_tokens).share(clips)
 
-    def _tiles(self, image: Image.Image, max_tiles: int | None) -> torch.Tensor:
-        min_tiles, max_tiles = tile_limits(self, max_tiles)
-        return image_tiles(
-            image,
-            self.image_size,
-            max_tiles,
-            min_num=min_tiles,
-            use_thumbnail=self.use_thumbnail,
-        )  # (tiles, 3, S, S)
+    def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
+        least, most = tile_limits(self, max_tiles)
+        options = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
+        return image_tiles(image, self.image_size, most, **options)  # (tiles, 3, S, S)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
@@ -356,7 +361,7 @@ class PVCProcessor(ProcessorMixin):
         self.template = template
         self.num_frames = num_frames
         if chat_template is None:
-            chat_template = _own_template(template, tokenizer)
+            chat_template = jinja_of(template, tokenizer)
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
 
     @classmethod
@@ -372,7 +377,7 @@ class PVCProcessor(ProcessorMixin):
         models = model_config(pretrained_model_name_or_path, kwargs).get("template")
         if "template" in kwargs:
             if kwargs.get("chat_template") is None:
-                processor.chat_template = _own_template(processor.template, processor.tokenizer)
+                processor.chat_template = jinja_of(processor.template, processor.tokenizer)
         elif models not in (None, processor.template):
             logger.warning_once(
                 f"{pretrained_model_name_or_path}: messages are laid out as {processor.template!r}, but chat "
@@ -443,7 +448,7 @@ class PVCProcessor(ProcessorMixin):
             text: one prompt or several.
             options: `max_tiles`, `num_frames`, `fps`, `max_frames`, `start_s`, `end_s`, `frame_times`,
                 `backend` for media (see `PVCImageProcessor` and `preprocess.read_frames`);
-                `max_video_tokens`, `frame_tokens` in place of the image processor's; `padding_side`
+                `image_repeats`, `max_video_tokens`, `frame_tokens` of it in place of its own; `padding_side`
                 ("left"), `add_special_tokens` (true), `pad_to_multiple_of` for text. Batches are padded to
                 the longest prompt, with `padding="max_length"` to `max_length`, which none may exceed.
                 Options may also stand in `text_kwargs`, `images_kwargs`, `videos_kwargs`, not twice.
@@ -480,14 +485,12 @@ class PVCProcessor(ProcessorMixin):
 
         inputs = self._encode(expanded, read)
         if read.tells_replacements:
-            labels = "first_frame" in str(self.chat_template)
-            inputs = engine_batch(inputs, prompts, expanded, self.image_processor.tokens_per_tile, labels)
+            inputs = engine_batch(inputs, prompts, expanded, self)
         return inputs
 
     def _images_alone(self, images: Any, options: ProcessingOptions) -> BatchFeature:
         budget = Budget(self.media_policy)
-        read = partial(self.image_processor.image, max_tiles=options.image_tiles, budget=budget)
-        media = [read(source) for source in flat(images)]
+        media = [self._media(IMAGE_TOKEN, source, options._replace(budget=budget)) for source in flat(images)]
         return media_inputs(self.image_processor.with_tokens(media, **options.tokens))
 
     def _with_tokens(self, prompt: Prompt, options: ProcessingOptions) -> Prompt:
@@ -559,6 +562,7 @@ class PVCProcessor(ProcessorMixin):
             "add_generation_prompt": add_generation_prompt,
             "continue_final_message": continue_final_message,
             "first_frame": "",  # the label of a video's first frame comes with its frames
+            "last_frame": "",  # and so does what ends its last
         }
         if self._is_own(template):  # the text is the released one, to which `processor(text=…)` adds BOS
             variables["bos_token"] = ""
@@ -616,7 +620,8 @@ class PVCProcessor(ProcessorMixin):
     def _media(self, token: str, source: Any, options: ProcessingOptions, own: dict | None = None) -> Media:
         """Reads the image or video of a placeholder; `own`: options of this video, which win."""
         if token == IMAGE_TOKEN:
-            return self.image_processor.image(source, options.image_tiles, budget=options.budget)
+            shown = {"max_tiles": options.image_tiles, "image_repeats": options.image_repeats}
+            return self.image_processor.image(source, **shown, budget=options.budget)
 
         # frames that somebody listed are all meant
         is_listed = not isinstance(source, (str, dict, os.PathLike)) and not hasattr(source, "read")
@@ -687,12 +692,6 @@ class PVCProcessor(ProcessorMixin):
     ) -> str | list[str]:
         """The text of generated ids, or of each row of them."""
         return self.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **options)
-
-
-def _own_template(name: str, tokenizer: PreTrainedTokenizerBase | None) -> str:
-    """The Jinja template of a prompt template, for that tokenizer."""
-    writes_bos = tokenizer is not None and adds_bos(tokenizer)
-    return jinja_template(get_conv_template(name), writes_bos=writes_bos)
 
 
 PVCImageProcessor.register_for_auto_class("AutoImageProcessor")

@@ -57,6 +57,18 @@ def check_other_fields(fields: dict, kind: type) -> None:
             raise ValueError(f"{name} is no field of an image processor: remove it")
 
 
+def repeats_of(processor: Any, asked: int | None) -> int:
+    """How often an image is shown; None: the processor's own number."""
+    if asked is None:
+        return processor.image_repeats
+    most = LARGEST_FIELDS["image_repeats"]
+    if check_whole("image_repeats", asked) > most:
+        raise ValueError(f"image_repeats={asked}: expected at most {most}")
+    if asked > 1 and "image_repeats" not in processor._models_fields:
+        raise ValueError(f"image_repeats={asked}: this model shows an image once")
+    return asked
+
+
 def tile_limits(processor: Any, max_tiles: int | None) -> tuple[int, int]:
     """Fewest and most tiles of an image, the thumbnail not counted; None: the processor's own number."""
     max_tiles = check_whole("max_tiles", processor.max_tiles if max_tiles is None else max_tiles, least=None)

@@ -31,7 +31,7 @@ from pvc.benchmarks.presets import Preset, find_preset, pvc_config
 from pvc.benchmarks.reading import write_video
 from pvc.benchmarks.report import Row, Tables
 from pvc.evaluation.engine import Answer, ChatEngine, chat_lists
-from pvc.evaluation.media import Request, Unit, Units, prepare, read_ahead
+from pvc.evaluation.media import Request, Tiling, Unit, Units, prepare, read_ahead
 from pvc.evaluation.prompts import frame_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.task import Protocol, Settings
@@ -218,8 +218,8 @@ def measure(name: str, runs: int, folder: Path) -> Tables:
 
     frames = FRAMES.get(name, FRAMES["small"])
     shown = protocol(frames)
-    unit = prepare(questions(videos[0], len(QUESTIONS)), shown, preset.side)
-    units = Units([questions(video, 1) for video in videos], protocol(frames // 4), preset.side)
+    unit = prepare(questions(videos[0], len(QUESTIONS)), shown, Tiling(preset.side))
+    units = Units([questions(video, 1) for video in videos], protocol(frames // 4), Tiling(preset.side))
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -49,6 +49,7 @@ class Preset:
         video_s: seconds of the video file that frames are read from.
         new_tokens: decoded for the rate of decoding.
         compiles: whether decoding with compiled steps is timed too.
+        has_llm: whether the LLM is measured; else ViT and projector alone are.
     """
 
     vit: Fields = field(default_factory=dict)
@@ -64,15 +65,12 @@ class Preset:
     video_s: int = 20
     new_tokens: int = 64
     compiles: bool = True
+    has_llm: bool = True
 
     @property
     def patches(self) -> int:
         """Patches along a side of a tile."""
         return self.side // PATCH
-
-    @property
-    def has_llm(self) -> bool:
-        return self.llm.get("num_hidden_layers") != 0
 
     @property
     def workloads(self) -> list[Workload]:
@@ -136,7 +134,8 @@ PRESETS = {
         new_tokens=16,
     ),
     "vit-l": Preset(
-        llm={"num_hidden_layers": 0, "vocab_size": 64},
+        llm={"num_hidden_layers": 1, "intermediate_size": 8, "vocab_size": 64},
+        has_llm=False,
         image_tiles=1,
         frames=(2, 4),
         chunk_tiles=2,

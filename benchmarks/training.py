@@ -21,13 +21,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.data import DataLoader, Dataset
-from transformers import PrinterCallback, TrainerCallback
+from transformers import PrinterCallback, Trainer, TrainerCallback
 
 from pvc.benchmarks import report
 from pvc.benchmarks.counting import counted
@@ -204,6 +205,10 @@ class StepTrainer(PVCTrainer):
     def get_train_dataloader(self) -> DataLoader:
         pinned = self.args.dataloader_pin_memory and self.args.device.type == "cuda"
         return DataLoader(self.train_dataset, batch_size=None, pin_memory=pinned)
+
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: torch.device) -> tuple:
+        """As transformers' Trainer: nothing is to be decoded."""
+        return Trainer.get_batch_samples(self, epoch_iterator, num_batches, device)
 
 
 def recipe_for(timer: DeviceTimer, steps: int) -> Recipe:

@@ -56,6 +56,9 @@ def chat(
     max_tiles: Annotated[
         int | None, Option(min=1, help="Tiles of an image. Default: the model's; 1 for a frame.")
     ] = None,
+    image_repeats: Annotated[
+        int | None, Option(min=1, help="How often an image is shown. Default: the model's.")
+    ] = None,
     max_video_tokens: Annotated[
         int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
     ] = None,
@@ -75,8 +78,8 @@ def chat(
     """
     model, question = split_arguments(model, question)
     frames = {"num_frames" if fps is None else "max_frames": num_frames}
-    limits = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
-    media_options = drop_none(**frames, fps=fps, max_tiles=max_tiles, **limits)
+    shown = {"image_repeats": image_repeats, "max_video_tokens": max_video_tokens}
+    media_options = drop_none(**frames, fps=fps, max_tiles=max_tiles, **shown, frame_tokens=frame_tokens)
     sampling = drop_none(do_sample=sample or bool(temperature), temperature=temperature or None)
 
     with report_errors():

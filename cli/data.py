@@ -94,7 +94,7 @@ def construct_data(
 
     Exit codes: 0 complete, 1 an error, 3 incomplete: requests without a reply, or videos that cannot be read.
     """
-    with report_errors():
+    with report_interrupts(), report_errors():
         from pvc.training.data_construction.frames import FrameOptions
         from pvc.training.data_construction.requests import RequestOptions
 
@@ -236,18 +236,24 @@ def show_estimate(
 # ---- a run
 
 
+@contextmanager
+def report_interrupts() -> Iterator[None]:
+    """Turns Ctrl-C into one line and an exit code."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        log("stopped: all replies so far are kept, and the same command goes on")
+        raise Exit(INCOMPLETE) from None
+
+
 def run(plan: Any, out: Path, endpoint: Any, model: str, concurrency: int, workers: int) -> Any:
     """Runs a plan with progress on stderr."""
     from pvc.training.data_construction.construct import construct
 
-    try:
-        with bar() as progress:
-            return construct(
-                plan, out, endpoint, model, concurrency=concurrency, workers=workers, progress=progress
-            )
-    except KeyboardInterrupt:
-        log("stopped: all replies so far are kept, and the same command goes on")
-        raise Exit(INCOMPLETE) from None
+    with bar() as progress:
+        return construct(
+            plan, out, endpoint, model, concurrency=concurrency, workers=workers, progress=progress
+        )
 
 
 @contextmanager
@@ -269,6 +275,25 @@ def show_report(report: Any, out: Path, prices: tuple[float, float], was_asked: 
     """Prints what came of a run, in numbers; returns the exit code."""
     from pvc.reporting.markdown import markdown_table
 
+    header = ["of", "what", "number"]
+    print(printable(markdown_table(header, report_rows(report, prices), align="llr")))
+
+    show_some("cannot be read", [f"{path}: {error}" for path, error in report.unreadable])
+    show_some("without a reply", [f"{video}, {task}: {error}" for video, task, error in report.failures])
+    if report.gave_up:
+        log("nothing more was asked after so many errors: are URL, model and key right?", "red")
+    if not report.is_complete:
+        again = "run the same command again" if was_asked else "give the run's own options, and --url"
+        log(f"{report.replies['missing']:,} replies are missing: {again}", "yellow")
+
+    has_data = any(report.pairs.values())
+    following = f"; next: pvc train check {out / 'meta.json'}" if has_data else ", without data"
+    log(f"written: {out}{following}")
+    return 0 if report.is_complete and not report.unreadable else INCOMPLETE
+
+
+def report_rows(report: Any, prices: tuple[float, float]) -> list[tuple[str, str, str]]:
+    """The numbers of a report that are not 0, and what its tokens cost."""
     groups = {
         "videos": report.videos,
         "replies": report.replies,
@@ -283,24 +308,12 @@ def show_report(report: Any, out: Path, prices: tuple[float, float], was_asked: 
         for what, number in counts.items()
         if number
     ]
+
     if any(prices):
-        cost = (
-            report.usage["prompt_tokens"] * prices[0] + report.usage["completion_tokens"] * prices[1]
-        ) / 1e6
+        tokens = (report.usage["prompt_tokens"], report.usage["completion_tokens"])
+        cost = sum(number * price for number, price in zip(tokens, prices)) / 1e6
         rows.append(("tokens", "cost", f"{cost:,.2f}"))
-    print(printable(markdown_table(["of", "what", "number"], rows, align="llr")))
-
-    show_some("cannot be read", [f"{path}: {error}" for path, error in report.unreadable])
-    show_some("without a reply", [f"{video}, {task}: {error}" for video, task, error in report.failures])
-    if report.gave_up:
-        log(
-            "too many errors in a row: nothing more was asked; is the URL, the model or the key wrong?", "red"
-        )
-    if not report.is_complete and was_asked:
-        log("run the same command again to ask for what is missing", "yellow")
-
-    log(f"written: {out}; next: pvc train check {out / 'meta.json'}")
-    return 0 if report.is_complete and not report.unreadable else INCOMPLETE
+    return rows
 
 
 def show_some(what: str, lines: list[str]) -> None:

@@ -46,6 +46,9 @@ def evaluate(
     limit: Annotated[int | None, Option(min=1, help="The first so many records alone.")] = None,
     frames: Annotated[int | None, Option(min=1, help="Of a video, in place of the protocol's.")] = None,
     tiles: Annotated[int | None, Option(min=1, help="Of an image, in place of the protocol's.")] = None,
+    image_repeats: Annotated[
+        int | None, Option(min=1, help="How often an image is shown. Default: the model's.")
+    ] = None,
     max_video_tokens: Annotated[
         int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
     ] = None,
@@ -90,8 +93,12 @@ def evaluate(
     """
     from pvc.evaluation.run import Options
 
-    limits = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
-    options = Options(protocol, limit, frames, tiles, workers, skip_missing, fresh, **limits)
+    options = Options(
+        *(protocol, limit, frames, tiles, workers, skip_missing, fresh),
+        image_repeats=image_repeats,
+        max_video_tokens=max_video_tokens,
+        frame_tokens=frame_tokens,
+    )
     with usage_errors():
         judge = make_judge(judge_url, judge_model, out)
         if list_tasks:
@@ -200,11 +207,14 @@ def score_task(task: str, data: Path, out: Path, options: Any, judge: Any) -> in
 def show_dry_run(tasks: list[str], model: str, data: Path, options: Any) -> None:
     """Prints the first questions of each task."""
     from pvc.cli.shared import read_config
+    from pvc.evaluation.media import Tiling
     from pvc.evaluation.run import dry_run
 
-    tile_size = read_config(model or str(CHECKPOINT))["vision_config"]["image_size"]
+    config = read_config(model or str(CHECKPOINT))
+    is_stretched = config.get("model_type") == "dynamic_vlm"
+    tiling = Tiling(config["vision_config"]["image_size"], is_stretched)
     for task in tasks:
-        for line in dry_run(task, data, tile_size, options):
+        for line in dry_run(task, data, tiling, options):
             print(printable(line))
 
 

@@ -40,13 +40,28 @@ def info(
 
 
 def load_config(name: str) -> Any:
-    """The configuration of a folder or Hub id; no code of the model is run."""
+    """The configuration of a folder or Hub id, of either system; no code of the model is run."""
+    from pvc.configuration_dynamic_vlm import DynamicVLMConfig
     from pvc.configuration_pvc import PVCConfig
     from pvc.conversion.checks import values_of
 
-    check_is_pvc(name)
+    is_dynamic = check_is_pvc(name, others=("dynamic_vlm",)) == "dynamic_vlm"
     with values_of(name):
-        return PVCConfig.from_pretrained(os.path.expanduser(name))
+        return (DynamicVLMConfig if is_dynamic else PVCConfig).from_pretrained(os.path.expanduser(name))
+
+
+def classes_of(config: Any) -> tuple[Any, Any]:
+    """The classes of the model and of the image processor for a configuration."""
+    if config.model_type == "dynamic_vlm":
+        from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
+        from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor
+
+        return DynamicVLMForConditionalGeneration, DynamicVLMImageProcessor
+
+    from pvc.modeling_pvc import PVCForConditionalGeneration
+    from pvc.processing_pvc import PVCImageProcessor
+
+    return PVCForConditionalGeneration, PVCImageProcessor
 
 
 # ---- sizes
@@ -57,13 +72,15 @@ class ModelSizes:
     """What a configuration makes of the model, in numbers.
 
     Attributes:
-        parameters: by part: "ViT", "projector", "LLM" (its head included).
+        parameters: by part: "ViT", "compressor" where it has any, "projector", "LLM" (its head included).
         linear_weights: weights of the LLM's linear layers, which quantisation stores in fewer bits.
         tile_size: pixels of a tile's side.
-        tokens_per_tile: visual tokens of a tile shown once.
+        tokens_per_tile: visual tokens of a tile shown once, where no budget limits them.
+        budget: how the clips of a prompt share visual tokens.
         max_tiles: tiles of the largest image, its thumbnail included.
         cache_values: numbers that the KV cache holds for a token.
-        tile_values: numbers in the ViT's hidden states of a tile shown once.
+        tile_values: numbers in the ViT's hidden states of a tile shown once; 0 where those of a whole clip
+            are never held.
         chunk_tiles: tiles that the ViT encodes at once; None: all.
         chunk_values_per_tile: numbers that a tile of a chunk holds within a layer, at its feed-forward.
     """
@@ -72,6 +89,7 @@ class ModelSizes:
     linear_weights: int
     tile_size: int
     tokens_per_tile: int
+    budget: Any
     max_tiles: int
     image_repeats: int
     video_repeats: int
@@ -86,12 +104,10 @@ class ModelSizes:
         """Counts the parameters on the meta device; the rest follows from the fields of `config`."""
         import torch
 
-        from pvc.modeling_pvc import PVCForConditionalGeneration
-        from pvc.processing_pvc import PVCImageProcessor
-
+        model_class, image_processor = classes_of(config)
         with torch.device("meta"):
-            model = PVCForConditionalGeneration(config)
-        images = PVCImageProcessor.from_model_config(config)
+            model = model_class(config)
+        images = image_processor.from_model_config(config)
         vit = config.vision_config
         llm = config.llm_config
 
@@ -104,12 +120,13 @@ class ModelSizes:
             linear_weights=count_linear_weights(model.model.language_model),
             tile_size=images.image_size,
             tokens_per_tile=images.tokens_per_tile,
+            budget=config.token_budget(),
             max_tiles=images.max_tiles + (images.use_thumbnail and images.max_tiles > 1),
             image_repeats=config.image_repeats,
             video_repeats=config.video_repeats,
             context=llm.max_position_embeddings,
             cache_values=2 * llm.num_hidden_layers * heads * head_dim,
-            tile_values=patches * vit.hidden_size,
+            tile_values=patches * vit.hidden_size if hasattr(vit, "num_temporal_layers") else 0,
             chunk_tiles=config.max_encoder_tiles,
             chunk_values_per_tile=patches * (2 * vit.hidden_size + 2 * vit.intermediate_size),
         )
@@ -117,21 +134,32 @@ class ModelSizes:
     @property
     def image_tokens(self) -> int:
         """Visual tokens of an image with the largest number of tiles."""
-        return self.max_tiles * self.image_repeats * self.tokens_per_tile
+        return self._tokens_of(1, self.max_tiles, self.image_repeats)
 
     def video_tokens(self, frames: int) -> int:
         """Visual tokens of a video of so many frames, a tile each."""
-        return frames * self.video_repeats * self.tokens_per_tile
+        return self._tokens_of(frames, 1, self.video_repeats)
+
+    def _tokens_of(self, frames: int, tiles: int, repeats: int) -> int:
+        """Visual tokens of a clip that is alone in its prompt."""
+        from pvc.clips import Clip, tokens_of_clip
+
+        clip = Clip(frames, tiles, repeats)
+        (shared,) = self.budget.share([clip])
+        return tokens_of_clip(shared, self.tokens_per_tile)
 
 
 def count_parameters(model: Any) -> dict[str, int]:
-    """Parameters of the ViT, the projector and the LLM with its head; a tied head counts once."""
-    parts = {"vision_model": "ViT", "projector": "projector"}
-    counts = {"ViT": 0, "projector": 0, "LLM": 0}
+    """Parameters of the ViT, the compressor if it has any, the projector and the LLM with its head.
+
+    A tied head counts once.
+    """
+    parts = {"vision_model": "ViT", "compressor": "compressor", "projector": "projector"}
+    counts = {"ViT": 0, "compressor": 0, "projector": 0, "LLM": 0}
     for name, parameter in model.named_parameters():
         part = parts.get(name.removeprefix("model.").partition(".")[0], "LLM")
         counts[part] += parameter.numel()
-    return counts
+    return {part: count for part, count in counts.items() if count or part != "compressor"}
 
 
 def count_linear_weights(language_model: Any) -> int:
@@ -193,6 +221,7 @@ def describe(sizes: ModelSizes, frames: int) -> str:
     """Sizes and memory as two Markdown tables, with a line that says what is counted."""
     from pvc.reporting.markdown import markdown_table
 
+    is_limited = sizes.budget.max_video_tokens is not None
     image_steps = sizes.max_tiles * sizes.image_repeats
     video_steps = frames * sizes.video_repeats
     image = f"image of {sizes.max_tiles} tile{'s' * (sizes.max_tiles > 1)}"
@@ -202,7 +231,7 @@ def describe(sizes: ModelSizes, frames: int) -> str:
     facts += [
         ("all parameters", f"{sum(sizes.parameters.values()):,}"),
         ("tile", f"{sizes.tile_size} x {sizes.tile_size} pixels"),
-        ("visual tokens a tile", f"{sizes.tokens_per_tile:,}"),
+        (f"visual tokens a tile{', at most' * is_limited}", f"{sizes.tokens_per_tile:,}"),
         (f"visual tokens, {image}, shown {sizes.image_repeats}x", f"{sizes.image_tokens:,}"),
         (f"visual tokens, {video}", f"{sizes.video_tokens(frames):,}"),
         ("context of the LLM, tokens", f"{sizes.context:,}"),

@@ -132,14 +132,15 @@ def find_model(name: str, trust_remote_code: bool, status: Status) -> str:
     return folder
 
 
-def check_is_pvc(name: str, others: Sequence[str] = ()) -> None:
-    """Raises ValueError unless `name` is a folder or Hub id whose config.json is that of a PVC.
+def check_is_pvc(name: str, others: Sequence[str] = ()) -> str:
+    """The model type of a folder or Hub id; raises a ValueError unless its config.json is that of a PVC.
 
     `others`: model types that are taken too.
     """
     model_type = read_config(name).get("model_type")
     if model_type not in ("pvc", *others):
         raise ValueError(f"{name} is not a PVC: model_type in its config.json is {model_type!r}")
+    return model_type
 
 
 def read_config(name: str) -> dict:

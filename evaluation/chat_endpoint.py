@@ -27,6 +27,7 @@ KEY_VARIABLE = "OPENAI_API_KEY"
 TRY_AGAIN = {408, 409, 425, 429, 500, 502, 503, 504}  # status codes that may be temporary
 LONGEST_WAIT_S = 60.0
 LARGEST_RESPONSE = 10_000_000  # bytes
+MOST_ERRORS = 20  # in a row, after all tries of each: then the server or the key must be at fault
 
 
 class EndpointError(RuntimeError):

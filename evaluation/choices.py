@@ -5,18 +5,25 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from string import ascii_uppercase
 
-from pvc.evaluation.frames import linspace_frames, vlmevalkit_frames
+from pvc.evaluation.frames import dynamic_vlm_frames, linspace_frames, vlmevalkit_frames
 from pvc.evaluation.parse import read_letter
-from pvc.evaluation.prompts import ANSWER_LETTER, frame_lines, lettered
+from pvc.evaluation.prompts import (
+    ANSWER_LETTER,
+    DYNAMIC_VLM_LETTER,
+    dynamic_vlm_lines,
+    frame_lines,
+    lettered,
+)
 from pvc.evaluation.records import Record, Shown
 from pvc.evaluation.statistics import Additive, Part
-from pvc.evaluation.task import Row, Settings, percent
+from pvc.evaluation.task import Metric, Protocol, Row, Settings, percent
 
 Parse = Callable[[str, Record], str]
 Prompt = Callable[[Record, Sequence[Shown]], str]
 
 SETTINGS = Settings()  # 96 frames of one tile; a letter needs no more than 16 tokens
 LMMS_SETTINGS = Settings(choose_frames=linspace_frames)
+DYNAMIC_VLM_SETTINGS = Settings(frames=120, choose_frames=dynamic_vlm_frames)
 VLMEVALKIT_SETTINGS = Settings(
     frames=64, choose_frames=vlmevalkit_frames, generation={"max_new_tokens": 4096}
 )
@@ -52,6 +59,11 @@ def is_answer(parsed: str, record: Record) -> float:
     return float(parsed != "" and parsed == record.answer)
 
 
+def dynamic_vlm(text: Prompt, metric: Metric | None = None) -> Protocol:
+    """Dynamic-VLM's protocol: its frames and prompt, read by the default rules."""
+    return Protocol(text, read_as(), is_answer, DYNAMIC_VLM_SETTINGS, metric or Metric())
+
+
 def ask_letter(record: Record, shown: Sequence[Shown]) -> str:
     """Frames, the question, `A. ...` lines, and the sentence that asks for a letter."""
     return frame_lines(shown[0].frames) + ask_letter_of_text(record, shown)
@@ -60,6 +72,16 @@ def ask_letter(record: Record, shown: Sequence[Shown]) -> str:
 def ask_letter_of_text(record: Record, shown: Sequence[Shown]) -> str:
     """The same without frames, which are then put in front."""
     return f"{record.question}\n{lettered(record.options)}\n{ANSWER_LETTER}"
+
+
+def dynamic_vlm_prompt(question: str, frames: int) -> str:
+    """Dynamic-VLM's: frames, the question with its options, and the sentence directly behind."""
+    return f"{dynamic_vlm_lines(frames)}{question}\n{DYNAMIC_VLM_LETTER}"
+
+
+def ask_one_letter(record: Record, shown: Sequence[Shown]) -> str:
+    """The same of a record whose options have letters here."""
+    return dynamic_vlm_prompt(f"{record.question}\n{lettered(record.options)}", shown[0].frames)
 
 
 def vlmevalkit_text(frames: int, *texts: str) -> str:

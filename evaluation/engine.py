@@ -1,7 +1,7 @@
 """Who answers: the model of this process, by `chat` and `batch_chat`.
 
-An engine has an `identity` (for the header of the answers), the side of its tiles, and `answer`, which takes
-units and gives an answer or an error for each of their requests. Answers of a batch are those of its
+An engine has an `identity` (for the header of the answers), a `tiling` of its images, and `answer`, which
+takes units and gives an answer or an error for each of their requests. Answers of a batch are those of its
 questions asked alone.
 """
 
@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import torch
 from transformers.utils import logging
 
-from pvc.evaluation.media import IMAGE, Request, Unit
-from pvc.evaluation.task import Settings
+from pvc.evaluation.media import IMAGE, Request, Tiling, Unit
+from pvc.evaluation.task import SHOWING, Settings
 
 logger = logging.get_logger(__name__)
 
@@ -50,7 +50,7 @@ class ChatEngine:
     def __init__(self, model: Any, tokenizer: Any, identity: Mapping[str, Any], batch: int = 1):
         self.model, self.tokenizer = model, tokenizer
         self.identity, self.batch = dict(identity), batch
-        self.tile_size: int = model.config.vision_config.image_size
+        self.tiling = tiling_of(model.config)
         self.cache = model.dialogue_cache()
 
     def answer(self, units: Iterator[Unit], settings: Settings) -> Iterator[Answer]:
@@ -100,7 +100,7 @@ class ChatEngine:
             num_patches_list=[patches for patches, _, _ in lists],
             split_sizes=[sizes or None for _, sizes, _ in lists],
             data_flag=[flags for _, _, flags in lists],
-            **token_options(settings),
+            **chat_options(settings),
         )
 
     def _answer_one(self, request: Request, pixel_values: torch.Tensor | None, settings: Settings) -> Answer:
@@ -114,7 +114,7 @@ class ChatEngine:
                 request.question,
                 dict(settings.generation),
                 **chat_lists(request, settings),
-                **token_options(settings),
+                **chat_options(settings),
                 cache=self._cache_for(settings),
             )
         except OUT_OF_MEMORY as problem:
@@ -136,6 +136,11 @@ class ChatEngine:
         return len(self.tokenizer(text, add_special_tokens=False).input_ids)
 
 
+def tiling_of(config: Any) -> Tiling:
+    """How the images of a model are cut, by its configuration."""
+    return Tiling(config.vision_config.image_size, is_stretched=config.model_type == "dynamic_vlm")
+
+
 def is_fatal(error: Exception) -> bool:
     """Whether no further question can be asked: the device is lost, or a process that reads media was killed.
 
@@ -154,10 +159,10 @@ def chat_lists(request: Request, settings: Settings) -> dict[str, list[int]]:
     return {name: lists[name] for name in settings.chat_lists if request.num_patches_list}
 
 
-def token_options(settings: Settings) -> dict[str, int]:
-    """The limits of visual tokens that `chat` is given: those that are set."""
-    limits = {"max_video_tokens": settings.max_video_tokens, "frame_tokens": settings.frame_tokens}
-    return {name: value for name, value in limits.items() if value is not None}
+def chat_options(settings: Settings) -> dict[str, int]:
+    """Repeats and limits of visual tokens that `chat` is given: those that are set."""
+    options = {name: getattr(settings, name) for name in SHOWING}
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def batch_lists(request: Request, settings: Settings) -> tuple[list[int], list[int], list[int]]:

@@ -1,5 +1,6 @@
 """Which frames of a video a protocol shows: one rule a function, from facts of the file to indices."""
 
+import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,6 +48,24 @@ def vlmevalkit_frames(video: VideoFacts, frames: int) -> list[int]:
     """The inner borders of `frames + 1` equal segments, as VLMEvalKit takes them."""
     step = video.total / (frames + 1)
     return [video.first + int(number * step) for number in range(1, frames + 1)]
+
+
+def dynamic_vlm_frames(video: VideoFacts, frames: int) -> list[int]:
+    """Dynamic-VLM's: a frame a second while that makes no more than `frames`, else so many, evenly spread.
+
+    As the processor of Dynamic-VLM reads a video.
+    """
+    start_s, end_s = video.bound or (0.0, video.duration_s)
+    begin = min(round(start_s * video.fps), video.total - 1)
+    end = max(begin + 1, min(round(end_s * video.fps), video.total))  # behind the last
+
+    # whole seconds from the first frame on
+    seconds = range(max(1, math.ceil((end - begin) / video.fps)))
+    if len(seconds) <= frames:
+        chosen = [begin + int(second * video.fps) for second in seconds]
+    else:
+        chosen = np.linspace(begin, end - 1, frames, dtype=int).tolist()
+    return [video.first + index for index in chosen if index < end]
 
 
 def longvideobench_frames(video: VideoFacts, frames: int) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from pvc.evaluation.chat_endpoint import (
     KEY_VARIABLE,
+    MOST_ERRORS,
     ChatEndpoint,
     EndpointError,
     ReplyCache,
@@ -22,9 +23,7 @@ from pvc.evaluation.chat_endpoint import (
 )
 from pvc.evaluation.judge_protocols import Messages
 
-__all__ = ["Judge", "JudgeError", "Reply", "ReplyCache", "endpoint", "prompt_hash"]
-
-MOST_ERRORS = 20  # in a row, after all tries of each
+__all__ = ["MOST_ERRORS", "Judge", "JudgeError", "Reply", "ReplyCache", "endpoint", "prompt_hash"]
 
 JudgeError = EndpointError
 

@@ -141,7 +141,7 @@ class PVC(lmms):
         by_media = groupby(asked, key=lambda x: x.record.media or x.number)
         groups = [[x.record for x in same] for _, same in by_media]
 
-        units = read_ahead(Units(groups, protocol, self.engine.tile_size), self.workers)
+        units = read_ahead(Units(groups, protocol, self.engine.tiling), self.workers)
         answers = self.engine.answer(map(_readable, units), protocol.settings)
         for x, answer in zip(asked, answers, strict=True):
             if answer.text is None:

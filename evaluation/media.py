@@ -1,6 +1,6 @@
 """From a record to what `chat` is given: frames chosen, the prompt written, tiles cut.
 
-    unit = prepare(records, protocol, tile_size=448)        records with the same media: opened and cut once
+    unit = prepare(records, protocol, Tiling(448))          records with the same media: opened and cut once
     unit.pixel_values, unit.requests[0].question, ...
 
 `layouts` alone opens no image and decodes no frame: a dry run shows what it finds.
@@ -22,6 +22,7 @@ from pvc.evaluation.records import DataError, Media, Record, Shown
 from pvc.evaluation.task import ImagePlan, Protocol, Settings
 from pvc.image_files import in_8_bits, in_rgb, open_image
 from pvc.preprocess import image_tiles, tile_grid
+from pvc.processing_dynamic_vlm import stretched_tile
 from pvc.video_readers import open_video
 
 VIDEO, IMAGE, IMAGES = 3, 1, 2  # values of `data_flag`
@@ -116,9 +117,30 @@ def image_plan(settings: Settings, position: int, number: int) -> ImagePlan:
 # ---- tiles
 
 
-def cut_image(media: Media, plan: ImagePlan, tile_size: int) -> torch.Tensor:
+class Tiling(NamedTuple):
+    """How a model's images are cut: into tiles of a size, or stretched to a single one (Dynamic-VLM)."""
+
+    size: int
+    is_stretched: bool = False
+
+    def cut(self, image: Image.Image, max_tiles: int) -> torch.Tensor:
+        """Tiles `(num_tiles, 3, S, S)`."""
+        if self.is_stretched:
+            return stretched_tile(image, self.size)
+        return image_tiles(image, self.size, max_tiles)
+
+    def count(self, width: int, height: int, max_tiles: int) -> int:
+        """The number of tiles that `cut` gives of so many pixels."""
+        if self.is_stretched:
+            return 1
+        columns, rows = tile_grid(width, height, 1, max_tiles, self.size)
+        number = columns * rows
+        return number + (number > 1)  # the thumbnail
+
+
+def cut_image(media: Media, plan: ImagePlan, tiling: Tiling) -> torch.Tensor:
     """Tiles `(num_tiles, 3, S, S)` of an image."""
-    return image_tiles(_open_enlarged(media, plan), tile_size, plan.max_tiles)
+    return tiling.cut(_open_enlarged(media, plan), plan.max_tiles)
 
 
 def _open_enlarged(media: Media, plan: ImagePlan) -> Image.Image:
@@ -129,21 +151,18 @@ def _open_enlarged(media: Media, plan: ImagePlan) -> Image.Image:
     return image
 
 
-def count_tiles(media: Media, plan: ImagePlan, tile_size: int) -> int:
+def count_tiles(media: Media, plan: ImagePlan, tiling: Tiling) -> int:
     """The number of tiles that `cut_image` would give."""
     with Image.open(_file(media)) as image:
         size = image.width * plan.enlarge, image.height * plan.enlarge
-    columns, rows = tile_grid(*size, 1, plan.max_tiles, tile_size)
-    number = columns * rows
-    return number + (number > 1)  # the thumbnail
+    return tiling.count(*size, plan.max_tiles)
 
 
-def cut_frames(media: Media, shown: Shown, settings: Settings, tile_size: int) -> list[torch.Tensor]:
+def cut_frames(media: Media, shown: Shown, settings: Settings, tiling: Tiling) -> list[torch.Tensor]:
     """Tiles `(num_tiles, 3, S, S)` of each frame that is shown."""
     wanted = set(shown.indices)
     tiles = {
-        index: image_tiles(image, tile_size, settings.frame_tiles)
-        for index, image in _read_frames(media, sorted(wanted))
+        index: tiling.cut(image, settings.frame_tiles) for index, image in _read_frames(media, sorted(wanted))
     }
     return [tiles[index] for index in shown.indices]
 
@@ -163,7 +182,7 @@ def _read_frames(media: Media, indices: Sequence[int]) -> Iterator[tuple[int, Im
 
 
 def prepare(
-    records: Sequence[Record], protocol: Protocol, tile_size: int, *, cuts_tiles: bool = True
+    records: Sequence[Record], protocol: Protocol, tiling: Tiling, *, cuts_tiles: bool = True
 ) -> Unit:
     """Questions about the same media with their tiles, or with the media themselves; these are read once.
 
@@ -173,7 +192,7 @@ def prepare(
     first = records[0]
     shown = layouts(first, protocol.settings)
     if cuts_tiles:
-        pixel_values, patches = _cut(first, shown, protocol.settings, tile_size)
+        pixel_values, patches = _cut(first, shown, protocol.settings, tiling)
         media = ()
     else:
         pixel_values = None
@@ -212,7 +231,7 @@ def open_media(record: Record, shown: Sequence[Shown], settings: Settings) -> tu
 
 
 def _cut(
-    record: Record, shown: Sequence[Shown], settings: Settings, tile_size: int
+    record: Record, shown: Sequence[Shown], settings: Settings, tiling: Tiling
 ) -> tuple[torch.Tensor | None, list[list[int]]]:
     """Tiles of all media, and for each of them the tiles of its images or frames."""
     number_of_images = sum(media.kind == "image" for media in record.media)
@@ -222,10 +241,10 @@ def _cut(
 
     for media, frames in zip(record.media, shown):
         if media.kind == "image":
-            parts = [cut_image(media, image_plan(settings, position, number_of_images), tile_size)]
+            parts = [cut_image(media, image_plan(settings, position, number_of_images), tiling)]
             position += 1
         else:
-            parts = cut_frames(media, frames, settings, tile_size)
+            parts = cut_frames(media, frames, settings, tiling)
         tiles.extend(parts)
         patches.append([len(part) for part in parts])
 
@@ -256,11 +275,11 @@ class Units(Dataset):
         self,
         groups: Sequence[Sequence[Record]],
         protocol: Protocol,
-        tile_size: int,
+        tiling: Tiling,
         cuts_tiles: bool = True,
     ):
         self.groups, self.protocol = groups, protocol
-        self.tile_size, self.cuts_tiles = tile_size, cuts_tiles
+        self.tiling, self.cuts_tiles = tiling, cuts_tiles
 
     def __len__(self) -> int:
         return len(self.groups)
@@ -268,7 +287,7 @@ class Units(Dataset):
     def __getitem__(self, i: int) -> Unit | Broken:
         records = list(self.groups[i])
         try:
-            return prepare(records, self.protocol, self.tile_size, cuts_tiles=self.cuts_tiles)
+            return prepare(records, self.protocol, self.tiling, cuts_tiles=self.cuts_tiles)
         except Exception as error:  # decoders and prompts may raise anything: one unit fails, the run goes on
             return Broken(records, f"{type(error).__name__}: {error}")
 
@@ -283,7 +302,7 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
     """
     done = 0
     while done < len(units):
-        rest = Units(units.groups[done:], units.protocol, units.tile_size, units.cuts_tiles)
+        rest = Units(units.groups[done:], units.protocol, units.tiling, units.cuts_tiles)
         problem = ""
         try:
             for unit in _loader(rest, workers, timeout_s):

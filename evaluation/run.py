@@ -22,16 +22,15 @@ from pvc.evaluation.records import DataError, Record, Shown
 from pvc.evaluation.report import RESULT_FILES, write_result
 from pvc.evaluation.scoring import Result, score_answers
 from pvc.evaluation.submit import write_submission
-from pvc.evaluation.task import Protocol, Settings, Task
+from pvc.evaluation.task import SHOWING, Protocol, Settings, Task
 from pvc.evaluation.tasks import find_task
 
 if TYPE_CHECKING:
     from pvc.evaluation.engine import Answer
-    from pvc.evaluation.media import Unit
+    from pvc.evaluation.media import Tiling, Unit
 
 COMPLETE, SOME_FAILED, BAD_USAGE, INCOMPLETE = range(4)  # exit codes
 MISSING_SHOWN = 20
-LIMITS = ("max_video_tokens", "frame_tokens")  # of settings, each None where it is the model's
 SOME_FRAMES = Shown(tuple(range(0, 8000, 1000)), tuple(range(0, 320, 40)), fps=25.0, duration_s=320.0)
 
 
@@ -39,7 +38,7 @@ class Engine(Interface):
     """Who answers; see `engine.py`."""
 
     identity: Mapping[str, Any]
-    tile_size: int
+    tiling: "Tiling"
     reads_tiles: bool  # False: it takes images and frames, and cuts them itself
 
     def answer(self, units: Iterator["Unit"], settings: Settings) -> Iterator["Answer"]:
@@ -61,7 +60,7 @@ class Options:
     Attributes:
         protocol: its name; None: the task's default.
         limit: the first so many records alone. The result is marked as partial.
-        frames, tiles, max_video_tokens, frame_tokens: in place of the protocol's.
+        frames, tiles, image_repeats, max_video_tokens, frame_tokens: in place of the protocol's.
         workers: processes that read media while the model answers.
         skip_missing: records whose media are missing are left out; the result says how many.
         fresh: answers that are there are deleted.
@@ -74,6 +73,7 @@ class Options:
     workers: int = 2
     skip_missing: bool = False
     fresh: bool = False
+    image_repeats: int | None = None
     max_video_tokens: int | None = None
     frame_tokens: int | None = None
 
@@ -197,13 +197,13 @@ def missing_text(task: Task, missing: Mapping[str, Sequence[str]]) -> str:
 
 
 def with_overrides(protocol: Protocol, options: Options) -> Protocol:
-    """The protocol with the frames, tiles and tokens that the caller wants."""
+    """The protocol with the frames, tiles, repeats and tokens that the caller wants."""
     changes: dict[str, Any] = {}
     if options.frames is not None:
         changes["frames"] = options.frames
     if options.tiles is not None:
         changes |= {"max_tiles": options.tiles, "plan_image": None}
-    for name in LIMITS:
+    for name in SHOWING:
         if getattr(options, name) is not None:
             changes[name] = getattr(options, name)
     return replace(protocol, settings=replace(protocol.settings, **changes))
@@ -226,9 +226,9 @@ def hash_of(value: Any) -> str:
 
 
 def settings_json(settings: Settings) -> dict[str, Any]:
-    """Settings as JSON: functions by their names, and without limits that are not set."""
+    """Settings as JSON: functions by their names, and without what is the model's."""
     values = {field.name: getattr(settings, field.name) for field in fields(settings)}
-    for name in LIMITS:
+    for name in SHOWING:
         if values[name] is None:
             del values[name]
     values["generation"] = dict(settings.generation)
@@ -370,9 +370,7 @@ def ask_all(
     if progress is not None:
         progress(0, total)
     if units:
-        source = read_ahead(
-            Units(units, plan.protocol, engine.tile_size, engine.reads_tiles), options.workers
-        )
+        source = read_ahead(Units(units, plan.protocol, engine.tiling, engine.reads_tiles), options.workers)
         for answer in engine.answer(readable(source), plan.protocol.settings):
             write(answer_line(answer))
 
@@ -449,7 +447,7 @@ def header_of_run(folder: Path) -> dict[str, Any]:
 # ---- dry run
 
 
-def dry_run(task: str, data: Path, tile_size: int, options: Options, number: int = 3) -> Iterator[str]:
+def dry_run(task: str, data: Path, tiling: "Tiling", options: Options, number: int = 3) -> Iterator[str]:
     """Describes the first questions as they would be asked: prompt, tiles, frames, settings. No weights."""
     from pvc.evaluation.media import count_tiles, image_plan, layouts
 
@@ -466,7 +464,7 @@ def dry_run(task: str, data: Path, tile_size: int, options: Options, number: int
         position = 0
         for media, frames in zip(record.media, shown):
             if media.kind == "image":
-                tiles = count_tiles(media, image_plan(settings, position, images), tile_size)
+                tiles = count_tiles(media, image_plan(settings, position, images), tiling)
                 position += 1
                 yield f"image {media.name}: {tiles} tiles"
             else:

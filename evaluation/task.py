@@ -16,6 +16,8 @@ from pvc.evaluation.frames import FrameRule, middle_frames
 from pvc.evaluation.records import Record, Shown
 from pvc.evaluation.statistics import Additive, Part
 
+SHOWING = ("image_repeats", "max_video_tokens", "frame_tokens")  # of settings; None where the model's count
+
 
 class ImagePlan(NamedTuple):
     """How an image is cut: at most so many tiles, after its sides were multiplied by `enlarge`."""
@@ -34,7 +36,7 @@ class Settings:
         frames: how many of a video are asked for. frame_tiles: largest number of tiles of each.
         choose_frames: which ones.
         generation: options of `generate`; greedy decoding unless they say otherwise.
-        max_video_tokens, frame_tokens: of `chat`; None: as the model has them.
+        image_repeats, max_video_tokens, frame_tokens: of `chat`; None: as the model has them.
         chat_lists: which of `num_patches_list`, `split_sizes`, `data_flag` `chat` is given. The released
             scripts leave some out, where all tiles are then one image.
     """
@@ -44,6 +46,7 @@ class Settings:
     frames: int = 96
     frame_tiles: int = 1
     choose_frames: FrameRule = middle_frames
+    image_repeats: int | None = None
     max_video_tokens: int | None = None
     frame_tokens: int | None = None
     generation: Mapping[str, Any] = field(default_factory=lambda: {"max_new_tokens": 16})

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from pvc.conversation import get_conv_template
-from pvc.evaluation.engine import Answer
+from pvc.evaluation.engine import Answer, tiling_of
 from pvc.evaluation.media import Request, Unit
 from pvc.evaluation.task import Settings
 
@@ -57,7 +57,7 @@ class VLLMEngine:
 
         self.identity, self.batch = dict(identity), batch
         self.config, self.tokenizer = config, tokenizer
-        self.tile_size: int = config.vision_config.image_size
+        self.tiling = tiling_of(config)
         self.llm = self.vllm.LLM(model, trust_remote_code=True, **options)
 
     def answer(self, units: Iterator[Unit], settings: Settings) -> Iterator[Answer]:
@@ -129,7 +129,10 @@ class VLLMEngine:
         prompt["multi_modal_data"] = {
             name: items for name, items in (("image", images), ("video", videos)) if items
         }
-        prompt["mm_processor_kwargs"] = {"max_tiles": tiles_of(settings, len(images), len(videos))}
+        shown = {"max_tiles": tiles_of(settings, len(images), len(videos))}
+        if settings.image_repeats is not None:
+            shown["image_repeats"] = settings.image_repeats
+        prompt["mm_processor_kwargs"] = shown
         return prompt
 
 

@@ -88,6 +88,7 @@ class Engine:
         self.store = PrefixStore(limits.cache_bytes)
         self._metrics = metrics
         self._answerer = BatchAnswerer(model, processor.tokenizer, self.store)
+        self._options = options
         self._reader = PromptReader(processor, self._answerer.max_positions, options)
         self._readers = ThreadPoolExecutor(limits.readers, thread_name_prefix="pvc-reader")
         self._ready: list[Job] = []
@@ -138,7 +139,9 @@ class Engine:
         if job.cancelled.is_set():
             return None
         try:
-            return self._reader.read(job.request.messages, job.cancelled.is_set)
+            repeats = job.request.image_repeats
+            own = {} if repeats is None else {"image_repeats": repeats}
+            return self._reader.read(job.request.messages, job.cancelled.is_set, self._options | own)
         except ApiError:
             if job.cancelled.is_set():
                 return None

@@ -63,7 +63,7 @@ def fewest_tokens(images: Any, options: Mapping[str, Any]) -> dict[str, int]:
     limits = {name: options.get(name) for name in TOKEN_OPTIONS}
     budget = images.token_budget(**limits)
     return {
-        "image": budget.fewest(is_image=True) * images.image_repeats,
+        "image": budget.fewest(is_image=True) * (options.get("image_repeats") or images.image_repeats),
         "video": budget.fewest(is_image=False) * images.video_repeats,
     }
 
@@ -100,10 +100,10 @@ class PromptReader:
         Raises:
             ApiError: 400 where the messages or the length are wrong, 422 where media cannot be read.
         """
-        self._check_characters(messages)
-        self._check_media(messages)
-        processor = self._cancellable(is_cancelled)
         options = self._options if options is None else options
+        self._check_characters(messages)
+        self._check_media(messages, options)
+        processor = self._cancellable(is_cancelled)
         try:
             inputs = processor.apply_chat_template(
                 messages, add_generation_prompt=True, tokenize=True, return_dict=True, **options
@@ -142,10 +142,10 @@ class PromptReader:
                 "the messages have half of a surrogate pair: send Unicode", "messages"
             ) from None
 
-    def _check_media(self, messages: Sequence[dict]) -> None:
+    def _check_media(self, messages: Sequence[dict], options: Mapping[str, Any]) -> None:
         """Refuses more images and videos than the LLM has positions for, before any is read."""
         image = self._processor.image_processor
-        fewest = fewest_tokens(image, self._options)
+        fewest = fewest_tokens(image, options)
         least = sum(fewest[block["type"]] for block in _media_blocks(messages))
         if least >= self._max_positions:
             raise bad_request(

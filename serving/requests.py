@@ -42,8 +42,9 @@ NEUTRAL: dict[str, tuple] = {
 ADVICE = {"n": "one answer a request: send it several times", "tools": "the model calls no functions"}
 KNOWN = (
     *("model", "messages", "stream", "stream_options", "stop", "max_tokens", "max_completion_tokens"),
-    *("temperature", "top_p", "seed"),
+    *("temperature", "top_p", "seed", "image_repeats"),
 )
+MOST_REPEATS = 16  # of an image: each costs as much as the image
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class ChatRequest:
     include_usage: bool = False
     model: str | None = None
     sources: list[str] = field(default_factory=list)  # addresses of media, as the request has them
+    image_repeats: int | None = None  # how often an image is shown; None: as the model does
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ def parse_request(body: bytes, limits: Limits, sources: Sources) -> ChatRequest:
     model = given.get("model")
     if model is not None and not isinstance(model, str):
         raise bad_request(f"model={shown(model)}: expected a text", "model")
+    repeats = given.get("image_repeats")
     return ChatRequest(
         messages=messages,
         sampling=_sampling(given, limits),
@@ -122,6 +125,7 @@ def parse_request(body: bytes, limits: Limits, sources: Sources) -> ChatRequest:
         include_usage=_flag(options or {}, "include_usage"),
         model=model,
         sources=addresses,
+        image_repeats=None if repeats is None else _whole(given, "image_repeats", 1, MOST_REPEATS),
     )
 
 

@@ -1,13 +1,14 @@
 """`PVCTrainer`: transformers' Trainer on packed rows, with learning rates of their own for parts of a model.
 
-It adds five things, and leaves the loop, mixed precision, DDP, FSDP2, DeepSpeed, schedules and logging to
+It adds six things, and leaves the loop, mixed precision, DDP, FSDP2, DeepSpeed, schedules and logging to
 transformers and accelerate:
 
 - parameter groups: by part of the model, new or from a checkpoint, with weight decay or without;
 - rows from a `PackLoader`, which shares them out among processes, and its position in each checkpoint;
 - logits of the positions alone that have a label, which are few among a row's 8,192;
+- rows that are decoded while others are trained on, and tiles that become floats on the device;
 - checkpoints that are whole folders (`checkpoint.py`), merged where LoRA is trained;
-- tokens and frames a second.
+- tokens and frames a second, and the share of time in which the device waits for data.
 
 The loss of a step is the mean over the labels of all its rows, weighted as `loss_reduction` says, on
 whichever process and in whichever accumulated batch they are: how a step is split changes nothing.
@@ -17,9 +18,9 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from math import prod
+from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,8 @@ from pvc.training.checkpoint import (
     weights_of,
 )
 from pvc.training.data.encoding import IGNORED
-from pvc.training.data.loader import PackedDataset, PackLoader
+from pvc.training.data.loader import PackedDataset, PackLoader, Rows
+from pvc.training.data_wait import DataWait
 from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
 from pvc.training.values import number_or
 
@@ -54,6 +56,7 @@ logger = logging.get_logger(__name__)
 DATA_STATE = "data_state.json"
 PART = "part"  # of a group of parameters: the parts of lr_multipliers that it is of
 NEW_PARAMETERS = "new_parameters"  # in lr_multipliers: what the configuration lists under this name
+FEWEST_PREFETCHED, MOST_PREFETCHED = 2, 4  # rows that a worker decodes ahead, unless a recipe says
 COUNTED = ("tokens", "frames", "samples")
 # a label weighs the number of its sample's labels, to this power
 POWERS = {"token": 0.0, "square": -0.5, "sample": -1.0}
@@ -220,9 +223,30 @@ def with_needed_logits(row: dict) -> dict:
 def label_weights(row: dict, loss_reduction: str) -> torch.Tensor:
     """How much each of the row's labels counts, `(labels,)` float32, in the order of `with_needed_logits`."""
     sample = (row["position_ids"][0] == 0).cumsum(0)[1:]
-    samples = sample[row["labels"][0, 1:] != IGNORED]
-    sizes = samples.bincount()[samples]
+    return weights_of_counts(sample[row["labels"][0, 1:] != IGNORED].bincount(), loss_reduction)
+
+
+def weights_of_counts(labels: torch.Tensor, loss_reduction: str) -> torch.Tensor:
+    """`label_weights` of a row whose samples have so many labels each, `(samples,)`."""
+    sizes = labels.repeat_interleave(labels)  # (labels,)
     return sizes.float() ** POWERS[loss_reduction]
+
+
+class StepRows:
+    """The rows of a step, each fetched when it is trained on."""
+
+    def __init__(self, rows: Iterator[dict], number: int, wait: DataWait):
+        self.rows, self.number, self.wait = rows, number, wait
+
+    def __len__(self) -> int:
+        return self.number
+
+    def __iter__(self) -> Iterator[dict]:
+        for _ in range(self.number):
+            with self.wait.measured():
+                row = next(self.rows)
+            yield row
+            del row  # not held while the next one is fetched
 
 
 def counts(row: dict) -> torch.Tensor:
@@ -277,6 +301,8 @@ class PVCTrainer(Trainer):
 
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
 
+        self._wait = DataWait(self.args.device)
+
         # set by the Trainer, and would be saved; each row says it for itself
         vars(self.plain_model.config).pop("use_cache", None)
 
@@ -302,30 +328,56 @@ class PVCTrainer(Trainer):
         return self.optimizer
 
     def get_train_dataloader(self) -> PackLoader:
+        rows, workers = self.args.gradient_accumulation_steps, self.args.dataloader_num_workers
+        prefetch = self.args.dataloader_prefetch_factor
+        if prefetch is None and workers:
+            prefetch = min(max(ceil(rows / workers), FEWEST_PREFETCHED), MOST_PREFETCHED)
+
         self.loader = PackLoader(
             self.train_dataset,
-            num_workers=self.args.dataloader_num_workers,
-            prefetch_factor=self.args.dataloader_prefetch_factor,
+            num_workers=workers,
+            prefetch_factor=prefetch,
             pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+            rows_ahead=rows,
+            as_bytes=True,
         )
         return self.loader
 
-    def get_batch_samples(self, epoch_iterator, num_batches, device):
-        """The rows of a step, and what the labels of all its rows weigh."""
-        rows, labels = super().get_batch_samples(epoch_iterator, num_batches, device)
-        if self.args.loss_reduction != "token":
-            for row in rows:
-                row["label_weights"] = label_weights(row, self.args.loss_reduction)
-            weight = sum(row["label_weights"].sum() for row in rows)
-            labels = self.accelerator.gather(torch.as_tensor(weight, device=device)).sum()
-        return rows, labels
+    def get_batch_samples(self, epoch_iterator: Rows, num_batches: int, device: torch.device):
+        """The rows of a step, not fetched yet, and what the labels of all its rows weigh."""
+        with self._wait.measured():
+            counts_of_rows = epoch_iterator.labels_of_next(num_batches)
+
+        if self.args.loss_reduction == "token":
+            # as many as there are: the Trainer's own count, over all processes
+            labels = torch.zeros(sum(map(sum, counts_of_rows)), dtype=torch.long)
+            weight = self._get_num_items_in_batch([{"labels": labels, "shift_labels": labels}], device)
+        else:
+            of_rows = [
+                weights_of_counts(torch.tensor(counts, dtype=torch.long), self.args.loss_reduction).sum()
+                for counts in counts_of_rows
+            ]
+            weight = self.accelerator.gather(torch.as_tensor(sum(of_rows), device=device)).sum()
+        return StepRows(epoch_iterator, num_batches, self._wait), weight
 
     def training_step(self, model, inputs, num_items_in_batch=None) -> torch.Tensor:
         if self._last_log is None:
+            self._wait.take()  # that for the first row, which no loader saves
             self._last_log = (time.monotonic(), self.seen.clone())
         self._seen_here += counts(inputs)
+        if self.args.loss_reduction != "token":
+            inputs["label_weights"] = label_weights(inputs, self.args.loss_reduction)
         labels = num_items_in_batch.clamp(min=1)  # none where all samples of a step were broken
         return super().training_step(model, with_needed_logits(inputs), labels)
+
+    def _prepare_inputs(self, inputs: dict) -> dict:
+        """The inputs on the device, where bytes of tiles become what the model takes."""
+        inputs = super()._prepare_inputs(inputs)
+        pixels = inputs.get("pixel_values")
+        if pixels is not None and not pixels.is_floating_point():
+            # once more, for DeepSpeed's dtype
+            inputs["pixel_values"] = self._prepare_input(self.train_dataset.encoder.normalise(pixels))
+        return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if "label_weights" not in inputs:
@@ -349,13 +401,18 @@ class PVCTrainer(Trainer):
         super().log(logs, start_time)
 
     def _speed(self) -> dict[str, float]:
-        """Tokens and frames a second of all processes, since the last log."""
+        """Tokens and frames a second of all processes, and the share of waiting, since the last log."""
         self._exchange_counts()
         assert self._last_log is not None  # set in the first step
         then, seen_then = self._last_log
         self._last_log = (time.monotonic(), self.seen.clone())
-        rates = (self.seen - seen_then) / (self._last_log[0] - then)
-        return {f"{name}_per_second": round(rate.item(), 1) for name, rate in zip(COUNTED[:2], rates)}
+        elapsed_s = self._last_log[0] - then
+        rates = (self.seen - seen_then) / elapsed_s
+        logs = {f"{name}_per_second": round(rate.item(), 1) for name, rate in zip(COUNTED[:2], rates)}
+
+        # of the process that waits most: all others wait for it
+        share = torch.tensor([self._wait.take() / elapsed_s], device=self.args.device)
+        return logs | {"data_wait": round(self.accelerator.gather(share).max().item(), 4)}
 
     def _rates_of_parts(self, logs: dict[str, float]) -> dict[str, float]:
         """The rates of parts, where they are others than the one that the Trainer logs."""

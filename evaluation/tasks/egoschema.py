@@ -90,6 +90,7 @@ def _protocol(text: choices.Prompt, parser: str, settings: Settings) -> Protocol
 PROTOCOLS = {
     "default": _protocol(choices.ask_letter, "default", choices.SETTINGS),
     "lmms": _protocol(choices.ask_letter_of_text, "lmms_egoschema", choices.LMMS_SETTINGS),
+    "dynamic-vlm": choices.dynamic_vlm(choices.ask_one_letter),
 }
 
 ALL = (

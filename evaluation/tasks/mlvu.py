@@ -287,6 +287,7 @@ def _choice_protocols(lmms: choices.Prompt) -> dict[str, Protocol]:
         "official": protocol(prompt, official_letter),
         "lmms": protocol(lmms, choices.read_as("lmms_mcq"), choices.LMMS_SETTINGS),
         "vlmevalkit": protocol(vlmevalkit_prompt, vlmevalkit_letter, choices.VLMEVALKIT_SETTINGS),
+        "dynamic-vlm": choices.dynamic_vlm(choices.ask_one_letter, METRIC),
     }
 
 

@@ -107,6 +107,7 @@ def _protocols(lmms_letter: choices.Parse) -> dict[str, Protocol]:
     return {
         "default": protocol(choices.ask_letter, choices.read_as(), choices.SETTINGS),
         "lmms": protocol(choices.ask_letter_of_text, lmms_letter, choices.LMMS_SETTINGS),
+        "dynamic-vlm": choices.dynamic_vlm(choices.ask_one_letter, METRIC),
     }
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pvc.evaluation import choices
 from pvc.evaluation.data_files import build_records, find_file, find_files, read_rows
-from pvc.evaluation.prompts import ANSWER_LETTER, image_lines, lettered
+from pvc.evaluation.prompts import ANSWER_LETTER, DYNAMIC_VLM_LETTER, image_lines, lettered
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.tables import ParquetImage, parquet_list_lengths, read_parquet
 from pvc.evaluation.task import ImagePlan, Metric, Protocol, Row, Settings, Task
@@ -97,6 +97,12 @@ def vlmevalkit_muirbench_prompt(record: Record, shown: Sequence[Shown]) -> str:
     return front + "\n".join(pieces)
 
 
+def dynamic_vlm_muirbench_prompt(record: Record, shown: Sequence[Shown]) -> str:
+    """Dynamic-VLM's, with images where the question has their marks."""
+    text = f"{record.question}\n{lettered(record.options)}\n{DYNAMIC_VLM_LETTER}"
+    return placed(text, len(shown))
+
+
 def lmms_muirbench_score(parsed: str, record: Record) -> float:
     """Equal but for case."""
     return float(parsed.lower() == record.answer.lower())
@@ -158,6 +164,11 @@ def mmiu_prompt(record: Record, shown: Sequence[Shown]) -> str:
     return f"{front}{record.question}\n{record.meta['context']}\n{ANSWER_LETTER}"
 
 
+def dynamic_vlm_mmiu_prompt(record: Record, shown: Sequence[Shown]) -> str:
+    """Dynamic-VLM's: images in front; the context holds the options."""
+    return f"{record.question}\n{record.meta['context']}\n{DYNAMIC_VLM_LETTER}"
+
+
 def plan_12(position: int, images: int) -> ImagePlan:
     """12 tiles for all images together, at least one each."""
     return ImagePlan(max(1, 12 // images))
@@ -206,6 +217,7 @@ ALL = (
             "official": _muirbench_protocol(muirbench_prompt, "muirbench"),
             "lmms": _muirbench_protocol(lmms_muirbench_prompt, "lmms_muirbench", score=lmms_muirbench_score),
             "vlmevalkit": _muirbench_protocol(vlmevalkit_muirbench_prompt, "vlmevalkit_can_infer", 4096),
+            "dynamic-vlm": choices.dynamic_vlm(dynamic_vlm_muirbench_prompt, MUIRBENCH_METRIC),
         },
         expected=2600,
         paper={"Dynamic-VLM-7B": 50.7, "Dynamic-VLM-14B": 52.5},
@@ -217,6 +229,7 @@ ALL = (
         protocols={
             "default": _mmiu_protocol("default"),
             "internvl": _mmiu_protocol("internvl_mmiu_post_process"),
+            "dynamic-vlm": choices.dynamic_vlm(dynamic_vlm_mmiu_prompt, MMIU_METRIC),
         },
         paper={"Dynamic-VLM-7B": 43.7, "Dynamic-VLM-14B": 51.7},
     ),

@@ -15,7 +15,7 @@ from pvc.evaluation.judge_protocols import (
     read_tempcompass_verdict,
     tempcompass_judge_messages,
 )
-from pvc.evaluation.prompts import frame_lines
+from pvc.evaluation.prompts import dynamic_vlm_lines, frame_lines
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.tables import read_json
 from pvc.evaluation.task import (
@@ -154,6 +154,11 @@ def prompt(record: Record, shown: Sequence[Shown]) -> str:
     return frame_lines(shown[0].frames) + lmms_prompt(record, shown)
 
 
+def dynamic_vlm_prompt(record: Record, shown: Sequence[Shown]) -> str:
+    """Dynamic-VLM's frames before the question and the sentence of its task, which the rules rest on."""
+    return dynamic_vlm_lines(shown[0].frames) + lmms_prompt(record, shown)
+
+
 def vlmevalkit_prompt(record: Record, shown: Sequence[Shown]) -> str:
     """VLMEvalKit's for InternVL."""
     return choices.vlmevalkit_text(shown[0].frames, lmms_prompt(record, shown))
@@ -259,6 +264,7 @@ ALL = (
             "default": _rule_protocol(prompt, choices.SETTINGS),
             "lmms": _rule_protocol(lmms_prompt, choices.LMMS_SETTINGS),
             "vlmevalkit": _rule_protocol(vlmevalkit_prompt, choices.VLMEVALKIT_SETTINGS),
+            "dynamic-vlm": _rule_protocol(dynamic_vlm_prompt, choices.DYNAMIC_VLM_SETTINGS),
         },
         expected=1580 + 2453 + 1503,
         # which of the tasks the paper's single number means is not stated

@@ -95,6 +95,13 @@ def prompt(record: Record, shown: Sequence[Shown]) -> str:
     return frame_lines(shown[0].frames) + listed + ask
 
 
+def dynamic_vlm_prompt(record: Record, shown: Sequence[Shown]) -> str:
+    """Dynamic-VLM's; where subtitles stand is not published: they are listed before the question."""
+    lines = lines_at_times(record.meta.get("subtitles", ()), shown[0].times_s)
+    listed = "\n".join((LISTED, *lines, "")) if lines else ""
+    return choices.dynamic_vlm_prompt(listed + question_of(record), shown[0].frames)
+
+
 def lmms_prompt(record: Record, shown: Sequence[Shown]) -> str:
     """lmms-eval's, which speaks of subtitles where there are none."""
     select = SELECT.format(source=" and the subtitles")
@@ -175,6 +182,7 @@ def _protocols(lmms: Prompt, vlmevalkit: Prompt) -> dict[str, Protocol]:
         "official": protocol(prompt, "videomme"),
         "lmms": protocol(lmms, "lmms_mcq", choices.LMMS_SETTINGS),
         "vlmevalkit": protocol(vlmevalkit, "vlmevalkit_videomme", choices.VLMEVALKIT_SETTINGS),
+        "dynamic-vlm": choices.dynamic_vlm(dynamic_vlm_prompt, METRIC),
     }
 
 

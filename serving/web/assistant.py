@@ -44,10 +44,14 @@ class Settings:
     max_tokens: int
     temperature: float = 0.0
 
-    @property
-    def processing(self) -> dict[str, Any]:
-        """Options of `apply_chat_template`; a frame of a video is one tile."""
-        return {"num_frames": self.num_frames, "images_kwargs": {"max_tiles": self.max_tiles}}
+    def processing(self, frame_choice: dict[str, Any]) -> dict[str, Any]:
+        """Options of `apply_chat_template`, with the processor's choice of frames; a frame is one tile.
+
+        Where the processor has frames a second, the number of frames is the most of them.
+        """
+        number = "max_frames" if "max_frames" in frame_choice else "num_frames"
+        frames = frame_choice | {number: self.num_frames}
+        return {**frames, "images_kwargs": {"max_tiles": self.max_tiles}}
 
 
 @dataclass(frozen=True)
@@ -119,24 +123,32 @@ class Assistant:
 
     def read(self, messages: Sequence[dict], settings: Settings, cancelled: threading.Event) -> Prompt:
         """The prompt of messages; raises an ApiError where they or their files are wrong."""
-        return self._reader.read(messages, cancelled.is_set, settings.processing)
+        return self._reader.read(
+            messages, cancelled.is_set, settings.processing(self.processor.frame_choice({}))
+        )
 
     def seen(self, prompt: Prompt, messages: Sequence[dict], settings: Settings, media_s: float) -> Seen:
         """What a prompt shows of the files of messages."""
         media = []
+        images = self.processor.image_processor
         for (kind, path), clip in zip(files_of(messages), prompt.clips):
-            times_s = self._frame_times(path, settings.num_frames) if kind == "video" else None
-            media.append(SeenMedia(os.path.basename(path), clip.clip, clip.pixels, clip.tokens, times_s))
+            times_s = self._frame_times(path, settings) if kind == "video" else None
+            mean, std = images.pixel_mean, images.pixel_std
+            item = SeenMedia(os.path.basename(path), clip.clip, clip.pixels, clip.tokens, times_s, mean, std)
+            media.append(item)
         return Seen(media, prompt.length, media_s)
 
-    def _frame_times(self, path: str, num_frames: int) -> list[float] | None:
+    def _frame_times(self, path: str, settings: Settings) -> list[float] | None:
         """Seconds of the frames that the prompt shows; None where the file has none."""
+        num_frames = settings.num_frames
         known = self._times.get((path, num_frames))
         if known is not None:
             return known
 
         budget = Budget(self.processor.media_policy)
-        with open_frames(path, num_frames=num_frames, budget=budget) as chosen:
+        choice = settings.processing(self.processor.frame_choice({}))
+        del choice["images_kwargs"]
+        with open_frames(path, **choice, budget=budget) as chosen:
             times_s = chosen.times_s
         self._times[path, num_frames] = times_s
         if len(self._times) > TIMES_KEPT:

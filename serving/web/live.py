@@ -29,8 +29,14 @@ class LiveCamera:
 
     def __init__(self, assistant: Assistant) -> None:
         self._assistant = assistant
+        config = assistant.model.config
+        # with a budget, a frame has what each of the frames in the prompt may have
+        tokens = None if config.max_video_tokens is None else config.token_budget().tokens(PROMPT_FRAMES)
         self._live = assistant.model.live_video(
-            assistant.processor.tokenizer, window=WINDOW, prompt_frames=PROMPT_FRAMES
+            assistant.processor.tokenizer,
+            window=WINDOW,
+            prompt_frames=PROMPT_FRAMES,
+            frame_tokens=tokens,
         )
 
     @property

@@ -7,6 +7,7 @@ All text is escaped; images are data: addresses, so that nothing is fetched.
 import base64
 import html
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +31,8 @@ class SeenMedia(NamedTuple):
     pixels: torch.Tensor  # (tiles, 3, S, S) as the model takes them
     tokens: int
     times_s: list[float] | None = None  # of the frames of a video
+    mean: Sequence[float] = IMAGENET_MEAN  # that were subtracted from the pixels
+    std: Sequence[float] = IMAGENET_STD
 
 
 @dataclass(frozen=True)
@@ -86,7 +89,7 @@ def _media_html(item: SeenMedia) -> str:
 
     shown = range(min(total, MOST_SHOWN))
     figures = "".join(
-        f"<figure><img alt='{caption}' src='{tile_address(item.pixels[i])}'>"
+        f"<figure><img alt='{caption}' src='{tile_address(item.pixels[i], item.mean, item.std)}'>"
         f"<figcaption>{caption}</figcaption></figure>"
         for i, caption in ((i, _caption(item, i, is_video)) for i in shown)
     )
@@ -103,11 +106,12 @@ def _caption(item: SeenMedia, index: int, is_video: bool) -> str:
     return f"{item.times_s[frame]:.2f} s" if item.times_s is not None else f"frame {frame + 1}"
 
 
-def tile_address(tile: torch.Tensor) -> str:
-    """A tile `(3, S, S)` as a data: address of a small JPEG."""
-    mean = tile.new_tensor(IMAGENET_MEAN).view(3, 1, 1)
-    std = tile.new_tensor(IMAGENET_STD).view(3, 1, 1)
-    pixels = ((tile * std + mean).clamp(0, 1) * 255).round()  # (3, S, S)
+def tile_address(
+    tile: torch.Tensor, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD
+) -> str:
+    """A tile `(3, S, S)` as a data: address of a small JPEG; `mean` and `std` were taken from its pixels."""
+    means, stds = (tile.new_tensor(values).view(3, 1, 1) for values in (mean, std))
+    pixels = ((tile * stds + means).clamp(0, 1) * 255).round()  # (3, S, S)
     image = Image.fromarray(pixels.permute(1, 2, 0).numpy().astype(np.uint8))  # (S, S, 3)
 
     image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))

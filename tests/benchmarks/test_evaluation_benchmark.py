@@ -7,7 +7,7 @@ from pvc.benchmarks import evaluation
 from pvc.benchmarks.measure import DeviceTimer
 from pvc.benchmarks.presets import find_preset
 from pvc.benchmarks.reading import write_video
-from pvc.evaluation.media import Units, prepare
+from pvc.evaluation.media import Tiling, Units, prepare
 
 FRAMES = 4
 
@@ -26,7 +26,7 @@ def video(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def unit(video):
-    return prepare(evaluation.questions(video, 3), evaluation.protocol(FRAMES), tile_size=56)
+    return prepare(evaluation.questions(video, 3), evaluation.protocol(FRAMES), Tiling(56))
 
 
 def text_lengths(loaded, unit) -> list[int]:
@@ -69,7 +69,7 @@ def test_the_tables_hold_counts_times_and_their_ratio(loaded, unit):
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_a_worker_reads_the_same_videos(loaded, video, workers):
-    units = Units([evaluation.questions(video, 1)] * 3, evaluation.protocol(2), 56)
+    units = Units([evaluation.questions(video, 1)] * 3, evaluation.protocol(2), Tiling(56))
     assert evaluation.answer_all(loaded.engine(), units, workers) == 3
 
 

@@ -7,7 +7,9 @@ import pytest
 import yaml
 from chat_server import ChatServer
 from construction import MODEL, good_reply, images_of, write_list
-from training_runs import RECIPE, losses, pvc, write_model
+from training_runs import RECIPE, losses, pvc, write_dynamic_model
+
+from pvc.training.data_construction.asking import Asker
 
 
 @pytest.fixture(scope="module")
@@ -41,8 +43,15 @@ def test_what_is_constructed_trains(listed, server, tmp_path):
     assert "OPENAI_API_KEY is not set" in done.stderr and "pvc train check" in done.stderr
 
     recipe = tmp_path / "own.yaml"
-    recipe.write_text(yaml.safe_dump(RECIPE | {"max_steps": 1, "max_tokens": 512}))
-    model, run = write_model(tmp_path / "model"), tmp_path / "run"
+    settings = {
+        "max_steps": 1,
+        "max_tokens": 512,
+        "fps": 1.0,
+        "frame_tokens": [4, 36],
+        "max_video_tokens": 60,
+    }
+    recipe.write_text(yaml.safe_dump(RECIPE | settings))
+    model, run = write_dynamic_model(tmp_path / "model"), tmp_path / "run"
     trained = pvc("train", recipe, "--model", model, "--data", tmp_path / "data/meta.json", "--output", run)
     assert trained.exit_code == 0, trained.output
     assert len(losses(run)) == 1 and losses(run)[0] > 0
@@ -75,12 +84,16 @@ def test_a_run_that_is_not_complete_says_what_is_missing(listed, server, tmp_pat
     server.responses = [(400, b"no such model", {})]
     done = construct(listed, tmp_path / "data", server, "--concurrency", 1)
     assert done.exit_code == 3 and numbers(done.stdout)["missing"] == "1"
-    assert "400 Bad Request: no such model" in done.stderr and "same command again" in done.stderr
+    assert "400 Bad Request: no such model" in done.stderr
+    assert "1 replies are missing: run the same command again" in done.stderr
 
     without = pvc(
         "data", "construct", listed, tmp_path / "data", "--model", MODEL
     )  # of the replies there are
     assert without.exit_code == 3 and numbers(without.stdout)["used"] == "11"
+    other = pvc("data", "construct", listed, tmp_path / "data", "--model", "another")
+    assert other.exit_code == 3 and "12 replies are missing: give the run's own options" in other.stderr
+    assert "without data" in other.stderr
     assert construct(listed, tmp_path / "data", server).exit_code == 0
 
 
@@ -120,7 +133,31 @@ def test_a_second_run_at_the_same_folder_is_refused(listed, server, tmp_path):
     assert done.exit_code == 1 and "another run is writing" in done.stderr and not server.requests
 
 
-def test_report_has_what_is_printed(listed, server, tmp_path):
-    done = construct(listed, tmp_path / "data", server)
-    report = json.loads((tmp_path / "data" / "report.json").read_text())
-    assert numbers(done.stdout)["completion_tokens"] == str(report["usage"]["completion_tokens"]) == "120"
+def test_fields_of_a_request_are_added_and_left_out(listed, server, tmp_path):
+    body = {"max_completion_tokens": 99, "max_tokens": None}
+    assert construct(listed, tmp_path / "data", server, "--body", json.dumps(body)).exit_code == 0
+    for _, _, sent in server.requests:
+        assert sent["max_completion_tokens"] == 99 and not {"max_tokens", "temperature"} & sent.keys()
+
+    assert construct(listed, tmp_path / "data", server).exit_code == 0  # another body is another request
+    assert len(server.requests) == 24
+    wrong = construct(listed, tmp_path / "data", server, "--body", '{"messages": []}')
+    assert wrong.exit_code == 1 and "messages: such fields" in wrong.stderr
+
+
+def test_ctrl_c_keeps_the_replies(listed, server, tmp_path, monkeypatch):
+    def stop(asker, requests, progress):
+        asker.concurrency = 1
+        real(asker, requests[:2], progress)
+        raise KeyboardInterrupt
+
+    real = Asker.ask_all
+    with monkeypatch.context() as patch:
+        patch.setattr(Asker, "ask_all", stop)
+        done = construct(listed, tmp_path / "data", server)
+    assert done.exit_code == 3 and "the same command goes on" in done.stderr
+    assert len((tmp_path / "data" / "constructed.jsonl").read_text().splitlines()) == 2
+
+    done = construct(listed, tmp_path / "data", server, "--prompt-price", 10000)
+    assert done.exit_code == 0 and len(server.requests) == 12
+    assert numbers(done.stdout)["cost"] == "12.00"  # 100 tokens each

@@ -77,6 +77,7 @@ def test_only_a_task_that_allows_it_may_be_declined():
         ("reasoning_qa", "I cannot tell.", "refused"),
         ("reasoning_qa", "It says <image>.", "placeholder in the text"),
         ("reasoning_qa", "It ends.<|im_end|>", "placeholder in the text"),
+        ("reasoning_qa", "<think>Hm.</think>It ends.", "placeholder in the text"),
         ("timed_qa", "It rains at <Frame 10>.", "frame that is not there"),
         ("timed_qa", "It rains at <Frame 0>.", "frame that is not there"),
         ("timed_qa", "It rains from <Frame 3-12>.", "frame that is not there"),

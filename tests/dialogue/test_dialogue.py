@@ -563,7 +563,8 @@ def test_load_in_8bit_and_4bit_quantise_the_llm_alone(bits, load, saved, handed_
     assert not {"load_in_8bit", "load_in_4bit", "use_flash_attn"} & arguments.keys()
     config = arguments["quantization_config"]
     assert (config.load_in_8bit, config.load_in_4bit) == (bits == 8, bits == 4)
-    assert set(config.llm_int8_skip_modules) == {"model.vision_model", "model.projector", "lm_head"}
+    parts = {"model.vision_model", "model.compressor", "model.projector", "lm_head"}
+    assert set(config.llm_int8_skip_modules) == parts
     if bits == 4:
         assert (config.bnb_4bit_quant_type, config.bnb_4bit_compute_dtype) == ("nf4", torch.bfloat16)
 

@@ -10,7 +10,7 @@ from transformers import AutoTokenizer
 from pvc import CHECKPOINT
 from pvc.evaluation.engine import ChatEngine, checkpoint_hash
 from pvc.evaluation.frames import VideoFacts, middle_frames
-from pvc.evaluation.media import Unit, layouts, prepare, video_facts
+from pvc.evaluation.media import Tiling, Unit, layouts, prepare, video_facts
 from pvc.evaluation.prompts import frame_lines
 from pvc.evaluation.records import Media, Record
 from pvc.evaluation.task import ImagePlan, Protocol, Settings
@@ -55,7 +55,7 @@ def answers(model, tokenizer, units: list[Unit], settings: Settings, batch: int 
 
 
 def prepared(settings: Settings, *groups: list[Record]) -> list[Unit]:
-    return [prepare(group, protocol(settings), tile_size=96) for group in groups]
+    return [prepare(group, protocol(settings), Tiling(96)) for group in groups]
 
 
 QUESTIONS = ("what is written?", "how many shapes are there?", "where is the word?", "name all shapes.")

@@ -13,6 +13,7 @@ from PIL import Image
 
 from pvc import CHECKPOINT
 from pvc.evaluation.engine import Answer
+from pvc.evaluation.media import Tiling
 from pvc.evaluation.tasks import TASKS
 
 ADAPTER = "pvc.evaluation.lmms_adapter"
@@ -54,7 +55,7 @@ def adapter(monkeypatch):
 class Echo:
     """An engine that answers with the id of the question's record, and keeps what it was asked."""
 
-    tile_size = 96
+    tiling = Tiling(96)
     reads_tiles = True
 
     def __init__(self, ending="", failing=()):

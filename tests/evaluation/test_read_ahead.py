@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from counting_task import PROTOCOL, read, write_images
 
-from pvc.evaluation.media import Broken, Units, read_ahead
+from pvc.evaluation.media import Broken, Tiling, Units, read_ahead
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def units(groups, at_third):
             at_third()
         return record.question
 
-    return Units(groups, replace(PROTOCOL, prompt=prompt), tile_size=28)
+    return Units(groups, replace(PROTOCOL, prompt=prompt), tiling=Tiling(28))
 
 
 def named(found):

@@ -8,7 +8,7 @@ import pytest
 from benchmark_files import WRITERS, Sample, write_benchmark, write_mme_release
 from PIL import Image
 
-from pvc.evaluation.media import prepare
+from pvc.evaluation.media import Tiling, prepare
 from pvc.evaluation.records import DataError, Shown
 from pvc.evaluation.tables import ParquetImage, filled_columns
 from pvc.evaluation.task import Row
@@ -82,13 +82,13 @@ def test_images_are_opened_and_cut(tmp_path, name):
     record = written(name, tmp_path / "data")[0]
     task = find_task(name)
     for protocol in task.protocols.values():
-        unit = prepare([record], protocol, 56)
+        unit = prepare([record], protocol, Tiling(56))
         assert unit.pixel_values.shape[0] == sum(unit.requests[0].num_patches_list) >= 1
 
 
 def test_frames_of_an_episode_are_shown_as_many_as_asked(tmp_path):
     records = written("mvbench", tmp_path / "data", 2)
-    unit = prepare(records[:1], find_task("mvbench").protocols["internvl"], 56)
+    unit = prepare(records[:1], find_task("mvbench").protocols["internvl"], Tiling(56))
     request = unit.requests[0]
 
     assert unit.pixel_values.shape[0] == 96

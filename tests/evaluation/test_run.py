@@ -14,6 +14,7 @@ from counting_task import NUMBER, AddingEngine, run, write_images
 from pvc.evaluation import report
 from pvc.evaluation.answer_file import AnswerFile, HeaderMismatch, json_lines, read_answers
 from pvc.evaluation.judge import Reply
+from pvc.evaluation.media import Tiling
 from pvc.evaluation.records import DataError
 from pvc.evaluation.run import COMPLETE, INCOMPLETE, SOME_FAILED, Options, Rank, dry_run, rescore
 from pvc.evaluation.scoring import doubts
@@ -272,7 +273,7 @@ def test_rescoring_imports_no_torch():
 
 
 def test_a_dry_run_shows_prompts_and_tiles(data):
-    text = "\n".join(dry_run("counting", data, 28, Options(limit=3)))
+    text = "\n".join(dry_run("counting", data, Tiling(28), Options(limit=3)))
     assert "What is 1 plus 1?" in text and "1 tiles" in text and "max_new_tokens" in text
     assert "[2]" in text and "[3]" not in text
 

@@ -9,6 +9,7 @@ from media_files import write_video
 from PIL import Image
 
 from pvc.evaluation.engine import Answer
+from pvc.evaluation.media import Tiling
 from pvc.evaluation.run import COMPLETE, Options, dry_run, evaluate, units_of
 from pvc.evaluation.tasks import TASKS
 
@@ -19,7 +20,7 @@ class OneAnswer:
     """Answers the same to all questions."""
 
     identity = {"name": "one answer"}
-    tile_size = 28
+    tiling = Tiling(28)
     reads_tiles = True
 
     def __init__(self, text="A"):
@@ -126,7 +127,7 @@ def test_questions_about_one_video_stand_in_one_unit(name, tmp_path):
 def test_a_dry_run_shows_prompts_and_frames(tmp_path):
     data = WRITERS["videomme"](tmp_path)
 
-    lines = list(dry_run("videomme", data, 28, Options(frames=FRAMES)))
+    lines = list(dry_run("videomme", data, Tiling(28), Options(frames=FRAMES)))
 
     assert any("4 frames, [1, 3, 5, 8]" in line for line in lines)
     assert any("Frame4: <image>\\nSelect the best answer" in line for line in lines)

@@ -15,7 +15,7 @@ from transformers import AutoProcessor
 
 from pvc import CHECKPOINT
 from pvc.evaluation.engine import ChatEngine
-from pvc.evaluation.media import Units, prepare, read_ahead
+from pvc.evaluation.media import Tiling, Units, prepare, read_ahead
 from pvc.evaluation.prompts import frame_lines
 from pvc.evaluation.records import Media, Record
 from pvc.evaluation.task import ImagePlan, Protocol, Settings
@@ -80,7 +80,7 @@ def vllm(model, processor, monkeypatch):
 def units(*media_of_records, cuts_tiles):
     questions = ("what is written?", "how many shapes are there?", "where is the word?", "what moves?")
     return [
-        prepare([Record(q, tuple(media), q)], PROTOCOL, 96, cuts_tiles=cuts_tiles)
+        prepare([Record(q, tuple(media), q)], PROTOCOL, Tiling(96), cuts_tiles=cuts_tiles)
         for q, media in zip(questions, media_of_records)
     ]
 
@@ -96,8 +96,8 @@ def test_answers_are_those_of_chat(vllm, model, processor):
         shown = media if with_video_and_image else media[:3]
         protocol = Protocol(prompt, PROTOCOL.parse, PROTOCOL.score, chosen)
         records = [Record(str(i), tuple(x), f"what is shown, {i}?") for i, x in enumerate(shown)]
-        raw = [prepare([record], protocol, 96, cuts_tiles=False) for record in records]
-        cut = [prepare([record], protocol, 96) for record in records]
+        raw = [prepare([record], protocol, Tiling(96), cuts_tiles=False) for record in records]
+        cut = [prepare([record], protocol, Tiling(96)) for record in records]
         chat = ChatEngine(model, tokenizer, {})
         expected = [x.text for x in chat.answer(iter(cut), chosen)]
         found = list(engine.answer(iter(raw), chosen))
@@ -155,7 +155,7 @@ def test_without_vllm_the_error_names_the_page(model, processor, monkeypatch):
 @pytest.mark.parametrize("workers", [0, 1])
 def test_frames_and_images_arrive_as_they_were_read(workers):
     records = [Record("x", (IMAGES[0], VIDEO), "what?")]
-    units = Units([records], PROTOCOL, 96, cuts_tiles=False)
+    units = Units([records], PROTOCOL, Tiling(96), cuts_tiles=False)
     (unit,) = read_ahead(units, workers)
     image, frames = unit.media
     assert isinstance(image, Image.Image) and image.mode == "RGB"

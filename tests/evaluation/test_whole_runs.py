@@ -14,6 +14,7 @@ from whole_tasks import WITHOUT_WRITER, WRITTEN, write
 
 from pvc import CHECKPOINT
 from pvc.evaluation.engine import ChatEngine
+from pvc.evaluation.media import Tiling
 from pvc.evaluation.run import COMPLETE, Options, dry_run, evaluate, rescore
 from pvc.evaluation.tasks import TASKS
 from pvc.modeling_pvc import PVCForConditionalGeneration
@@ -68,5 +69,5 @@ def test_task_runs_from_files_to_result(task, engine, tmp_path, no_network):
 def test_every_protocol_shows_what_it_would_ask(task, tmp_path, no_network):
     write(task, tmp_path)
     for name in TASKS[task].protocols:
-        text = "\n".join(dry_run(task, tmp_path, 96, Options(protocol=name, frames=4)))
+        text = "\n".join(dry_run(task, tmp_path, Tiling(96), Options(protocol=name, frames=4)))
         assert f"protocol {name}" in text and "prompt: " in text

@@ -36,7 +36,7 @@ FILES = {  # of a pushed checkpoint, but for the weights
     *("config.json", "generation_config.json", "processor_config.json", "chat_template.jinja", "README.md"),
     *("tokenizer.model", "tokenizer_config.json", "added_tokens.json"),
     *(*MODEL_FILES, *MEDIA_FILES, "processing_pvc.py"),
-    *("chat_template.py", "engine_inputs.py", "processing_options.py"),
+    *("chat_template.py", "engine_inputs.py", "processing_options.py", "processor_fields.py"),
 }
 
 

@@ -423,9 +423,9 @@ def test_repeats_of_an_image_cost_less_than_four_tiles(record_property):
     ratio = flops["reused"] / flops["computed again"]
     print(f"T multiply-adds of the ViT for one image shown 4 times: {flops}, ratio {ratio:.4f}")
     record_property("tera_multiply_adds", flops)
-    assert flops["reused"] == pytest.approx(0.98, abs=0.005)
+    assert flops["reused"] == pytest.approx(0.9726, abs=0.0005)
     assert flops["computed again"] == pytest.approx(1.72, abs=0.005)
-    assert ratio <= 0.57
+    assert ratio <= 0.566
 
 
 def calls_of_linears(model, run) -> dict[torch.nn.Linear, list[int]]:

@@ -319,6 +319,25 @@ def test_a_layout_shows_every_tile_of_every_clip_as_often_and_when_it_should(cli
 
 
 @given(CLIPS, st.sampled_from(["tile", "frame"]))
+def test_rows_by_time_step_are_strides_and_come_back_to_prompt_order(clips, order):
+    rows = clip_rows(clips)
+    layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)
+    by_time = layout.by_time_step()
+    start = 0
+    for moments, tracks in by_time.tile_sequences.items():
+        expected = start + torch.arange(tracks.numel()).view(moments, -1).T
+        assert torch.equal(tracks, expected)
+        before = layout.tile_sequences[moments]
+        assert torch.equal(layout.source[before], by_time.source[tracks])
+        assert torch.equal(layout.times[before], by_time.times[tracks])
+        start += tracks.numel()
+    for name in ("source", "times"):
+        assert torch.equal(layout.in_prompt_order(getattr(by_time, name)), getattr(layout, name))
+    is_ordered = torch.equal(layout.source, by_time.source) and torch.equal(layout.times, by_time.times)
+    assert is_ordered or layout.time_order is not None
+
+
+@given(CLIPS, st.sampled_from(["tile", "frame"]))
 def test_a_track_is_one_place_of_one_clip_from_its_first_moment_to_its_last(clips, order):
     rows = clip_rows(clips)
     layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)

@@ -145,3 +145,11 @@ def test_limits_are_numbers_above_zero():
     with pytest.raises(ValueError, match="batch=0"):
         Limits(batch=0)
     assert Limits(cache_bytes=0, waiting=0).prepared == 32
+
+
+def test_image_repeats_are_read_and_checked():
+    assert parse().image_repeats is None
+    assert parse(image_repeats=2).image_repeats == 2
+    for wrong in (0, 17, 1.5, "2", True):
+        error = refusal(image_repeats=wrong)
+        assert "expected a whole number from 1 to 16" in error.message and error.param == "image_repeats"

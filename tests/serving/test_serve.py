@@ -84,6 +84,17 @@ def test_an_answer_equals_chat(server, tiny):
     assert ask(server, DIALOGUES["image"]).choices[0].message.content == expected
 
 
+def test_a_request_says_how_often_its_images_are_shown(server, tiny):
+    model, processor = tiny
+    pixels = load_image(IMAGE, input_size=model.config.force_image_size, max_num=6)
+    media = (processor.tokenizer, pixels, f"<image>\n{QUESTION}", {"max_new_tokens": 32})
+    usual = ask(server, DIALOGUES["image"])
+    once = ask(server, DIALOGUES["image"], extra_body={"image_repeats": 1})
+    assert once.choices[0].message.content == model.chat(*media, image_repeats=1)
+    fewer = usual.usage.prompt_tokens - once.usage.prompt_tokens
+    assert fewer == 3 * len(pixels) * processor.image_processor.tokens_per_tile
+
+
 def test_pieces_of_a_long_answer_come_one_by_one_and_are_the_answer(talking):
     whole = ask(talking, [user("Go on.")], max_tokens=60).choices[0].message.content
     text, chunks = streamed(talking, [user("Go on.")], max_tokens=60)

@@ -9,6 +9,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MODEL_FILES = [
     "chat.py",
+    "chunks.py",
     "clips.py",
     "compressors.py",
     "configuration_checks.py",
@@ -23,6 +24,7 @@ MODEL_FILES = [
     "modeling_internlm2.py",
     "modeling_pvc.py",
     "modeling_vlm.py",
+    "temporal_memory.py",
     "tokenization_internlm2.py",
 ]
 DYNAMIC_VLM_FILES = [  # beside those, where a model is a Dynamic-VLM

@@ -15,7 +15,7 @@ from PIL import Image
 
 from pvc.evaluation import tasks
 from pvc.evaluation.engine import Answer
-from pvc.evaluation.media import Unit
+from pvc.evaluation.media import Tiling, Unit
 from pvc.evaluation.records import Media, Record
 from pvc.evaluation.run import Options, Outcome, Rank, evaluate
 from pvc.evaluation.task import Judge, Metric, Protocol, Settings, SubmissionFile, Task
@@ -79,7 +79,7 @@ class AddingEngine:
     """Answers rightly but for the ids of `wrong`; may fail, be killed, or run out of memory on the way."""
 
     identity = {"name": "adder", "weights": "0"}
-    tile_size = 28
+    tiling = Tiling(28)
     reads_tiles = True
 
     def __init__(self, wrong=(), failing=(), die_after=None, stop_after=None):

@@ -9,11 +9,15 @@ from itertools import islice
 from pathlib import Path
 
 import torch
-from builders import FITS_TOKENIZER, tiny_model
+from builders import FITS_TOKENIZER, golden, tiny_model
 from training_files import tiny_processor
+from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from pvc.cli import app
+from pvc.configuration_dynamic_vlm import DynamicVLMConfig
+from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
+from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
 from pvc.training.recipe import Recipe
 from pvc.training.run import train
@@ -45,6 +49,25 @@ def write_model(folder: Path, head_scale=1) -> Path:
         model.lm_head.weight.mul_(head_scale)
     model.save_pretrained(folder)
     tiny_processor().save_pretrained(folder)
+    return folder
+
+
+def write_dynamic_model(folder: Path) -> Path:
+    """A tiny Dynamic-VLM: 36 patches a frame, a budget of 60 tokens; the projector is new."""
+    official = json.loads(golden("dynamic_vlm/model_config.json").read_text())
+    tokenizer = AutoTokenizer.from_pretrained(golden("dynamic_vlm/tokenizer"))
+    config = DynamicVLMConfig(
+        vision_config=official["vision_config"] | {"num_hidden_layers": 2},
+        llm_config=official["text_config"] | {"model_type": "qwen2", "num_hidden_layers": 2},
+        max_video_tokens=60,
+        max_frame_tokens=36,
+        image_token_id=tokenizer.convert_tokens_to_ids("<|image_pad|>"),
+        new_parameters=["projector"],
+    )
+
+    torch.manual_seed(0)
+    DynamicVLMForConditionalGeneration(config).save_pretrained(folder)
+    DynamicVLMProcessor(DynamicVLMImageProcessor.from_model_config(config), tokenizer).save_pretrained(folder)
     return folder
 
 

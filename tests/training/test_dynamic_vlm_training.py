@@ -6,16 +6,12 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
-from builders import golden
 from numbered_videos import write_video
-from training_files import write_image, write_mixed
-from training_runs import RECIPE, losses, run
-from transformers import AutoTokenizer
+from training_files import tiny_processor, write_image, write_mixed
+from training_runs import RECIPE, losses, run, write_dynamic_model
 
 from pvc.compressors import AdaptivePooling
-from pvc.configuration_dynamic_vlm import DynamicVLMConfig
 from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
-from pvc.processing_dynamic_vlm import DynamicVLMImageProcessor, DynamicVLMProcessor
 from pvc.training.data.encoding import IGNORED, Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
 from pvc.training.data.samples import Sample
@@ -29,22 +25,7 @@ ROWS = {"max_tokens": 256, "min_frames": 2, "max_frames": 6, "streams": 2, "pool
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """The folder of a tiny model: 36 patches a frame, a budget of 60 tokens; the projector is new."""
-    official = json.loads(golden("dynamic_vlm/model_config.json").read_text())
-    config = DynamicVLMConfig(
-        vision_config=official["vision_config"] | {"num_hidden_layers": 2},
-        llm_config=official["text_config"] | {"model_type": "qwen2", "num_hidden_layers": 2},
-        max_video_tokens=60,
-        max_frame_tokens=36,
-        image_token_id=IMAGE_PAD,
-        new_parameters=["projector"],
-    )
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("dynamic")
-    DynamicVLMForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer = AutoTokenizer.from_pretrained(golden("dynamic_vlm/tokenizer"))
-    DynamicVLMProcessor(DynamicVLMImageProcessor.from_model_config(config), tokenizer).save_pretrained(folder)
-    return folder
+    return write_dynamic_model(tmp_path_factory.mktemp("dynamic"))
 
 
 @pytest.fixture(scope="module")
@@ -121,6 +102,20 @@ def test_a_text_draws_nothing(processor):
         for seed, options in enumerate([{}, DRAWN])
     ]
     assert texts[0] == texts[1]
+
+
+def test_a_pvc_draws_the_tokens_of_its_videos_and_keeps_those_of_images(media):
+    processor = tiny_processor(image_size=168)  # 9 tokens a tile
+    found = set()
+    for seed in range(40):
+        one = encoded(
+            processor, video(media), seed, min_frames=3, max_frames=3, **DRAWN | {"frame_tokens": [1, 9]}
+        )
+        found.add(one.media[0].clip.tokens)
+        assert (one.ids == 2041).sum() == 3 * one.media[0].clip.tokens
+    assert found == {1, 4, 9}
+    image = encoded(processor, images(media, 1), **DRAWN)
+    assert image.media[0].clip.tokens is None
 
 
 # ---- frames

@@ -471,11 +471,26 @@ def test_bfloat16_trains(model, data, tmp_path):
     assert {p.dtype for p in trainer.model.parameters()} == {torch.float32}  # what is learned is kept whole
 
 
+class Fetched(TrainerCallback):
+    """How many rows had been fetched whenever one had been trained on."""
+
+    def __init__(self):
+        self.rows = []
+
+    def on_substep_end(self, args, state, control, train_dataloader=None, **kwargs):
+        self.rows.append(train_dataloader.next_pack)
+
+    on_step_end = on_substep_end
+
+
 def test_logs_tell_speed_and_epochs_of_samples(model, data, tmp_path):
-    trainer = run(model, data, tmp_path, max_steps=4, rows_per_step=3)
+    fetched = Fetched()
+    trainer = run(model, data, tmp_path, max_steps=4, rows_per_step=3, callbacks=[fetched])
+    assert fetched.rows == list(range(1, 13))  # each when it is needed, not all of a step at once
     logged = [entry for entry in trainer.state.log_history if "loss" in entry]
     assert all(entry["tokens_per_second"] > 0 for entry in logged)
     assert any(entry["frames_per_second"] > 0 for entry in logged)
+    assert all(0 < entry["data_wait"] < 1 for entry in logged)
     samples = sum(int((row["position_ids"] == 0).sum()) for row in rows(data, 12))
     assert logged[-1]["epoch"] == pytest.approx(samples / 24)
 

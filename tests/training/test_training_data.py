@@ -4,7 +4,9 @@ import json
 import pickle
 from collections import Counter
 from itertools import islice
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from builders import tiny_model
@@ -156,6 +158,53 @@ def test_ranks_share_the_sequence_out_row_by_row(meta, sequence, world_size, wor
         assert equal(mine, sequence[rank::world_size][:steps])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_labels_of_rows_are_known_before_any_is_decoded(meta, sequence, workers, monkeypatch):
+    loaded, load = [], Encoder.load
+    monkeypatch.setattr(Encoder, "load", lambda self, x, *y, **z: loaded.append(x) or load(self, x, *y, **z))
+    one = PackLoader(loader(meta).dataset, num_workers=workers, rows_ahead=5)
+    numbered = iter(one)
+    for step in range(2):
+        counts = numbered.labels_of_next(5)
+        assert one.next_pack == step * 5
+        assert workers or len(loaded) == sum(
+            int((row["position_ids"] == 0).sum()) for row in sequence[: step * 5]
+        )
+        for expected, found in zip(sequence[step * 5 :], counts):
+            row = next(numbered)
+            assert equal([row], [expected])
+            sample = (row["position_ids"][0] == 0).cumsum(0) - 1
+            labelled = sample[row["labels"][0] != -100]
+            assert found == labelled.bincount(minlength=int(sample[-1]) + 1).tolist()
+    with pytest.raises(ValueError, match="6 rows: the loader tells 5 ahead"):
+        numbered.labels_of_next(6)
+
+
+def test_workers_share_the_order_of_an_epoch(meta, sequence, monkeypatch):
+    monkeypatch.setattr("pvc.training.data.loader.SHARED_FROM", 1)
+    one = loader(meta, workers=2)
+    assert equal(rows(one, 12), sequence[:12])
+    folder = Path(one.dataset.mixture.order_folder)
+    made = {path.stem: path for path in folder.glob("*.npy")}
+    assert made  # by the workers: this process has planned nothing
+    for epoch, path in made.items():
+        positions = range(int(epoch) * 24, int(epoch) * 24 + 24)
+        plain = Mixture(read_meta(meta), SMALL["seed"])
+        assert [one.dataset.mixture[i][1] for i in positions] == [plain[i][1] for i in positions]
+        assert np.load(path).dtype == np.int32
+    del one
+    assert not folder.exists()
+
+
+def test_tiles_of_bytes_become_those_of_the_processor_bit_for_bit(meta, sequence):
+    plain = PackLoader(loader(meta).dataset, as_bytes=True)
+    for row, expected in zip(rows(plain, 4), sequence):
+        if "pixel_values" in row:
+            assert row["pixel_values"].dtype == torch.uint8
+            row["pixel_values"] = plain.dataset.encoder.normalise(row["pixel_values"])
+        assert equal([row], [expected])
+
+
 def test_another_seed_gives_other_rows(meta, sequence):
     assert not equal(rows(loader(meta, seed=4), 4), sequence[:4])
 
@@ -221,7 +270,7 @@ def test_going_on_decodes_nothing_that_was_handed_out(meta, sequence, monkeypatc
     second = loader(meta)
     second.load_state_dict(first.state_dict())
     loaded, encoded, load, encode = [], [], Encoder.load, Encoder.encode
-    monkeypatch.setattr(Encoder, "load", lambda self, x, rng=None: loaded.append(x) or load(self, x, rng))
+    monkeypatch.setattr(Encoder, "load", lambda self, x, *y, **z: loaded.append(x) or load(self, x, *y, **z))
     monkeypatch.setattr(Encoder, "encode", lambda self, *x: encoded.append(encode(self, *x)) or encoded[-1])
     (row,) = rows(second, 1)
     assert len(loaded) == int((row["position_ids"] == 0).sum())

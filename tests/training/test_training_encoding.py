@@ -329,7 +329,7 @@ def test_the_quality_lies_between_75_and_100(monkeypatch):
         save(pil_image, file, kind, quality=quality)
 
     monkeypatch.setattr(Image.Image, "save", recording)
-    as_jpeg(torch.zeros(400, 3, 8, 8), rng())
+    as_jpeg(torch.zeros(400, 3, 8, 8, dtype=torch.uint8), rng())
     assert qualities == set(range(75, 101))
 
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from training_files import tiny_processor, write_mixed
 
+from pvc.processing_pvc import PVCImageProcessor
 from pvc.training.data.encoding import IGNORED, Encoder
 from pvc.training.data.meta import read_meta
 from pvc.training.data.packing import Stream, StreamState, collate, pack_window
@@ -67,6 +68,23 @@ def test_logits_of_packed_samples_are_those_of_single_ones(samples, model):
 
 
 @torch.no_grad()
+def test_logits_of_packed_videos_under_a_budget_are_those_of_single_ones(tmp_path):
+    images, clips, texts = read_meta(write_mixed(tmp_path))
+    encoder = Encoder(processor := tiny_processor(), min_frames=3, max_frames=3)
+    encoder.images = PVCImageProcessor(56, downsample_ratio=0.5, max_tiles=1, frame_tokens=1)
+    chosen = [images.read(2), clips.read(0), texts.read(0)]
+    encoded = [encoder.encode(sample, None, np.random.default_rng(0)) for sample in chosen]
+    assert processor.image_processor.frame_tokens is None
+
+    row = collate(samples := [(sample, encoder.load(sample)) for sample in encoded])
+    assert row["clip_grid"][-3:].tolist() == [[3, 1, 1, 1]] * 3 and row["clip_grid"][0].tolist()[2:] == [4, 0]
+    model = tiny_model(downsample_ratio=0.5, llm_config={"vocab_size": 2048}, image_token_id=2041)
+    with torch.no_grad():
+        packed = model(**row).logits[0]
+        for sample, start, end in zip(samples, borders(samples), borders(samples)[1:]):
+            assert torch.allclose(packed[start:end], model(**collate([sample])).logits[0], atol=1e-4)
+
+
 def test_the_loss_of_packed_samples_is_that_of_single_ones(samples, model):
     row = collate(samples)
     singles = [collate([sample]) for sample in samples]

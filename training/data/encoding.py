@@ -7,7 +7,6 @@ Prompts come from `conversation.py`, tiles from the processor. Which samples, an
 others.
 """
 
-import os
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,7 +27,7 @@ from pvc.conversation import (
     with_placeholders,
 )
 from pvc.frame_choice import MAX_FPS
-from pvc.preprocess import IMAGENET_MEAN, IMAGENET_STD, normalised, open_frames
+from pvc.preprocess import normalise, open_frames, pixels_of
 from pvc.processing_pvc import VIDEO_TOKEN, PVCProcessor
 from pvc.training.data.samples import BrokenSample, Sample
 from pvc.training.data.sources import FileSource, Source, VideoFileSource
@@ -155,10 +154,14 @@ class Encoder:
             raise BrokenSample(sample.where, why)
         return Encoded(sample, np.array(ids, np.int32), np.array(labels, np.int32), media, shortened)
 
-    def load(self, encoded: Encoded, rng: np.random.Generator | None = None) -> torch.Tensor | None:
+    def load(
+        self, encoded: Encoded, rng: np.random.Generator | None = None, *, as_bytes: bool = False
+    ) -> torch.Tensor | None:
         """The tiles `(num_tiles, 3, S, S)` of a sample in prompt order; None where it has no media.
 
-        `rng` draws the JPEG quality of each tile; None: they stay as they are.
+        Args:
+            rng: draws the JPEG quality of each tile; None: they stay as they are.
+            as_bytes: uint8, for `normalise`.
 
         Raises:
             BrokenSample: where a file cannot be read, or is not what its header said.
@@ -174,20 +177,26 @@ class Encoder:
             if loaded.clip != file.clip._replace(tokens=loaded.clip.tokens):
                 why = f"{file.source}: its header promised {file.clip}, but it holds {loaded.clip}"
                 raise BrokenSample(encoded.sample.where, why)
-            tiles.append(loaded.tiles if rng is None else self._as_jpeg(loaded.tiles, rng))
-        return torch.cat(tiles) if tiles else None
+            tiles.append(loaded.tiles if rng is None else as_jpeg(loaded.tiles, rng))
 
-    def _as_jpeg(self, tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
-        return as_jpeg(tiles, rng, self.images.pixel_mean, self.images.pixel_std)
+        if not tiles:
+            return None
+        pixels = torch.cat(tiles) if len(tiles) > 1 else tiles[0]
+        return pixels if as_bytes else self.normalise(pixels)
+
+    def normalise(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Tiles of bytes as the model takes them."""
+        return normalise(pixels, self.images.pixel_mean, self.images.pixel_std)
 
     def _load(self, file: MediaFile, sample: Sample):
         source = file.source.open()
         if sample.video is None:
-            return self.images.image(source, file.max_tiles)
+            return self.images.image(source, file.max_tiles, as_bytes=True)
         start_s, end_s = sample.clip_s or (None, None)
-        every: dict = {"num_frames": None}
-        frames = every if sample.every_frame else self._frame_choice(file.source, file.clip.frames)
-        return self.images.video(source, max_tiles=file.max_tiles, start_s=start_s, end_s=end_s, **frames)
+        frames = self._frame_choice(file.source, file.clip.frames)
+        frames = {"num_frames": None} if sample.every_frame else frames
+        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
+        return self.images.video(source, **options, **frames)
 
     # ------------------------------------------------------------------------------------- tiles and frames
 
@@ -204,7 +213,7 @@ class Encoder:
             return [Clip(1, self._num_tiles(size, tiles), self.images.image_repeats) for size in sizes]
 
         # fewer tiles have larger shares: what is drawn for the most holds for all
-        drawn = self._drawn_tokens(sum(clip.tiles for clip in clips_of(max_tiles)), rng)
+        drawn = self._drawn_tokens(clips_of(max_tiles), rng)
 
         def at_most(tiles: int) -> list[MediaFile]:
             clips = self._share(clips_of(tiles), drawn)
@@ -225,7 +234,7 @@ class Encoder:
         assert video is not None
         frames = self._num_frames(sample, video, rng)
         tiles = self._num_tiles(video.size(), self.frame_tiles) if self.frame_tiles > 1 else 1
-        drawn = self._drawn_tokens(frames * tiles, rng)
+        drawn = self._drawn_tokens([Clip(frames, tiles, self.images.video_repeats)], rng)
 
         def showing(frames: int) -> list[MediaFile]:
             clips = self._share([Clip(frames, tiles, self.images.video_repeats)], drawn)
@@ -251,7 +260,7 @@ class Encoder:
         return showing(frames), smaller
 
     def _num_frames(self, sample: Sample, video: Source, rng: np.random.Generator) -> int:
-        """Frames of a video: all, drawn, or as `fps` has it; of a file, its packets are read for that."""
+        """Frames of a video: all, drawn, or by `fps`; of a file, its packets are read for that."""
         if sample.every_frame and isinstance(video, VideoFileSource):
             return video.num_frames()
         if self.fps is None or not isinstance(video, VideoFileSource):
@@ -267,19 +276,20 @@ class Encoder:
         """The options of `open_frames` with which a video has so many frames."""
         if self.fps is None or not isinstance(video, VideoFileSource):
             return {"num_frames": frames}
-        by_rate = {} if os.path.isdir(video.path) else {"fps": self.fps}  # images have no times
+        by_rate = {"fps": self.fps} if video.has_times else {}
         return {"num_frames": None, "max_frames": frames} | by_rate
 
-    def _drawn_tokens(self, tiles: int, rng: np.random.Generator) -> int | None:
-        """The tokens that are wanted of each of `tiles` tiles with one budget; None: the processor's rule."""
-        if self.frame_tokens is None or not tiles:
+    def _drawn_tokens(self, clips: Sequence[Clip], rng: np.random.Generator) -> int | None:
+        """The tokens that are wanted of each tile of clips with one budget; None: the processor's rule."""
+        if self.frame_tokens is None or not clips:
             return None
         least, most = self.frame_tokens
         if least == most:
             return least
 
         budget = self.max_video_tokens or getattr(self.images, "max_video_tokens", None)
-        share = most if budget is None else tokens_of_share(tiles, budget, most)
+        shown = sum(clip.frames * clip.tiles * clip.repeats for clip in clips)
+        share = most if budget is None else tokens_of_share(shown, budget, most)
         return int(rng.integers(min(least, share), share, endpoint=True))
 
     def _share(self, clips: Sequence[Clip], drawn: int | None) -> list[Clip]:
@@ -383,20 +393,14 @@ def _place_behind(id: int, ids: list[int]) -> int:
 # ----------------------------------------------------------------------------------------------------- images
 
 
-def as_jpeg(
-    tiles: torch.Tensor,
-    rng: np.random.Generator,
-    mean: Sequence[float] = IMAGENET_MEAN,
-    std: Sequence[float] = IMAGENET_STD,
-) -> torch.Tensor:
-    """Normalised tiles as they are after JPEG of a quality drawn for each: InternVL's augmentation."""
-    means, stds = (tiles.new_tensor(values).view(3, 1, 1) for values in (mean, std))
-    bytes_of_tiles = ((tiles * stds + means) * 255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+def as_jpeg(tiles: torch.Tensor, rng: np.random.Generator) -> torch.Tensor:
+    """Tiles `(num_tiles, 3, S, S)` uint8 after JPEG of a quality drawn for each: InternVL's augmentation."""
     degraded = []
-    for tile, quality in zip(bytes_of_tiles, rng.integers(*JPEG_QUALITIES, size=len(tiles), endpoint=True)):
+    qualities = rng.integers(*JPEG_QUALITIES, size=len(tiles), endpoint=True)
+    for tile, quality in zip(tiles.permute(0, 2, 3, 1).numpy(), qualities):
         file = BytesIO()
         Image.fromarray(np.ascontiguousarray(tile)).save(file, "JPEG", quality=int(quality))
-        degraded.append(normalised(Image.open(file), mean, std))
+        degraded.append(pixels_of(Image.open(file)))
     return torch.stack(degraded)
 
 

@@ -4,6 +4,10 @@
     for inputs in loader: ...                           # one row of at most 8,192 tokens each
     loader.state_dict()                                 # goes on exactly after the rows that were handed out
 
+Rows are decoded when they are asked for, or a few of them ahead in worker processes. What the labels of a
+step weigh is known before: `iter(loader).labels_of_next(rows)` plans rows and decodes none. Tiles travel as
+bytes.
+
 The first `streams * pool` rows, the head, come from one stream, which has all samples in the order of the
 mixture: what a short run is trained on is thus a first part of the mixture. The rows after them come from
 `streams` streams in turn, each of which has every `streams`-th of the further samples, and a packing of its
@@ -22,9 +26,12 @@ torch's own DataLoader does the work. torchdata's StatefulDataLoader would keep 
 to their number; Hugging Face datasets wants one schema for all lines and a copy of them on the disk.
 """
 
+import tempfile
+from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
 from itertools import count
+from math import ceil
 from os import PathLike
 from typing import NamedTuple, TypeVar
 
@@ -37,7 +44,7 @@ from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import Encoded, Encoder
 from pvc.training.data.meta import read_meta
 from pvc.training.data.mixing import AUGMENT, FRAMES, MissingKind, Mixture, make_rng
-from pvc.training.data.packing import PackPlan, Stream, StreamState, collate
+from pvc.training.data.packing import PackPlan, Stream, StreamState, collate, num_labels
 from pvc.training.data.samples import BrokenSample
 
 logger = logging.get_logger(__name__)
@@ -53,6 +60,7 @@ OF_ENCODER = (  # the options that `encoding.Encoder` takes
     "max_video_tokens",
     "frame_tokens",
 )
+SHARED_FROM = 100_000  # samples of an epoch, from which on workers share its order
 PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
 
 
@@ -118,13 +126,20 @@ class Pack(NamedTuple):
     """A row, and its number in the whole sequence.
 
     `broken` has file, line and reason of samples that were left out on the way, `after` the state of its
-    stream after the row.
+    stream after the row. `labels` has the number of labels of each sample of a row that comes later.
     """
 
     inputs: dict[str, torch.Tensor | bool]
     number: int
     broken: list[tuple[str, str]]
     after: StreamState
+    labels: list[int]
+
+
+class Announcement(NamedTuple):
+    """The labels of one of the first rows, before any row is decoded; as `Pack.labels`."""
+
+    labels: list[int]
 
 
 class PackedDataset(IterableDataset):
@@ -150,19 +165,35 @@ class PackedDataset(IterableDataset):
         self.mixture = Mixture(read_meta(meta), self.options.seed, self.options.image_to_video)
         self.encoder = self.options.encoder(processor)
         self.rank, self.world_size = rank, world_size
+        self.rows_ahead = 0  # how many rows before a row its labels are told
         self.first_pack = 0  # of the whole sequence; where all ranks begin
         self.states: dict[int, StreamState] = {}  # of streams, to plan on from
 
-    def __iter__(self) -> Iterator[Pack]:
+    def __iter__(self) -> Iterator[Pack | Announcement]:
         worker = get_worker_info()
         workers, id = (worker.num_workers, worker.id) if worker else (1, 0)
+
+        # each worker announces its own rows, as many for each: what it plans ahead, it decodes itself
+        plans = self._plans(workers, id)
+        ahead: deque[tuple[int, PackPlan]] = deque()
+        for _ in range(ceil(self.rows_ahead / workers)):
+            ahead.append(next(plans))
+            yield Announcement(_labels(ahead[-1]))
+
+        for later in plans:
+            ahead.append(later)
+            number, plan = ahead.popleft()
+            yield self._load(number, plan, _labels(later))
+
+    def _plans(self, workers: int, id: int) -> Iterator[tuple[int, PackPlan]]:
+        """Numbers and plans of the rows that the worker `id` of `workers` hands out."""
         first = self.first_pack + self.rank + id * self.world_size
         streams: dict[int, Stream] = {}
         for number in count(first, workers * self.world_size):
             name, index = self.options.stream_of(number)
             stream = self._stream(name, streams)
             _advance(stream, index)  # others hand out the rows before
-            yield self._load(number, stream.plan())
+            yield number, stream.plan()
 
     def _stream(self, name: int, streams: dict[int, Stream]) -> Stream:
         """The stream of that number, kept in `streams`."""
@@ -197,16 +228,53 @@ class PackedDataset(IterableDataset):
         rng = make_rng(self.options.seed, FRAMES, position)
         return self.encoder.encode(data_set.read(index), data_set.max_tiles, rng)
 
-    def _load(self, number: int, plan: PackPlan) -> Pack:
+    def _load(self, number: int, plan: PackPlan, labels: list[int]) -> Pack:
         samples, broken = [], list(plan.broken)
         for position, encoded in plan.samples:
             augment = self.mixture[position][0].augment
             rng = make_rng(self.options.seed, AUGMENT, position) if augment else None
             try:
-                samples.append((encoded, self.encoder.load(encoded, rng)))
+                samples.append((encoded, self.encoder.load(encoded, rng, as_bytes=True)))
             except BrokenSample as error:
                 broken.append(error)
-        return Pack(collate(samples), number, [(error.where, error.why) for error in broken], plan.after)
+        said = [(error.where, error.why) for error in broken]
+        return Pack(collate(samples), number, said, plan.after, labels)
+
+
+class Rows(Iterator[dict[str, torch.Tensor | bool]]):
+    """The rows of a `PackLoader` from where it stands, and what is known of those to come."""
+
+    def __init__(self, loader: "PackLoader", items: Iterator[Pack | Announcement]):
+        self.loader, self.items = loader, items
+        self._labels: deque[list[int]] = deque()  # of rows that are not handed out yet
+
+    def labels_of_next(self, rows: int) -> list[list[int]]:
+        """How many labels each sample of each of the next rows has; decodes none of them.
+
+        A sample that turns out to be broken once it is decoded is counted all the same.
+
+        Raises:
+            ValueError: for more rows than the loader's `rows_ahead`.
+        """
+        if rows > self.loader.dataset.rows_ahead:
+            raise ValueError(
+                f"{rows} rows: the loader tells {self.loader.dataset.rows_ahead} ahead (rows_ahead)"
+            )
+        self._read_announcements()
+        return [self._labels[i] for i in range(rows)]
+
+    def __next__(self) -> dict[str, torch.Tensor | bool]:
+        self._read_announcements()
+        pack = next(self.items)
+        assert isinstance(pack, Pack)
+        self._labels.append(pack.labels)
+        self._labels.popleft()
+        return self.loader.hand_out(pack)
+
+    def _read_announcements(self) -> None:
+        if self.loader.num_announced and not self._labels:
+            first = [next(self.items) for _ in range(self.loader.num_announced)]
+            self._labels.extend(announcement.labels for announcement in first)
 
 
 class PackLoader(DataLoader):
@@ -214,6 +282,10 @@ class PackLoader(DataLoader):
 
     Iterating goes on after the last row that was handed out. `broken` has the samples that were skipped so
     far, file and line -> reason.
+
+    Args:
+        rows_ahead: how many rows before a row its labels are known; see `Rows`.
+        as_bytes: hand tiles out as uint8; `encoder.normalise` makes of them what the model takes.
 
     Raises:
         BrokenSample: while iterating, for the first broken sample beyond `skip_broken`.
@@ -226,10 +298,15 @@ class PackLoader(DataLoader):
         num_workers: int = 0,
         prefetch_factor: int | None = None,
         pin_memory: bool = False,
+        rows_ahead: int = 0,
+        as_bytes: bool = False,
     ):
         self.next_pack = 0
         self.states: dict[int, StreamState] = {}
         self.broken: dict[str, str] = {}
+        self.as_bytes = as_bytes
+        self._orders: tempfile.TemporaryDirectory | None = None  # of epochs, for all workers
+        dataset.rows_ahead = rows_ahead
 
         super().__init__(
             dataset,
@@ -240,14 +317,31 @@ class PackLoader(DataLoader):
             collate_fn=_as_it_is,
         )
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor | bool]]:
+    @property
+    def num_announced(self) -> int:
+        """Rows whose labels all workers together tell before the first row."""
+        workers = max(1, self.num_workers)
+        return ceil(self.dataset.rows_ahead / workers) * workers
+
+    def __iter__(self) -> Rows:
         self.dataset.first_pack, self.dataset.states = self.next_pack, dict(self.states)
-        for pack in super().__iter__():
-            self._skip(pack.broken)
-            name, _ = self.dataset.options.stream_of(pack.number)
-            self.states[name] = pack.after
-            self.next_pack = pack.number - self.dataset.rank + self.dataset.world_size
-            yield pack.inputs
+        mixture = self.dataset.mixture
+        if self.num_workers and self._orders is None and len(mixture) >= SHARED_FROM:
+            self._orders = tempfile.TemporaryDirectory(prefix="pvc-order-", ignore_cleanup_errors=True)
+            mixture.order_folder = self._orders.name
+        return Rows(self, super().__iter__())
+
+    def hand_out(self, pack: Pack) -> dict[str, torch.Tensor | bool]:
+        """The inputs of a row; the loader's state is then the one after it."""
+        self._skip(pack.broken)
+        name, _ = self.dataset.options.stream_of(pack.number)
+        self.states[name] = pack.after
+        self.next_pack = pack.number - self.dataset.rank + self.dataset.world_size
+
+        inputs = dict(pack.inputs)
+        if "pixel_values" in inputs and not self.as_bytes:
+            inputs["pixel_values"] = self.dataset.encoder.normalise(inputs["pixel_values"])
+        return inputs
 
     def _skip(self, broken: list[tuple[str, str]]):
         most = self.dataset.options.skip_broken
@@ -305,6 +399,10 @@ def _advance(stream: Stream, packs: int):
     """Plans the rows of a stream before number `packs`."""
     while stream.packs < packs:
         stream.plan()
+
+
+def _labels(planned: tuple[int, PackPlan]) -> list[int]:
+    return [num_labels(sample) for _, sample in planned[1].samples]
 
 
 def _as_it_is(pack: Pack) -> Pack:

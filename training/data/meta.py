@@ -2,13 +2,13 @@
 
 It is `{name: {"annotation": file, "root": folder, "repeat_time": 1, "data_augment": false,
 "max_dynamic_patch": 12, "length": 100}}`. An entry may have the key of another reader in place of an
-annotation: `{"small_worlds": {"tasks": [names], "seed": 0}, "length": 1000}` has samples of the synthetic
-data of PVC-Tiny.
+annotation: `{"shards": "train-*.tar"}` has samples in tar files (`shards.py`), and `{"small_worlds":
+{"tasks": [names], "seed": 0}, "length": 1000}` those of the synthetic data of PVC-Tiny.
 
 Readers stand in `DATASET_READERS` by dotted name, and are imported when an entry asks for them. A meta JSON
 names no code itself. Code that adds a kind of data set adds its key to the table:
 
-    DATASET_READERS["webdataset"] = "my_package.readers:read_entry"      # read_entry(MetaEntry) -> SampleSet
+    DATASET_READERS["my_format"] = "my_package.readers:read_entry"      # read_entry(MetaEntry) -> SampleSet
 
 Samples are left to `samples.py`.
 """
@@ -31,9 +31,10 @@ logger = logging.get_logger(__name__)
 ANNOTATION = "annotation"
 DATASET_READERS = {  # key of an entry -> "module:function" from a MetaEntry to a SampleSet
     ANNOTATION: "pvc.training.data.meta:read_annotation",
+    "shards": "pvc.training.data.shards:read_entry",
     "small_worlds": "pvc.tiny.synthetic.reader:read_entry",
 }
-KNOWN = {ANNOTATION, "root", "repeat_time", "data_augment", "max_dynamic_patch", "length"}
+COMMON = {"repeat_time", "data_augment", "max_dynamic_patch", "length"}
 EXAMPLE = '{"name": {"annotation": "data.jsonl", "root": "FOLDER OF THE MEDIA"}}'
 
 
@@ -151,10 +152,16 @@ def read_annotation(entry: MetaEntry) -> DataSet:
         roots=tuple(dict.fromkeys((root, str(folder / root)))),
     )
 
-    if unknown := sorted(entry.fields.keys() - KNOWN):
-        names = in_a_line(", ".join(unknown))
-        logger.warning(f"{entry.path}: {entry.name!r} has {names}, which mean nothing here")
+    warn_of_unknown(entry, ANNOTATION, "root")
     if not os.path.exists(data_set.annotation):
         where = f"{entry.path}: {entry.name!r}"
         raise FileNotFoundError(f"{where} has annotation {annotation!r}: no such file")
     return data_set
+
+
+def warn_of_unknown(entry: MetaEntry, *known: str) -> None:
+    """Names the fields of an entry that are neither common to all nor `known`."""
+    unknown = sorted(entry.fields.keys() - COMMON - set(known))
+    if unknown:
+        names = in_a_line(", ".join(unknown))
+        logger.warning(f"{entry.path}: {entry.name!r} has {names}, which mean nothing here")

@@ -4,18 +4,23 @@ Within an epoch the data sets, and the kinds of samples in each, are spread even
 as much of each as the whole.
 
 A `Mixture` is an endless sequence with random access: position -> sample. It keeps no state, so that workers
-and ranks need not communicate, and a resumed run needs only the number of a position.
+and ranks need not communicate, and a resumed run needs only the number of a position. An epoch's order is
+as long as its samples are many: workers of one process share it as a file in memory (`order_folder`).
 
 Reading samples is left to `samples.py`.
 """
 
+import os
 from bisect import bisect_right
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import lru_cache
 from itertools import accumulate
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from filelock import FileLock
 
 from pvc.training.data.samples import IMAGE, KINDS, VIDEO, SampleSet
 
@@ -64,6 +69,7 @@ class Mixture:
 
     def __init__(self, data_sets: Sequence[SampleSet], seed: int = 0, image_to_video: float | None = None):
         self.seed = seed
+        self.order_folder: str | None = None  # where processes share the orders of epochs; None: each its own
         factors = _factors(data_sets, image_to_video)
 
         self.groups = []
@@ -85,7 +91,7 @@ class Mixture:
 
     def __getitem__(self, position: int) -> tuple[SampleSet, int]:
         epoch, position = divmod(position, len(self))
-        slot = int(_shuffled(tuple(group.size for group in self.groups), self.seed, epoch)[position])
+        slot = int(self._order(epoch)[position])
         number = bisect_right(self._ends, slot)
         group = self.groups[number]
         slot -= self._ends[number] - group.size
@@ -94,6 +100,12 @@ class Mixture:
         slot -= group.repeats * len(group.indices)
         start = make_rng(self.seed, PART, epoch, number).random()
         return group.data_set, int(group.indices[int((slot + start) * len(group.indices) / group.part)])
+
+    def _order(self, epoch: int) -> np.ndarray:
+        sizes = tuple(group.size for group in self.groups)
+        if self.order_folder is None or not os.path.isdir(self.order_folder):
+            return _shuffled(sizes, self.seed, epoch)
+        return _shared_order(self.order_folder, sizes, self.seed, epoch)
 
 
 def _factors(data_sets: Sequence[SampleSet], image_to_video: float | None) -> dict[str, float]:
@@ -123,8 +135,24 @@ def _factors(data_sets: Sequence[SampleSet], image_to_video: float | None) -> di
 def _shuffled(sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
     """The numbers below `sum(sizes)` in random order, each group of so many spread evenly over it."""
     rng = make_rng(seed, ORDER, epoch)
+    narrow = np.int32 if sum(sizes) < 2**31 else np.int64
     slots, times = [], []
     for size, end in zip(sizes, accumulate(sizes)):
-        slots.append(end - size + rng.permutation(size))
+        slots.append((end - size + rng.permutation(size)).astype(narrow))
         times.append((np.arange(size) + rng.random(size)) / size)  # one in each of `size` equal parts
     return np.concatenate(slots)[np.argsort(np.concatenate(times))]
+
+
+@lru_cache(maxsize=2)
+def _shared_order(folder: str, sizes: tuple[int, ...], seed: int, epoch: int) -> np.ndarray:
+    """`_shuffled` as a file of one mixture's folder, which the first process that needs it writes."""
+    path = Path(folder) / f"{epoch}.npy"
+    with FileLock(path.with_suffix(".lock")):
+        if not path.exists():
+            partial = path.with_suffix(".partial")
+            with open(partial, "wb") as file:
+                np.save(file, _shuffled.__wrapped__(sizes, seed, epoch))
+            os.replace(partial, path)
+            with suppress(OSError):  # there is none, or on Windows somebody maps it
+                os.unlink(path.with_name(f"{epoch - 2}.npy"))
+    return np.load(path, mmap_mode="r")

@@ -218,13 +218,19 @@ def _best_fit(lengths: Sequence[int], num_rows: int, max_tokens: int) -> list[li
     return rows
 
 
+def num_labels(sample: Encoded) -> int:
+    """Labels of a sample in a row, where its first token has none."""
+    return int((sample.labels[1:] != IGNORED).sum())
+
+
 def collate(samples: Sequence[tuple[Encoded, torch.Tensor | None]]) -> dict[str, torch.Tensor | bool]:
     """Samples and their tiles as one row for the model.
 
     Returns:
         `input_ids`, `labels`, `position_ids (1, S)`, `use_cache` false, and where there are media
-        `pixel_values (num_tiles, 3, S, S)` and `clip_grid (num_tiles, 3)`. Without any sample (all of a row
-        were broken) a single token without a label, so that all processes take a step all the same.
+        `pixel_values (num_tiles, 3, S, S)`, as they are given, and `clip_grid (num_tiles, 3 or 4)`. Without
+        any sample (all of a row were broken) a single token without a label, so that all processes take a
+        step all the same.
     """
     if not samples:
         nothing = torch.zeros(1, 1, dtype=torch.long)

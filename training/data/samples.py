@@ -14,7 +14,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import KW_ONLY, dataclass, field
 from functools import cached_property
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from transformers.utils import logging
@@ -153,7 +153,7 @@ class DataSet(SampleSet):
             line = file.readline()
 
         try:
-            sample = parse(json.loads(line), self.roots, self.where(index))
+            sample = parse(json.loads(line), Folders(self.roots), self.where(index))
         except ValueError as error:  # what json raises, and UnicodeDecodeError, are such
             raise BrokenSample(self.where(index), error) from error
         except Exception as error:  # a line is a stranger's: nested too deeply, a number of 400 digits, …
@@ -182,7 +182,27 @@ def _kind(line: bytes) -> int:
 # ------------------------------------------------------------------------------------------------- one sample
 
 
-def parse(record, roots: Sequence[str], where: str) -> Sample:
+class MediaFiles(Protocol):
+    """Finds the media that a record names; a ValueError where they are not there."""
+
+    def image(self, name: str) -> Source: ...
+
+    def video(self, name: str, clip_s: tuple[float, float] | None) -> Source: ...
+
+
+class Folders(NamedTuple):
+    """Media in folders, which are looked through in turn."""
+
+    roots: Sequence[str]
+
+    def image(self, name: str) -> FileSource:
+        return FileSource(_found(name, self.roots))
+
+    def video(self, name: str, clip_s: tuple[float, float] | None) -> VideoFileSource:
+        return VideoFileSource(_found(name, self.roots), clip_s)
+
+
+def parse(record, files: MediaFiles, where: str) -> Sample:
     """The sample that a line of an annotation describes; a ValueError where it is none."""
     if not isinstance(record, dict):
         raise ValueError(f"a line is {_shown(record)}: expected an object with 'conversations'")
@@ -194,12 +214,12 @@ def parse(record, roots: Sequence[str], where: str) -> Sample:
     placed = _placed(turns, len(images), video is not None)
 
     if video:
-        source = VideoFileSource(_found(video, roots), clip_s)
+        source = files.video(video, clip_s)
         every = record.get("every_frame", False)
         if not isinstance(every, bool):
             raise ValueError(f"every_frame is {_shown(every)}: expected true or false")
         return Sample(where, placed, system, video=source, clip_s=clip_s, every_frame=every, ignored=ignored)
-    found = tuple(FileSource(_found(image, roots)) for image in images)
+    found = tuple(map(files.image, images))
     return Sample(where, placed, system, images=found, ignored=ignored)
 
 

@@ -4,8 +4,9 @@ Encoding asks a source for its size alone, and opens it once its sample stands i
 to the image processor, which takes a path, an image, or a list of frames.
 """
 
+import os
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import ExifTags, Image, ImageOps
 
@@ -18,8 +19,8 @@ class Source(Protocol):
     def size(self) -> tuple[int, int]:
         """Width and height of the image, or of a frame of the video."""
 
-    def open(self) -> str | Image.Image | list[Image.Image]:
-        """A path, the image, or the frames."""
+    def open(self) -> Any:
+        """A path, a file object, the image, or the frames."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class FileSource:
         """Width and height, once upright; reads the header alone."""
         return image_size_of(self.path)
 
-    def open(self) -> str:
+    def open(self) -> Any:
         return self.path
 
 
@@ -45,21 +46,26 @@ class VideoFileSource(FileSource):
 
     clip_s: tuple[float, float] | None = None
 
+    @property
+    def has_times(self) -> bool:
+        """Whether its frames have times: images in a folder have none."""
+        return not os.path.isdir(self.path)
+
     def size(self) -> tuple[int, int]:
         """Width and height of a frame; decodes one."""
         start_s, end_s = self.clip_s or (None, None)
-        return read_frames(self.path, num_frames=1, start_s=start_s, end_s=end_s).frames[0].size
+        return read_frames(self.open(), num_frames=1, start_s=start_s, end_s=end_s).frames[0].size
 
     def num_frames(self) -> int:
         """How many frames it has; decodes none."""
         start_s, end_s = self.clip_s or (None, None)
-        with open_frames(self.path, num_frames=None, start_s=start_s, end_s=end_s) as chosen:
+        with open_frames(self.open(), num_frames=None, start_s=start_s, end_s=end_s) as chosen:
             return len(chosen.indices)
 
 
-def image_size_of(path: str) -> tuple[int, int]:
-    """Width and height of an image file once it is upright, from its header."""
-    with Image.open(path) as image:
+def image_size_of(file: Any) -> tuple[int, int]:
+    """Width and height of an image, a path or file object, once it is upright, from its header."""
+    with Image.open(file) as image:
         if image.format == "TIFF":  # PIL turns these itself: while opening or loading, by its version
             return ImageOps.exif_transpose(image).size
 

@@ -10,16 +10,22 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from pvc.evaluation.chat_endpoint import ChatEndpoint, EndpointError, ReplyCache, TemporaryError
+from pvc.evaluation.chat_endpoint import (
+    MOST_ERRORS,
+    ChatEndpoint,
+    EndpointError,
+    ReplyCache,
+    TemporaryError,
+)
 from pvc.training.data_construction.requests import Request
 
-MOST_ERRORS = 20  # in a row, after all tries of each: then nothing more is asked
 FILTERED = "content_filter"  # finish reason of a reply that the provider withheld
+CUT_OFF = "length"  # and of one that was longer than allowed
 BLOCKED = re.compile(r"content[_ ]?(filter|policy)|safety system|responsible ?ai", re.IGNORECASE)
 
 
 class Completion(NamedTuple):
-    """What a response holds. `text` is empty where the provider withheld it."""
+    """What a response holds. `text` may be empty, above all where it is `FILTERED` or `CUT_OFF`."""
 
     text: str
     finish_reason: str | None
@@ -108,6 +114,7 @@ class Asker:
                     request = None if is_over else next(waiting, None)
                 if request is None:
                     return
+
                 self._ask(request)
                 with self._lock:
                     progress()
@@ -120,6 +127,7 @@ class Asker:
         if self.cache.entry(key, self.model) is not None:
             return
 
+        # a request that would be refused again counts as answered
         try:
             completion = self.endpoint.ask(request.body(self.model), read_completion)
         except EndpointError as error:
@@ -168,10 +176,12 @@ def read_completion(response: dict[str, Any]) -> Completion:
 
     if not text and isinstance(refusal, str) and refusal:
         text, reason = refusal, FILTERED
-    if not text and reason == FILTERED:
+
+    # withheld, or all tokens went into reasoning
+    if text is None and reason in (FILTERED, CUT_OFF):
         text = ""
-    elif not isinstance(text, str) or not text.strip():
-        raise TemporaryError(f"the reply is empty (finish_reason {reason!r})")
+    if not isinstance(text, str):
+        raise TemporaryError(f"the response has no text: {str(response)[:200]}")
 
     usage, model = response.get("usage"), response.get("model")
     return Completion(

@@ -131,15 +131,17 @@ def construct(
     with _locked(out):
         check_settings(out, plan.frames)
         report = Report()
+
         frames = _save_all_frames(plan, out / FRAMES, workers, report, progress)
         requests = [request for video, saved in frames for request in plan.requests_of(video, saved)]
+
         cache = ReplyCache(out / REPLIES)
 
         try:
             if endpoint is not None:
                 _ask(requests, endpoint, model, cache, concurrency, report, progress)
         finally:  # what there is, whatever ends the run
-            _count_videos(plan.selection, len(frames), report)
+            report.videos = counts_of_videos(plan.selection, len(report.unreadable))
             _write_data(requests, cache, model, plan, out, report)
     return report
 
@@ -153,13 +155,14 @@ def _locked(out: Path) -> Iterator[None]:
         raise BlockingIOError(f"another run is writing to {out}: wait until it is done") from error
 
 
-def _count_videos(selection: Selection, used: int, report: Report) -> None:
-    report.videos.update(
+def counts_of_videos(selection: Selection, unreadable: int) -> Counter[str]:
+    """How many videos are listed, left out for each reason, and used."""
+    return Counter(
         listed=selection.listed,
         duplicates=selection.duplicates,
         thinned=selection.thinned,
-        unreadable=len(report.unreadable),
-        used=used,
+        unreadable=unreadable,
+        used=len(selection.videos) - unreadable,
     )
 
 
@@ -173,6 +176,7 @@ def _save_all_frames(
         try:
             return save_frames(video, folder, plan.frames)
         except UNREADABLE as error:
+            # a full disk ends the run, a damaged video does not
             if isinstance(error, OSError) and error.errno in DISK_ERRORS:
                 raise
             return error
@@ -256,11 +260,14 @@ def _dialogues(
             num_frames=request.frames.num_frames,
             question=question_of(request, plan.seed),
         )
-        pairs = [pair for pair in read.pairs if _is_new(pair, asked.setdefault(request.video.name, set()))]
+        known = asked.setdefault(request.video.name, set())
+        pairs = [pair for pair in read.pairs if _is_new(pair, known)]
 
+        # what came of it
         report.usage.update(tokens_of(entry))
         report.dropped.update(read.dropped)
-        report.dropped["repeated question"] += len(read.pairs) - len(pairs)
+        if len(pairs) < len(read.pairs):
+            report.dropped["repeated question"] += len(read.pairs) - len(pairs)
         report.replies["nothing left" if read.pairs and not pairs else read.fate] += 1
         report.pairs[task.name] += len(pairs)
         if pairs:

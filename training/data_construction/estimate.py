@@ -13,7 +13,7 @@ from pathlib import Path
 from pvc.evaluation.chat_endpoint import ReplyCache
 from pvc.preprocess import open_frames
 from pvc.training.data.encoding import UNREADABLE
-from pvc.training.data_construction.construct import FRAMES, REPLIES, Plan
+from pvc.training.data_construction.construct import FRAMES, REPLIES, Plan, counts_of_videos
 from pvc.training.data_construction.frames import (
     SETTINGS,
     FrameOptions,
@@ -65,30 +65,25 @@ def estimate(
     Raises:
         ValueError: where `out` has frames of other options.
     """
-    found = Estimate()
     if (out / SETTINGS).exists():
         check_settings(out, plan.frames)
-    is_there = (out / REPLIES).exists()
-    cache = ReplyCache(out / REPLIES, read_only=True) if is_there else ReplyCache()
+    there = out / REPLIES
+    cache = ReplyCache(there if there.exists() else None, read_only=True)
 
+    found = Estimate()
     videos = plan.selection.videos
     for number, video in enumerate(videos, 1):
+        progress("videos", number, len(videos))
         try:
             frames = saved_frames(video, out / FRAMES) or _measured(video, plan.frames)
         except UNREADABLE as error:
             found.unreadable.append((video.path, " ".join(str(error).split())))
             continue
+
         for request in plan.requests_of(video, frames):
             _add(found, request, cache, model, image_tokens)
-        progress("videos", number, len(videos))
 
-    found.videos.update(
-        listed=plan.selection.listed,
-        duplicates=plan.selection.duplicates,
-        thinned=plan.selection.thinned,
-        unreadable=len(found.unreadable),
-        used=len(videos) - len(found.unreadable),
-    )
+    found.videos = counts_of_videos(plan.selection, len(found.unreadable))
     return found
 
 
@@ -110,6 +105,7 @@ def _add(found: Estimate, request: Request, cache: ReplyCache, model: str, image
     if image_tokens is None:
         image_tokens = tokens_of_image(frames.width, frames.height, request.options.detail)
 
+    # one request
     found.requests[task.name] += 1
     found.images += frames.num_frames
     found.prompt_tokens += text_tokens + frames.num_frames * (image_tokens + MARK_TOKENS)

@@ -99,6 +99,7 @@ def save_frames(video: Video, folder: Path, options: FrameOptions) -> FrameSet:
         if leftover.exists():
             shutil.rmtree(leftover)
 
+    # the folder takes its name once it is whole
     partial.mkdir(parents=True)
     try:
         info = _write_frames(video, partial, options)
@@ -127,6 +128,8 @@ def _write_frames(video: Video, folder: Path, options: FrameOptions) -> dict[str
     size = (0, 0)
     with open_frames(video.path, **frame_choice(video, options)) as chosen:
         numbers = _numbers_of_indices(chosen)
+
+        # one at a time: a long video in full size has gigabytes
         for index, frame in chosen.frames:
             size = options.shrunk(*frame.size)
             content = _as_jpeg(frame, size)
@@ -162,6 +165,7 @@ def _numbers_of_indices(chosen: ChosenFrames) -> dict[int, list[int]]:
 def _as_jpeg(frame: Image.Image, size: tuple[int, int]) -> bytes:
     if frame.size != size:
         frame = frame.resize(size, Image.Resampling.LANCZOS)
+
     file = BytesIO()
     frame.convert("RGB").save(file, "JPEG", quality=QUALITY)
     return file.getvalue()

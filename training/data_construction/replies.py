@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from pvc.training.data_construction.asking import FILTERED
+from pvc.training.data_construction.asking import CUT_OFF, FILTERED
 from pvc.training.data_construction.frame_marks import (
     as_seconds,
     has_bare_frames,
@@ -38,7 +38,8 @@ DROPPED = (  # reasons to drop a pair
 LETTERS = "ABCDEFGH"
 OPTION = re.compile(r"^\(?([A-Ha-h])[.):]\s+")  # a letter that already stands before an option
 FENCED = re.compile(r"\A```\w*\s*\n(.*?)\n?```\Z", re.DOTALL)
-PLACEHOLDERS = ("<image>", "<video>", "<img>", "<IMG_CONTEXT>", "<|")  # of prompts for training
+# of prompts for training, and of a model's reasoning
+PLACEHOLDERS = ("<image>", "<video>", "<img>", "<IMG_CONTEXT>", "<|", "<think>", "</think>")
 FROM_PROMPT = re.compile(r"\b(provided|given) (caption|frames|images)\b|\bthe prompt\b", re.IGNORECASE)
 WORD = re.compile(r"[^\W_]+")
 SENTENCE = re.compile(r"[^.!?\n]+")
@@ -75,11 +76,12 @@ def read_reply(
         num_frames: that were shown.
         question: of a task of format text.
     """
-    text = entry["reply"].strip()
-    reason = entry.get("finish_reason")
+    text, reason = entry["reply"].strip(), entry.get("finish_reason")
+
+    # the whole reply
     if reason == FILTERED or is_refusal(text, prompts):
         return ReadReply("refused")
-    if reason == "length":
+    if reason == CUT_OFF:
         return ReadReply("cut off")
 
     found = [Pair(question, text)] if task.format == "text" else read_pairs(text, task)
@@ -88,6 +90,7 @@ def read_reply(
     if not found:
         return ReadReply("declined" if task.may_decline else "broken")
 
+    # each pair
     read = ReadReply("used")
     for pair in found:
         fault, kept = _checked(pair, task, prompts, num_frames)
@@ -95,6 +98,7 @@ def read_reply(
             read.dropped[fault] += 1
         else:
             read.pairs.append(kept)
+
     if not read.pairs:
         read.fate = "nothing left"
     return read
@@ -139,16 +143,17 @@ def _choice(value: dict[str, Any], task: Task) -> Pair | None:
     if not all(isinstance(text, str) for text in texts) or not isinstance(options, list):
         return None
 
+    # a letter of an option, and options that differ
     letters = LETTERS[: len(options)]
     letter = str(letter).strip().strip("().").upper()
     if not 2 <= len(options) <= len(LETTERS) or not all(isinstance(x, str) and x.strip() for x in options):
         return None
     if len(letter) != 1 or letter not in letters:
         return None
-
     options = [OPTION.sub("", option.strip()) for option in options]
     if len({option.casefold() for option in options}) < len(options):
         return None
+
     lines = [f"{x}. {option}" for x, option in zip(letters, options)]
     asked = "\n".join([str(question).strip(), *lines])
     if task.answer == "letter":

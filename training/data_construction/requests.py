@@ -83,11 +83,11 @@ class Request:
         for number, path in enumerate(self.frames.paths(), 1):
             content += [_text(f"<Frame {number}>"), self._image(path.read_bytes())]
         content.append(_text(self.instruction))
-
         messages = [
             {"role": "system", "content": self.prompts.system},
             {"role": "user", "content": content},
         ]
+
         body = {"model": model, "messages": messages, "max_tokens": self.options.max_tokens}
         body |= {"temperature": self.options.temperature, **self.options.further}
         return {name: value for name, value in body.items() if value is not None}
@@ -96,6 +96,7 @@ class Request:
         image = {"url": f"data:image/jpeg;base64,{base64.b64encode(jpeg).decode()}"}
         if self.options.detail is not None:
             image["detail"] = self.options.detail
+
         return {"type": "image_url", "image_url": image}
 
 

@@ -52,6 +52,10 @@ class Task:
             raise ValueError(f"pairs is {self.pairs!r}: expected a whole number, at least 1")
         if not isinstance(self.prompt, str) or not self.prompt.strip():
             raise ValueError("prompt is empty")
+        if self.max_words is not None and (type(self.max_words) is not int or self.max_words < 1):
+            raise ValueError(f"max_words is {self.max_words!r}: expected a whole number, at least 1")
+        if not isinstance(self.ending, str):
+            raise ValueError(f"ending is {self.ending!r}: expected a text")
         if self.format == "text" and not self.questions:
             raise ValueError("questions is empty: a task of format text needs at least one")
 
@@ -102,6 +106,7 @@ def read_prompts(path: str | os.PathLike = PROMPTS) -> Prompts:
     except (yaml.YAMLError, UnicodeError) as error:
         raise ValueError(f"{path} is not YAML: {error}") from error
 
+    # the fields
     names = [field.name for field in fields(Prompts)]
     if not isinstance(values, dict) or sorted(values) != sorted(names):
         there = sorted(values) if isinstance(values, dict) else type(values).__name__
@@ -110,20 +115,29 @@ def read_prompts(path: str | os.PathLike = PROMPTS) -> Prompts:
         if not isinstance(values[name], dict) or not values[name]:
             raise ValueError(f"{path}: {name} is {values[name]!r}: expected names and values")
 
+    if not set(FORMATS[1:]) <= values["shapes"].keys():
+        raise ValueError(
+            f"{path}: shapes has {', '.join(values['shapes'])}: expected {', '.join(FORMATS[1:])}"
+        )
+
     tasks = {str(name): _task(name, given, path) for name, given in values["tasks"].items()}
     return Prompts(
         system=str(values["system"]).strip(),
         caption=str(values["caption"]).strip(),
         json=str(values["json"]).strip(),
         shapes=values["shapes"],
-        vague=_in_small_letters(values["vague"]),
-        refusals=_in_small_letters(values["refusals"]),
+        vague=_phrases(values, "vague", path),
+        refusals=_phrases(values, "refusals", path),
         tasks=tasks,
     )
 
 
-def _in_small_letters(phrases: Any) -> tuple[str, ...]:
-    return tuple(str(phrase).casefold() for phrase in phrases)
+def _phrases(values: dict[str, Any], name: str, path: str | os.PathLike) -> tuple[str, ...]:
+    """A list of phrases, in small letters."""
+    phrases = values[name]
+    if not isinstance(phrases, list) or not all(isinstance(x, str) and x.strip() for x in phrases):
+        raise ValueError(f"{path}: {name} is {phrases!r:.80}: expected a list of phrases")
+    return tuple(phrase.casefold() for phrase in phrases)
 
 
 def _task(name: Any, given: Any, path: str | os.PathLike) -> Task:
@@ -132,7 +146,11 @@ def _task(name: Any, given: Any, path: str | os.PathLike) -> Task:
         expected = ", ".join(sorted(known))
         raise ValueError(f"{path}: task {name!r}: expected family, share, prompt, and others of {expected}")
 
-    questions = tuple(map(str, given.get("questions", ())))
+    questions = given.get("questions", [])
+    if not isinstance(questions, list):
+        raise ValueError(f"{path}: task {name!r}: questions is {questions!r:.80}: expected a list")
+    questions = tuple(map(str, questions))
+
     try:
         return Task(**(given | {"name": str(name), "questions": questions}))
     except ValueError as error:
@@ -151,6 +169,8 @@ def tasks_of(video: Video, tasks: Sequence[Task], number: int, seed: int = 0) ->
     """
     chances = inclusion_chances(tasks, number)
     start = draw(seed, "tasks", video.name)
+
+    # in an order of the video's own, so that no two tasks exclude each other
     shuffled = sorted(tasks, key=lambda task: draw(seed, "order", video.name, task.name))
 
     picked = []
@@ -171,6 +191,8 @@ def inclusion_chances(tasks: Sequence[Task], number: int) -> dict[str, float]:
         certain = [name for name, weight in left.items() if wanted * weight >= total]
         if not certain:
             return chances | {name: wanted * weight / total for name, weight in left.items()}
+
+        # a task cannot be asked twice: the others share what is left
         for name in certain:
             chances[name] = 1.0
             del left[name]

@@ -1,0 +1,146 @@
+"""What it saves to fetch the rows of a training step one by one, and their tiles as bytes.
+
+    python -m pvc.benchmarks.training_rows --rows 96 --pairs 3
+
+Two ways to the rows of one step of one process, from JPEG files to the tiles that the model takes: all of
+them before the first is trained on, as float32 (as transformers' Trainer asks for them), and each when it is
+needed, as bytes that are normalised last (as `PVCTrainer` does). Nothing is trained. The ways take turns,
+each time in a process of its own, on one core and without workers. Times are those of the processor, so that
+other processes do not disturb them.
+"""
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers import AutoTokenizer
+
+from pvc import CHECKPOINT
+from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
+from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
+
+WAYS = {"all": "all rows first, float32", "needed": "each when needed, bytes"}
+COLUMNS = ("CPU s to the first row", "CPU s for the step", "memory MB")
+IMAGE = (800, 600)  # 12 tiles and a thumbnail
+FILES = 8
+
+
+def write_data(folder: Path) -> Path:
+    """Photograph-like JPEG files, two in a sample, and their meta JSON."""
+    rng = np.random.default_rng(0)
+    for i in range(FILES):
+        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
+        coarse.resize(IMAGE, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+
+    talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "An image."}]
+    lines = [json.dumps({"image": f"{i}.jpg", "conversations": talk}) for i in range(FILES)]
+    (folder / "data.jsonl").write_text("\n".join(lines), encoding="utf-8")
+
+    meta = folder / "meta.json"
+    meta.write_text(json.dumps({"images": {"root": str(folder), "annotation": str(folder / "data.jsonl")}}))
+    return meta
+
+
+def make_dataset(meta: Path, tile_size: int, max_tokens: int = 8192) -> PackedDataset:
+    """Rows of images; by default as long as those of the 2B and 8B."""
+    processor = PVCProcessor(
+        PVCImageProcessor(image_size=tile_size),
+        AutoTokenizer.from_pretrained(str(CHECKPOINT), trust_remote_code=True),
+        template="internlm2-chat",
+    )
+    return PackedDataset(meta, processor, DataOptions(max_tokens=max_tokens))
+
+
+def fetch(way: str, dataset: PackedDataset, rows: int) -> dict[str, float]:
+    """Fetches the rows of a step; processor time, and memory beyond that of the process at its start."""
+    before = _peak_bytes()
+    start = time.process_time()
+    if way == "all":
+        fetched = list(islice(PackLoader(dataset), rows))
+        first_s = time.process_time() - start
+        del fetched
+    else:
+        loader = PackLoader(dataset, rows_ahead=rows, as_bytes=True)
+        numbered = iter(loader)
+        numbered.labels_of_next(rows)
+        for i in range(rows):
+            row = next(numbered)
+            row["pixel_values"] = dataset.encoder.normalise(row["pixel_values"])
+            first_s = time.process_time() - start if i == 0 else first_s
+
+    values = (first_s, time.process_time() - start, (_peak_bytes() - before) / 1e6)
+    return dict(zip(COLUMNS, values))
+
+
+def _peak_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def measure(rows: int, pairs: int, tile_size: int, folder: Path) -> dict[str, list[dict[str, float]]]:
+    """The figures of each way, one dict a pair."""
+    meta = write_data(folder)
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for _ in range(pairs):
+        for way in WAYS:
+            command = [
+                sys.executable,
+                "-m",
+                "pvc.benchmarks.training_rows",
+                "--way",
+                way,
+                "--data",
+                str(meta),
+            ]
+            command += ["--rows", str(rows), "--tile-size", str(tile_size)]
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+            found[way].append(json.loads(done.stdout.splitlines()[-1]))
+    return found
+
+
+def as_table(found: dict[str, list[dict[str, float]]], rows: int) -> str:
+    """Medians of each way, and of the ratios of the pairs."""
+    lines = [f"| {rows} rows of a step | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for way, name in WAYS.items():
+        medians = [statistics.median(run[column] for run in found[way]) for column in COLUMNS]
+        lines.append(f"| {name} | " + " | ".join(f"{median:.2f}" for median in medians) + " |")
+
+    ratios = [
+        statistics.median(new[column] / old[column] for old, new in zip(found["all"], found["needed"]))
+        for column in COLUMNS
+    ]
+    return "\n".join([*lines, "| ratio | " + " | ".join(f"{ratio:.3f}" for ratio in ratios) + " |"])
+
+
+def main() -> None:
+    """Prints the table; in the processes that it starts, the figures of one way."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rows", type=int, default=96, help="packed rows of a step of one process")
+    parser.add_argument("--pairs", type=int, default=3, help="how often each way is taken")
+    parser.add_argument("--tile-size", type=int, default=448, help="side of a tile in pixels")
+    parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
+    parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+
+    torch.set_num_threads(1)
+    if arguments.way:
+        dataset = make_dataset(arguments.data, arguments.tile_size)
+        print(json.dumps(fetch(arguments.way, dataset, arguments.rows)))
+        return
+
+    with tempfile.TemporaryDirectory() as folder:
+        found = measure(arguments.rows, arguments.pairs, arguments.tile_size, Path(folder))
+    print(as_table(found, arguments.rows))
+
+
+if __name__ == "__main__":
+    main()

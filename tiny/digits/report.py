@@ -1,0 +1,171 @@
+"""The results of the digits' ablations as Markdown tables in the paper's order.
+
+A cell is the mean over seeds in percent, with the sample standard deviation where there are several; chance
+is 10 %. Beside ours are the paper's figures for InfoVQA (detail in images) and MVBench (short videos), where
+it has the row: compare their order, not their size.
+"""
+
+from collections.abc import Callable, Sequence
+from statistics import fmean, stdev
+from typing import NamedTuple
+
+from pvc.reporting.markdown import markdown_table
+from pvc.tiny.digits.runs import CONVERTED, RUNS
+
+Results = Sequence[dict]
+
+
+class Row(NamedTuple):
+    """A line of a table: which runs, what it is called, and the paper's InfoVQA and MVBench."""
+
+    name: str
+    label: str
+    info_vqa: str = ""
+    mv_bench: str = ""
+
+
+TABLES = {
+    "Components (Table 3)": (
+        Row("256-tokens", "4 tokens of 2x2 patches, shown once (the paper's 256)", "59.1", "61.9"),
+        Row("repeated", "1 token, repeated", "52.6", "58.0"),
+        Row("repeated-compute", "1 token, repeated, twice the steps"),
+        Row("progressive", "+ progressive encoding", "58.1", "61.8"),
+        Row("adaptive", "adaptive compression alone"),
+        Row("pvc", "+ both: PVC", "58.5", "62.4"),
+    ),
+    "What is trained (Table 9)": (
+        Row("frozen", "what is new", "57.3", "60.6"),
+        Row("vit-alone", "and the ViT"),
+        Row("llm-alone", "and the LLM"),
+        Row("pvc", "all", "58.5", "62.4"),
+    ),
+    "Condition of AdaLN (Table 10)": (
+        Row("condition-none", "none", "54.0", "59.2"),
+        Row("condition-te", "TE", "57.8", "62.0"),
+        Row("pvc", "x + TE", "58.5", "62.4"),
+    ),
+    "Temporal layers (Table 11)": (
+        Row("adaptive", "0 of 3"),
+        Row("layers-one", "1 of 3", "55.8", "61.6"),
+        Row("pvc", "2 of 3", "58.5", "62.4"),
+        Row("layers-all", "3 of 3", "58.8", "62.5"),
+    ),
+    "What tells the repeats apart": (
+        Row("random", "projector at random: answers alone"),
+        Row("random-adaln", "and AdaLN random, TE x 8, at the full rate"),
+        Row("random-dropped", "and repeats dropped in training"),
+        Row("random-longer", "and three times the steps"),
+        Row("random-dense", "AdaLN random, dense labels read from all repeats first"),
+        Row("repeated-dense", "the same without progressive compression"),
+        Row("random-told", "dense labels of each repeat's sub-grid first"),
+        Row("average", "projector from InternVL's: average"),
+        Row("pvc", "projector from InternVL's: interlaced"),
+    ),
+}
+CURVES = (Row("repeated-drawn", "repeated"), Row("pvc-drawn", "PVC"))
+STEPS = ("0", "100", "300", "1000")
+
+
+def report(results: Results, base: dict) -> str:
+    """The tables as Markdown.
+
+    Args:
+        results: of the runs, as `runs.py` writes them.
+        base: scores of the small InternVL that all begin with.
+    """
+    parts = [
+        f"InternVL that all begin with: images {base['images']['1']:.1f}, "
+        f"videos {_last(base['videos']):.1f}; {base['cpu_seconds']:.0f} CPU s. "
+        f"Relative error of visual tokens at the interlaced start: {base['interlaced_error']:.3f}"
+    ]
+    parts += [f"### {title}\n\n{_table(rows, results)}" for title, rows in TABLES.items()]
+    parts += [
+        f"### Over {kind}, drawn from 1 to 4 in training (Figure 3)\n\n{_curves(kind, results)}"
+        for kind in ("images", "videos")
+    ]
+    parts.append(f"### Starts of a conversion\n\n{_conversions(results)}")
+    parts.append(f"### What repeats and temporal attention do\n\n{_diagnostics(results)}")
+    parts.append(f"### Cost\n\n{_cost(results)}")
+    return "\n\n".join(parts) + "\n"
+
+
+def _of(results: Results, name: str) -> list[dict]:
+    return [result for result in results if result["name"] == name]
+
+
+def _last(by_number: dict[str, float]) -> float:
+    return by_number[max(by_number, key=int)]
+
+
+def _table(rows: Sequence[Row], results: Results) -> str:
+    head = ["", "images", "four copies of the first", "videos", "seeds", "CPU s"]
+    head += ["InfoVQA, paper", "MVBench, paper"]
+    lines = []
+    for row in rows:
+        runs = _of(results, row.name)
+        images = mean_std([_last(run["images"]) for run in runs])
+        copies = mean_std([run["copies"] for run in runs if "copies" in run])
+        videos = mean_std([_last(run["videos"]) for run in runs])
+        seconds = f"{fmean(run['cpu_seconds'] for run in runs):.0f}" if runs else ""
+        lines.append([row.label, images, copies, videos, len(runs), seconds, row.info_vqa, row.mv_bench])
+    return _markdown(head, lines)
+
+
+def _curves(kind: str, results: Results) -> str:
+    numbers = ("1", "2", "3", "4")
+    lines = [
+        [row.label, *(mean_std([run[kind][number] for run in _of(results, row.name)]) for number in numbers)]
+        for row in CURVES
+    ]
+    return _markdown(["", *numbers], lines)
+
+
+def _conversions(results: Results) -> str:
+    lines = []
+    for name, run in CONVERTED.items():
+        runs = _of(results, name)
+        for kind in ("images", "videos"):
+            cells = [mean_std([run["by_step"][step][kind] for run in runs]) for step in STEPS]
+            lines.append([f"`{run.start}`, {kind}", *cells, len(runs)])
+    return _markdown(["", "untrained", *(f"{step} steps" for step in STEPS[1:]), "seeds"], lines)
+
+
+def _diagnostics(results: Results) -> str:
+    head = ["", "cosine to the first", "alpha * T-MHA / x", "gamma's variance over time"]
+    lines = []
+    for name in RUNS | CONVERTED:
+        runs = _of(results, name)
+        if runs and runs[0]["cosine"]:
+            lines.append([name, *(_means(runs, key) for key in ("cosine", "branch_share", "time_share"))])
+    return _markdown(head, lines)
+
+
+def _means(runs: Results, key: str) -> str:
+    """Means over seeds of the values of a list, side by side."""
+    return ", ".join(f"{fmean(values):.2f}" for values in zip(*(run[key] for run in runs)))
+
+
+def _cost(results: Results) -> str:
+    columns: dict[str, Callable[[dict], float]] = {
+        "parameters": lambda run: run["parameters"],
+        "dense steps": lambda run: run["training"]["dense_steps"] if run["training"]["dense"] else 0,
+        "steps": lambda run: run["training"]["steps"],
+        "CPU s": lambda run: run["cpu_seconds"],
+    }
+    lines = []
+    for name in RUNS | CONVERTED:
+        if runs := _of(results, name):
+            lines.append([name, *(f"{fmean(map(value, runs)):,.0f}" for value in columns.values())])
+    return _markdown(["", *columns], lines)
+
+
+def mean_std(values: Sequence[float]) -> str:
+    """Mean and standard deviation; "" of nothing."""
+    if not values:
+        return ""
+    mean = f"{fmean(values):.1f}"
+    return f"{mean} ± {stdev(values):.1f}" if len(values) > 1 else mean
+
+
+def _markdown(head: list[str], lines: list[list]) -> str:
+    return markdown_table(head, lines, align="l" + "r" * (len(head) - 1))

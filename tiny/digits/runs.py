@@ -1,0 +1,160 @@
+"""The runs of the digits' ablations, and how each is made and kept.
+
+A run is a configuration, a start and a training (`Run`), and a seed, which determines new parameters and the
+data. All begin with the ViT and the LLM of one base. FOLDER holds
+
+    base.safetensors        the small InternVL that all begin with; base.json its scores
+    results/NAME-SEED.json  of a run, written last; the report reads these alone
+
+A run takes about a minute, so one that was interrupted is started again.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.tiny.digits import data
+from pvc.tiny.digits.models import BASE, STATIC, new_model, random_model
+from pvc.tiny.digits.probes import accuracy, diagnostics, interlaced_error, scores
+from pvc.tiny.digits.training import Training, pretrain_vit, train
+
+BASE_SEED = 1000
+LAYERS = 3  # of the ViT
+
+
+@dataclass(frozen=True)
+class Run:
+    """A configuration and how it is trained.
+
+    Attributes:
+        changes: fields that differ from the whole PVC.
+        start: see `models.py`.
+        steps_at: steps after which accuracy is also measured, 0 being before training.
+    """
+
+    changes: Mapping[str, Any] = field(default_factory=dict)
+    training: Training = Training()
+    start: str = "random"
+    steps_at: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is computed; tests take less."""
+
+    vit_steps: int = 150
+    base: Training = Training(steps=1800, dense="interlaced", dense_steps=240, learning_rate=5e-3)
+    clips: int = 512  # held-out clips of each accuracy
+    shorten: int = 1  # divides all steps of the runs
+
+
+def temporal_layers(number: int) -> dict[str, Any]:
+    return {"vision_config": {"num_temporal_layers": number}}
+
+
+TRAINING = Training()
+COMPUTE = 2  # times the steps of a repeated baseline, for the CPU time of PVC
+LONGER = 3
+
+# the projector is InternVL's: one sub-block a repeat where gamma can select by time, else their mean
+RUNS = {
+    # components (Table 3)
+    "repeated": Run(STATIC, TRAINING, "average"),
+    "pvc": Run({}, TRAINING, "interlaced"),
+    "repeated-compute": Run(STATIC, replace(TRAINING, steps=COMPUTE * TRAINING.steps), "average"),
+    "adaptive": Run(temporal_layers(0), TRAINING, "interlaced"),
+    "progressive": Run({"adaptive_compression": False}, TRAINING, "average"),
+    "256-tokens": Run(BASE, TRAINING, "average"),
+    # what tells the repeats apart
+    "average": Run({}, TRAINING, "average"),
+    "random": Run({}, TRAINING),
+    "random-adaln": Run({}, replace(TRAINING, norm_rate=1.0), "random-adaln"),
+    "random-dense": Run({}, replace(TRAINING, dense="attend", norm_rate=1.0), "random-adaln"),
+    "random-told": Run({}, replace(TRAINING, dense="interlaced", norm_rate=1.0)),
+    "repeated-dense": Run(STATIC, replace(TRAINING, dense="attend", norm_rate=1.0)),
+    "random-dropped": Run({}, replace(TRAINING, norm_rate=1.0, drop_repeats=True), "random-adaln"),
+    "random-longer": Run({}, replace(TRAINING, norm_rate=1.0, steps=LONGER * TRAINING.steps), "random-adaln"),
+    # condition of AdaLN (Table 10)
+    "condition-te": Run({"vision_config": {"temporal_condition": "te"}}, TRAINING, "interlaced"),
+    "condition-none": Run({"vision_config": {"temporal_condition": "none"}}, TRAINING, "average"),
+    # temporal layers (Table 11)
+    "layers-one": Run(temporal_layers(1), TRAINING, "interlaced"),
+    "layers-all": Run(temporal_layers(LAYERS), TRAINING, "interlaced"),
+    # repeats and frames drawn in training (Figure 3)
+    "repeated-drawn": Run(STATIC, replace(TRAINING, drawn=True), "average"),
+    "pvc-drawn": Run({}, replace(TRAINING, drawn=True), "interlaced"),
+    # what is trained (Table 9)
+    "frozen": Run({}, replace(TRAINING, vit=False, llm=False), "interlaced"),
+    "vit-alone": Run({}, replace(TRAINING, llm=False), "interlaced"),
+    "llm-alone": Run({}, replace(TRAINING, vit=False), "interlaced"),
+}
+
+CONVERTED = {  # the same InternVL converted in three ways, at a constant rate
+    f"convert-{start}": Run(
+        {}, Training(steps=1000, schedule="constant", learning_rate=1e-3), start, (0, 100, 300, 1000)
+    )
+    for start in ("average", "random", "interlaced", "reordered")
+}
+
+
+def result_path(folder: Path, name: str, seed: int) -> Path:
+    return folder / "results" / f"{name}-{seed}.json"
+
+
+def write_base(folder: Path, sizes: Sizes):
+    """Trains the base, if it is not there yet: its ViT on single digits, then all of it on answers."""
+    if (folder / "base.json").exists():
+        return
+    model = random_model(BASE, BASE_SEED)
+    loss = pretrain_vit(model, sizes.vit_steps, BASE_SEED)
+    facts = train(model, sizes.base, BASE_SEED)
+
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "base.safetensors")
+    facts |= {"vit_loss": loss, "interlaced_error": interlaced_error(model)}
+    write_json(folder / "base.json", facts | scores(model, sizes.clips))
+
+
+def run_one(folder: Path, name: str, seed: int, sizes: Sizes):
+    """Trains and evaluates one run and writes its result."""
+    torch.set_num_threads(1)
+    run = (RUNS | CONVERTED)[name]
+    model = new_model(run.changes, seed, load_file(folder / "base.safetensors"), run.start)
+    training = replace(
+        run.training,
+        steps=-(-run.training.steps // sizes.shorten),
+        dense_steps=-(-run.training.dense_steps // sizes.shorten),
+    )
+
+    # accuracy on the way, for the runs that ask for it
+    steps = {-(-step // sizes.shorten) for step in run.steps_at}
+    by_step: dict[str, dict] = {}
+
+    def measure(step: int, model: PVCForConditionalGeneration):
+        if step in steps:
+            repeats = model.config.image_repeats
+            by_step[str(step * sizes.shorten)] = {
+                "images": accuracy(model, 1, repeats, sizes.clips),
+                "videos": accuracy(model, data.TIME_STEPS, 1, sizes.clips),
+            }
+
+    facts = train(model, training, seed, measure)
+    result = {"name": name, "seed": seed, "training": asdict(training)} | facts
+    result |= {"by_step": by_step} | scores(model, sizes.clips) | diagnostics(model)
+    result["parameters"] = model.num_parameters()
+    write_json(result_path(folder, name, seed), result)
+
+
+def write_json(path: Path, value):
+    """All of it or nothing: a file that is there is whole."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
