@@ -4,9 +4,10 @@ A figure is the share of right cells in percent, the mean over seeds with the sa
 there are several. The paper's own figures are benchmarks of a 7B: compare their order, not their size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from pvc.reporting.plots import new_figure, save_figure
 from pvc.tiny.ablation_report import markdown, mean_std
@@ -47,7 +48,7 @@ def by_tokens(results: Results, name: str) -> dict[int, list[float]]:
     return dict(sorted(points.items()))
 
 
-def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple]:
+def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple[int, list[float]]]:
     """Frames, and the share of each seed, by tokens of a frame, where as many frames are shown as fit.
 
     Args:
@@ -67,7 +68,7 @@ def _of(results: Results, name: str) -> list[dict]:
     return [result for result in results if result["name"] == name]
 
 
-def _numbers(curves: Iterable[dict[int, list[float]]]) -> list[int]:
+def _numbers(curves: Iterable[Mapping[int, Any]]) -> list[int]:
     return sorted({number for points in curves for number in points})
 
 

@@ -7,6 +7,8 @@ and enough of each: a frame tells the positions and colours of about three shape
 Questions stand in `board_tasks.yaml`.
 """
 
+from collections.abc import Sequence
+
 from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE, SceneSample
 from pvc.tiny.synthetic.sampler import SceneSampler
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, Scene, Shape, ShapeSpec
@@ -37,7 +39,7 @@ def _shapes(rng: SceneSampler) -> list[Shape]:
     return shapes
 
 
-def tell(shapes: list[Shape | None]) -> str:
+def tell(shapes: Sequence[Shape | None]) -> str:
     """The colours of all cells, each behind its number; None: a cell is empty."""
     told = [shape.spec.colour if shape else EMPTY for shape in shapes]
     return " ".join(f"{number} {colour}" for number, colour in zip(NUMBERS, told))
@@ -54,9 +56,9 @@ def board(rng: SceneSampler) -> SceneSample:
 def board_sparse(rng: SceneSampler) -> SceneSample:
     """A board of which some cells are empty, as in a frame of a video."""
     share = rng.choice(SHARES)
-    shapes = [shape if rng.random() < share else None for shape in _shapes(rng)]
-    seen = tuple(shape for shape in shapes if shape)
-    return SceneSample([Scene(ONE_TILE, rng.background(), seen)], {}, tell(shapes))
+    cells = [shape if rng.random() < share else None for shape in _shapes(rng)]
+    seen = tuple(shape for shape in cells if shape)
+    return SceneSample([Scene(ONE_TILE, rng.background(), seen)], {}, tell(cells))
 
 
 @task("board_parts")
