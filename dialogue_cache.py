@@ -251,9 +251,7 @@ class DialogueCache(PrefixCache):
         # only new clips went through the ViT; the LLM's cache compares keys
         visual_tokens = torch.cat([clip.visual_tokens for clip in self.clips])
         keys = torch.cat([clip.keys for clip in self.clips])
-        return self._generate(
-            model, input_ids, visual_tokens, keys, fast_decode=fast_decode, options=options
-        )
+        return self._generate(model, input_ids, visual_tokens, keys, fast_decode=fast_decode, options=options)
 
     def _encode(
         self, model: PreTrainedModel, pixel_values: torch.Tensor, clip_grid: torch.Tensor | None

@@ -474,7 +474,10 @@ def test_plot_alone_draws_what_was_written(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["count", "--preset", "9B"], "preset is '9B': expected one of 8B, 2B, 8b-eighth, vit-l, small, tiny"),
+        (
+            ["count", "--preset", "9B"],
+            "preset is '9B': expected one of 8B, 2B, 8b-eighth, vit-l, small, tiny",
+        ),
         (["run", "--preset", "tiny", "--device", "meta"], "device is 'meta': expected cpu or cuda"),
         (["plot"], "no count.json or run.json in"),
     ],
