@@ -330,8 +330,8 @@ class PVCImageProcessor(BaseImageProcessor):
 
     def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
         least, most = tile_limits(self, max_tiles)
-        options = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
-        return image_tiles(image, self.image_size, most, **options)  # (tiles, 3, S, S)
+        has_thumbnail = self.use_thumbnail
+        return image_tiles(image, self.image_size, most, least, has_thumbnail, as_bytes)  # (tiles, 3, S, S)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts
