@@ -53,9 +53,10 @@ TABLES = {
     ),
     "What tells the repeats apart": (
         Row("random", "projector at random: answers alone"),
-        Row("random-adaln", "and AdaLN random, TE x 8, at the full rate"),
-        Row("random-dropped", "and repeats dropped in training"),
-        Row("random-longer", "and three times the steps"),
+        Row("plain-longer", "three times the steps, norm at the full rate"),
+        Row("random-adaln", "AdaLN random, TE x 8, norm at the full rate"),
+        Row("random-longer", "the same, three times the steps"),
+        Row("random-dropped", "AdaLN random, repeats dropped in training"),
         Row("random-dense", "AdaLN random, dense labels read from all repeats first"),
         Row("repeated-dense", "the same without progressive compression"),
         Row("random-told", "dense labels of each repeat's sub-grid first"),

@@ -77,6 +77,7 @@ RUNS = {
     "random-told": Run({}, replace(TRAINING, dense="interlaced", norm_rate=1.0)),
     "repeated-dense": Run(STATIC, replace(TRAINING, dense="attend", norm_rate=1.0)),
     "random-dropped": Run({}, replace(TRAINING, norm_rate=1.0, drop_repeats=True), "random-adaln"),
+    "plain-longer": Run({}, replace(TRAINING, norm_rate=1.0, steps=LONGER * TRAINING.steps)),
     "random-longer": Run({}, replace(TRAINING, norm_rate=1.0, steps=LONGER * TRAINING.steps), "random-adaln"),
     # condition of AdaLN (Table 10)
     "condition-te": Run({"vision_config": {"temporal_condition": "te"}}, TRAINING, "interlaced"),
