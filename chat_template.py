@@ -422,7 +422,8 @@ def expand_placeholders(
 ) -> Prompt:
     """Replaces each placeholder by the segments of the image or video that `load` gives for it.
 
-    The label that a chat template writes before a video (`Frame1: <video>`) is that of its first frame.
+    The label that a chat template writes before a video (`Frame1: <video>`) is that of its first frame, and
+    a separator behind it that of its last.
 
     Args:
         load: takes the placeholder.
@@ -431,6 +432,7 @@ def expand_placeholders(
     expanded: list[Segment] = []
     media: list[Media] = []
     new_index = []  # of each segment, and of the end
+    end = ""  # of the frames of the video before
     for segment in segments:
         new_index.append(len(expanded))
         if segment.kind == "media":
@@ -440,8 +442,11 @@ def expand_placeholders(
                 before = expanded[-1].text.removesuffix(FIRST_FRAME)
                 expanded[-1] = Segment("template", before)
             expanded += loaded.segments
+            last = loaded.segments[-1]
+            end = last.text if last.kind == "text" else ""
         else:
-            expanded.append(segment)
+            expanded.append(Segment(segment.kind, segment.text.removeprefix(end)))
+            end = ""
 
     new_index.append(len(expanded))
     return Prompt(expanded, media, [(new_index[start], new_index[end]) for start, end in answers])

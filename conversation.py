@@ -302,6 +302,8 @@ UNMARKED_ANSWER = """\
 UNLABELLED_VIDEO = '{{- "<video>\\n" -}}'
 # a serving engine renders the template itself and leaves first_frame out; the processor sets it to nothing
 LABELLED_VIDEO = '{{- first_frame | default("Frame1: ") + "<video>\\n" -}}'
+# likewise where frames end with a separator, which would be a token with what follows
+ENDED_VIDEO = '{{- "<video>" + last_frame | default(END) + "\\n" -}}'
 MESSAGES_TO_PROMPT = """\
 {%- macro render(content) -%}
   {%- if content is string -%}{{- content -}}
@@ -346,7 +348,8 @@ def jinja_template(
             `{% endgeneration %}`.
         writes_bos: begin with the tokenizer's BOS, which serving engines do not add to chats. For
             tokenizers that add one to a text.
-        labels_videos: write the label of a video's first frame, where `first_frame` is not given.
+        labels_videos: write the label of a video's first frame, where `first_frame` is not given, or what
+            ends its last frame, where `last_frame` is not.
     """
     colon, user_end = (": ", template.sep2) if template.sep_style == "INTERNVL_ZH" else ("", template.sep)
     system = template._system_segments()
@@ -376,8 +379,11 @@ def jinja_template(
         f"{{%- set {name} = {json.dumps(text, ensure_ascii=False)} -%}}\n" for name, text in variables.items()
     ]
     answer = MARKED_ANSWER if marks_answers else UNMARKED_ANSWER
-    labels_videos = labels_videos and template.frame_start(1) == FIRST_FRAME
-    video = LABELLED_VIDEO if labels_videos else UNLABELLED_VIDEO
+    video = UNLABELLED_VIDEO
+    if labels_videos and template.frames_end:
+        video = ENDED_VIDEO.replace("END", json.dumps(template.frames_end))
+    elif labels_videos and template.frame_start(1) == FIRST_FRAME:
+        video = LABELLED_VIDEO
     image = json.dumps(IMAGE_PLACEHOLDER + template.end_of_media(1))
     blocks = {"ANSWER": answer, "VIDEO": video, "IMAGE": image}
     prompt = re.sub("ANSWER|VIDEO|IMAGE", lambda found: blocks[found[0]], MESSAGES_TO_PROMPT)

@@ -10,11 +10,13 @@ and puts them together again. It asks for three things, in the words of transfor
 The engine renders the chat template and tokenises its text itself; then it looks for the ids of a placeholder
 or, where they are not found, for its text, and encodes the replacement. So that ids do not depend on the text
 around them, a replacement begins and ends with a token of its own, `<img>` and `</img>`: a chat template that
-an engine renders writes the label of a video's first frame itself.
+an engine renders writes the label of a video's first frame itself. Dynamic-VLM's begins with a digit, which
+is one too, and ends with `<|image_pad|>`: the template writes the last separator. So it has one behind a
+video of a single frame as well, where messages have none.
 """
 
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from transformers import BatchFeature
@@ -22,7 +24,7 @@ from transformers.processing_utils import MultiModalData
 
 from .chat_template import Media, Prompt, placeholder_segments
 from .clips import Clip, clip_grid_of, media_tokens, tokens_of_clip
-from .conversation import FIRST_FRAME, IMAGE_CONTEXT, IMAGE_END, IMAGE_START, Segment
+from .conversation import FIRST_FRAME, Conversation, MediaMarks, Segment, get_conv_template
 from .preprocess import largest_grid
 from .processing_options import IMAGE_TOKEN, VIDEO_TOKEN, ProcessingOptions
 from .processor_fields import repeats_of
@@ -73,7 +75,7 @@ def count_media(
     if image_sizes is not None:
         tiles = [images.count_tiles(width, height, options.image_tiles) for height, width in image_sizes]
         repeats = repeats_of(images, options.image_repeats)
-        clips = [images.share_budget([Clip(1, number, repeats)], **options.tokens)[0] for number in tiles]
+        clips = images.share_budget([Clip(1, number, repeats) for number in tiles], **options.tokens)
         counts.num_image_patches = tiles
         counts.num_image_tokens = [tokens_of_clip(clip, images.tokens_per_tile) for clip in clips]
 
@@ -83,7 +85,7 @@ def count_media(
             Clip(frames, images.count_tiles(width, height, most), images.video_repeats)
             for frames, height, width in video_sizes
         ]
-        clips = [images.share_budget([clip], **options.tokens)[0] for clip in clips]
+        clips = images.share_budget(clips, **options.tokens)
         counts.num_video_tokens = [tokens_of_clip(clip, images.tokens_per_tile) for clip in clips]
     return counts
 
@@ -91,15 +93,38 @@ def count_media(
 # ----------------------------------------------------------------------------------------------- replacements
 
 
+class ReplacementStyle(NamedTuple):
+    """How a replacement is written.
+
+    Attributes:
+        marks: the tokens of media.
+        left_before, left_behind: what the chat template writes around a video, and its replacement does not.
+    """
+
+    marks: MediaMarks
+    left_before: str = ""
+    left_behind: str = ""
+
+
+def replacement_style(chat_template: Any, template: Conversation) -> ReplacementStyle:
+    """The style for a chat template that lays media out as `template` does."""
+    written = str(chat_template)
+    return ReplacementStyle(
+        template.marks,
+        left_before=FIRST_FRAME if "first_frame" in written else "",
+        left_behind=template.frames_end if "last_frame" in written else "",
+    )
+
+
 def replacement_offsets(
-    segments: Sequence[Segment], media: Sequence[Media], tokens_per_tile: int, *, template_labels: bool
+    segments: Sequence[Segment], media: Sequence[Media], tokens_per_tile: int, style: ReplacementStyle
 ) -> list[dict[str, Any]]:
     """The replacement of each placeholder of one finished prompt, as transformers describes them.
 
     Args:
         segments: of the prompt, with its placeholders.
         media: those of the placeholders, in order.
-        template_labels: whether the chat template writes the label of a video's first frame.
+        style: how a replacement is written.
 
     Returns:
         One dict a placeholder: `type` ("image" or "video"), `text` (the placeholder), `replacement`, and
@@ -112,7 +137,7 @@ def replacement_offsets(
         new_text = segment.text
 
         if segment.kind == "media":
-            new_text = replacement(next(unread), tokens_per_tile, template_labels)
+            new_text = replacement(next(unread), tokens_per_tile, style)
             offsets.append(
                 {
                     "type": segment.text[1:-1],
@@ -128,15 +153,15 @@ def replacement_offsets(
     return offsets
 
 
-def replacement(media: Media, tokens_per_tile: int, template_labels: bool) -> str:
-    """The text of an image or video in a prompt, each visual token as `<IMG_CONTEXT>`."""
+def replacement(media: Media, tokens_per_tile: int, style: ReplacementStyle) -> str:
+    """The text of an image or video in a prompt, each visual token as the context token."""
+    marks = style.marks
     counts = iter(media_tokens([media.clip], tokens_per_tile))
     parts = [
-        IMAGE_START + IMAGE_CONTEXT * next(counts) + IMAGE_END if segment.kind == "media" else segment.text
+        marks.start + marks.context * next(counts) + marks.end if segment.kind == "media" else segment.text
         for segment in media.segments
     ]
-    text = "".join(parts)
-    return text.removeprefix(FIRST_FRAME) if template_labels else text
+    return "".join(parts).removeprefix(style.left_before).removesuffix(style.left_behind)
 
 
 # ------------------------------------------------------------------------------------------------------ names
@@ -146,27 +171,28 @@ def engine_batch(
     inputs: BatchFeature,
     texts: Sequence[str],
     prompts: Sequence[Prompt],
-    tokens_per_tile: int,
-    template_labels: bool,
+    processor: Any,
 ) -> BatchFeature:
     """Inputs of finished prompts as an engine takes them apart.
 
     Args:
         inputs: as the processor makes them otherwise.
         texts, prompts: before and after their placeholders were replaced.
-        template_labels: as of `replacement_offsets`.
+        processor: which made them.
 
     Returns:
         `input_ids`, `attention_mask`, what `named_inputs` makes of the media, and `text_replacement_offsets`:
         for each prompt what `replacement_offsets` says.
     """
+    style = replacement_style(processor.chat_template, get_conv_template(processor.template))
+    tokens_per_tile = processor.image_processor.tokens_per_tile
+
     tokens: list[str] = []
     offsets = []
     for text, prompt in zip(texts, prompts):
         segments = placeholder_segments(text)
         tokens += [segment.text for segment in segments if segment.kind == "media"]
-        own = replacement_offsets(segments, prompt.media, tokens_per_tile, template_labels=template_labels)
-        offsets.append(own)
+        offsets.append(replacement_offsets(segments, prompt.media, tokens_per_tile, style))
 
     media = [item for prompt in prompts for item in prompt.media]
     ids = {name: inputs[name] for name in ("input_ids", "attention_mask")}

@@ -73,14 +73,14 @@ class AdaptiveCompression(nn.Module):
         self,
         x: torch.Tensor,
         times: torch.Tensor,
-        tokens: int | torch.Tensor | None = None,
-        *,
         grid: tuple[int, int],
+        tokens: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states `(R, 1 + h * w, C)`, class token first -> visual tokens `(R, M, H)`.
 
         Args:
             times: `(R,)` of each row's time step.
+            grid: `(h, w)`, rows and columns of patches.
             tokens: `M`, a square; None: `h * w / block^2`. As a tensor `(R,)` of each row by itself: then
                 the result is `(sum of tokens, H)`, and every Linear is still called once.
         """
@@ -173,14 +173,14 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         """
         config = self.config
         self.check_pixels(pixel_values)
-        numbers = [tokens]
+        asked: Sequence[int | None] = [tokens]
         if clips is None:
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
-            numbers = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
+            asked = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
         own = self.tokens_per_tile(*pixel_values.shape[2:])
-        numbers = self._checked_tokens(numbers, own)
+        numbers = self._checked_tokens(asked, own)
 
         vision = self.vision_model(
             pixel_values,
@@ -204,21 +204,6 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
             temporal_attentions=vision.temporal_attentions,
         )
 
-    def get_video_features(
-        self, pixel_values_videos: torch.Tensor, video_grid_thw: torch.Tensor, **kwargs
-    ) -> InternVisionOutput:
-        """`get_image_features` of videos alone, as serving engines pass them.
-
-        Args:
-            pixel_values_videos: `(num_tiles, 3, H, W)`, video after video.
-            video_grid_thw: `(videos, 3)` long: frames, tiles a frame, and 1, for each video.
-        """
-        repeats = self.config.video_repeats
-        own = self.tokens_per_tile(*pixel_values_videos.shape[2:])
-        clips = [Clip(frames, tiles * more, repeats) for frames, tiles, more in video_grid_thw.tolist()]
-        clips = [shared for clip in clips for shared in self.share_budget([clip], own)]
-        return self.get_image_features(pixel_values_videos, clip_grid_of(clips), **kwargs)
-
     def project(
         self, hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int], numbers: Sequence[int]
     ) -> torch.Tensor:
@@ -240,11 +225,11 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         # in training a single call, whatever the clips make: every rank makes the same ones
         of_rows = torch.tensor(numbers).repeat_interleave(torch.tensor(clips.rows_per_clip))  # (R,)
         parts = (x.split(chunk or len(x)) for x in (hidden_states, times, of_rows))
-        return torch.cat([projector(*part) for part in zip(*parts)])
+        return torch.cat([projector(x, t, tokens=m) for x, t, m in zip(*parts)])
 
     def _checked_tokens(self, numbers: Sequence[int | None], own: int) -> list[int]:
         """Tokens of a tile for each clip, `own` for None; raises where pooling makes another number."""
-        for number in set(numbers) - {None}:
+        for number in {number for number in numbers if number is not None}:
             made = AdaptivePooling.tokens(number, own)
             if number != made:
                 raise ValueError(

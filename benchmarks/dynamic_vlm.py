@@ -101,12 +101,12 @@ def encoding(model: Any, frames: int, tokens: int) -> Callable[[], torch.Tensor]
 # ---- counted
 
 
-def counted_row(case: str) -> Row:
+def counted_row(case: str, **layers: int) -> Row:
     """TFLOP of encoding and prefill at the 7B's sizes, bfloat16; compression has no product of matrices."""
     tokens = CASES[case]
     clip_grid = clip_grid_of([Clip(FRAMES, 1, 1)])  # a real one: it is read
     with FakeTensorMode(allow_non_fake_inputs=True):
-        model = model_of(case, torch.bfloat16)
+        model = model_of(case, torch.bfloat16, **layers)
         side = model.config.vision_config.image_size
         frames = torch.empty(FRAMES, 3, side, side, dtype=torch.bfloat16)
 

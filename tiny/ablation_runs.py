@@ -85,7 +85,9 @@ def training_facts(output: Path) -> dict:
     path = output / "training.json"
     if not path.exists():
         state = json.loads((output / "trainer_state.json").read_text(encoding="utf-8"))
-        seen = json.loads((last_checkpoint(output) / DATA_STATE).read_text(encoding="utf-8"))["seen"]
+        checkpoint = last_checkpoint(output)
+        assert checkpoint is not None  # the last step is saved
+        seen = json.loads((checkpoint / DATA_STATE).read_text(encoding="utf-8"))["seen"]
         counted = dict(zip(COUNTED, seen))
         logs = [entry for entry in state["log_history"] if "loss" in entry]
 

@@ -5,12 +5,13 @@
 
 Three questions of Dynamic-VLM (arXiv 2412.09530): which compressor (its Table 5), how many tokens a frame at
 a fixed budget (its Table 6), and whether a number that is sampled in training serves all numbers asked later.
-The last is also asked of PVC, whose patches are pooled before they are projected.
+The last is also asked of PVC, whose patches are pooled before they are projected; its images have no budget,
+so that its runs are on videos.
 
-Every run of a system begins with the same model, `base`, which is trained on single boards
-(`synthetic/board_tasks.py`) without compression; it is a tiny Dynamic-VLM, or a tiny PVC, of half a million
-parameters. A run trains all of it on videos with a compressor and a rule for the tokens of a frame, and is
-then asked held-out videos with several numbers of tokens and frames. Its seed determines data and samples.
+Every run of a system begins with the same model, `base`: a tiny Dynamic-VLM or a tiny PVC of half a million
+parameters, trained on images of boards (`synthetic/board_tasks.py`). A run trains all of it, on images or on
+videos, with a compressor and a rule for the tokens of a frame, and is then asked held-out boards with several
+numbers of tokens, and of frames. Its seed determines data and samples.
 
 Runs and what FOLDER holds are left to `ablation_runs.py`, tables and plots to `dynamic_report.py`.
 """
@@ -64,34 +65,37 @@ BLOCK = 2  # patches on a side of a PVC's token
 class Configuration(NamedTuple):
     """What a run trains: a system, its compressor, and the tokens of a frame in training.
 
-    `frame_tokens`: a number, or the least and the most of one that is sampled for each video.
+    `frame_tokens`: a number, or the least and the most of one that is sampled for each image or video.
     """
 
     system: str
     compressor: str
     frame_tokens: int | list[int]
+    on_videos: bool = False
 
 
+SAMPLED, PVC_TOKENS = [1, PATCHES], PATCHES // BLOCK**2
 CONFIGURATIONS = {
-    **{name: Configuration("dynamic", name, [1, PATCHES]) for name in COMPRESSORS},
+    **{name: Configuration("dynamic", name, SAMPLED) for name in COMPRESSORS},
     "fixed-4": Configuration("dynamic", "pooling", 4),
     "fixed-16": Configuration("dynamic", "pooling", 16),
-    "pvc": Configuration("pvc", "pooling", PATCHES // BLOCK**2),
-    "pvc-sampled": Configuration("pvc", "pooling", [1, PATCHES // BLOCK**2]),
+    "videos": Configuration("dynamic", "pooling", SAMPLED, on_videos=True),
+    "pvc": Configuration("pvc", "pooling", PVC_TOKENS, on_videos=True),
+    "pvc-sampled": Configuration("pvc", "pooling", [1, PVC_TOKENS], on_videos=True),
 }
-ASKED_TOKENS = {"dynamic": (1, 4, 9, 16, 36), "pvc": (1, 4, 9)}  # of a frame
-ASKED_FRAMES = STATES  # the fewest that show all of a video
-BUDGETS = (18, 36, 72)  # tokens of a video
-TRAINED_FRAMES = (STATES, 2 * STATES)  # fewest and most of a video in training: all is shown
-FRAMES = (2, 2 * STATES)  # fewest and most that are asked
-ACROSS_BUDGETS = ("pooling",)  # configurations that are also asked with other numbers of frames
+ASKED_TOKENS = {"dynamic": (1, 4, 9, 16, 25, 36), "pvc": (1, 4, 9)}  # of a frame
+BUDGETS = (18, 36, 72)  # tokens of a video that "videos" is also asked with
+FRAMES = (2, 2 * STATES)  # fewest and most of a video that are asked
+TRAINED_FRAMES = {"min_frames": STATES, "max_frames": 2 * STATES}  # all of a video is shown
 
-IMAGES, VIDEOS = ("board",), ("board_parts",)
+IMAGES, SPARSE_IMAGES, VIDEOS = ("board",), ("board_sparse",), ("board_parts",)
 SAMPLES = 100_000  # to be drawn from: more than any run sees
-HELD_OUT = 100  # videos
+HELD_OUT = 150  # images or videos
 ROW_TOKENS = 1024
 BASE_SEED = 1000
 TABLE_STD = 1.0  # of a new model's embeddings
+VIDEO_RUNS = "video-runs"  # their recipe is that of the runs with
+VIDEO_CHANGES = {"max_steps": 1200}
 
 
 # ----------------------------------------------------------------------------------------------------- models
@@ -136,12 +140,11 @@ def vision_config() -> dict:
 
 def configuration(name: str, tokenizer: InternLM2Tokenizer) -> DynamicVLMConfig | PVCConfig:
     """The configuration of a run's model, of half a million parameters."""
-    system, compressor, _ = CONFIGURATIONS[name]
-    if system == "dynamic":
+    if CONFIGURATIONS[name].system == "dynamic":
         return DynamicVLMConfig(
             vision_config=vision_config() | {"projection_dim": 32},
             llm_config=llm_config(tokenizer),
-            compressor=compressor,
+            compressor=CONFIGURATIONS[name].compressor,
             max_video_tokens=FRAMES[1] * PATCHES,
             min_frame_tokens=1,
             max_frame_tokens=PATCHES,
@@ -225,13 +228,11 @@ def _of_base(name: str) -> str:
 def run_one(folder: Path, name: str, seed: int, recipes: dict):
     """Trains and evaluates one configuration and writes its result; goes on where it was cut off."""
     run, base = f"{name}-{seed}", base_path(folder, CONFIGURATIONS[name].system)
-    values = recipes[RUNS] | {
-        "seed": seed,
-        "frame_tokens": CONFIGURATIONS[name].frame_tokens,
-        "min_frames": TRAINED_FRAMES[0],
-        "max_frames": TRAINED_FRAMES[1],
-    }
-    data = training_data([(VIDEOS, SAMPLES)], seed)
+    trained = CONFIGURATIONS[name]
+    rule = {"seed": seed, "frame_tokens": trained.frame_tokens}
+    values = recipes[VIDEO_RUNS if trained.on_videos else RUNS] | TRAINED_FRAMES | rule
+    parts = (SPARSE_IMAGES, VIDEOS) if trained.on_videos else (IMAGES,)
+    data = training_data([(tasks, SAMPLES) for tasks in parts], seed)
 
     before_s = time.process_time()
     facts = train_run(folder, run, values, data, partial(write_start, name=name, base=base))
@@ -253,16 +254,17 @@ def scores(output: Path, name: str) -> dict:
             "tokens": tokens,
             "frames": frames,
             "made": COMPRESSORS[CONFIGURATIONS[name].compressor].tokens(tokens, _most_tokens(name)),
-            "share": right_cells(model, processor, tokens, frames),
+            "share": right_cells(model, processor, held_out(name), tokens, frames),
         }
         for tokens, frames in questions(name)
     ]
     return {"parameters": model.num_parameters(), "asked": asked}
 
 
-def right_cells(model: PreTrainedModel, processor: PVCProcessor, tokens: int, frames: int) -> float:
+def right_cells(
+    model: PreTrainedModel, processor: PVCProcessor, dataset: SyntheticDataset, tokens: int, frames: int
+) -> float:
     """The share of the cells whose colour is told right, from so many frames of so many tokens."""
-    dataset = held_out()
     marks = answer_marks(model, processor, dataset, frames=frames, frame_tokens=tokens, row_tokens=ROW_TOKENS)
 
     # from the back: the end, and then for each cell its colour and its number
@@ -274,10 +276,13 @@ def _most_tokens(name: str) -> int:
 
 
 def questions(name: str) -> list[tuple[int, int]]:
-    """Tokens of a frame and frames of a video that a configuration is asked with."""
+    """Tokens of a frame and frames of a video that a configuration is asked with; of an image 1 frame."""
     numbers = ASKED_TOKENS[CONFIGURATIONS[name].system]
-    asked = [(tokens, ASKED_FRAMES) for tokens in numbers]
-    if name in ACROSS_BUDGETS:
+    if not CONFIGURATIONS[name].on_videos:
+        return [(tokens, 1) for tokens in numbers]
+
+    asked = [(tokens, STATES) for tokens in numbers]
+    if CONFIGURATIONS[name].system == "dynamic":
         asked += [(tokens, frames_of(budget, tokens)) for budget in BUDGETS for tokens in numbers]
     return [(tokens, frames) for tokens, frames in dict.fromkeys(asked) if frames >= FRAMES[0]]
 
@@ -287,13 +292,14 @@ def frames_of(budget: int, tokens: int) -> int:
     return min(budget // tokens, FRAMES[1])
 
 
-def held_out() -> SyntheticDataset:
-    return SyntheticDataset(HELD_OUT, held_out=True, tasks=VIDEOS)
+def held_out(name: str) -> SyntheticDataset:
+    tasks = VIDEOS if CONFIGURATIONS[name].on_videos else IMAGES
+    return SyntheticDataset(HELD_OUT, held_out=True, tasks=tasks)
 
 
 def majority_baseline() -> float:
     """The share of the most frequent colour."""
-    dataset = held_out()
+    dataset = held_out("pooling")
     cells = Counter(cell for i in range(len(dataset)) for cell in dataset.sample(i).answer.split()[1::2])
     return max(cells.values()) / cells.total()
 
@@ -311,7 +317,11 @@ def run_all(folder: Path, names: list[str], *, seeds: int, jobs: int, recipes: d
 
 def read_recipes(changes: dict) -> dict:
     """Of the bases, and of the runs, with `changes`."""
-    return {BASE: read_recipe("tiny-dynamic-base"), RUNS: read_recipe("tiny-dynamic", changes)}
+    return {
+        BASE: read_recipe("tiny-dynamic-base"),
+        RUNS: read_recipe("tiny-dynamic", changes),
+        VIDEO_RUNS: read_recipe("tiny-dynamic", VIDEO_CHANGES | changes),
+    }
 
 
 def main():

@@ -4,9 +4,10 @@ A figure is the share of right cells in percent, the mean over seeds with the sa
 there are several. The paper's own figures are benchmarks of a 7B: compare their order, not their size.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from pvc.reporting.plots import new_figure, save_figure
 from pvc.tiny.ablation_report import markdown, mean_std
@@ -20,16 +21,20 @@ Results = Sequence[dict]
 
 
 def report(results: Results, majority: float) -> str:
-    """All tables as Markdown; `majority`: the share of the majority baseline."""
-    parts = [
-        f"Majority baseline: {100 * majority:.1f} %.",
-        f"### Compressors (Table 5)\n\n{_compressors(results)}",
-        f"### Tokens against frames (Table 6)\n\n{_budgets(results)}",
-        f"### Tokens in training against tokens asked\n\n{_trained(results, TRAINED)}",
-        f"### The same for PVC\n\n{_trained(results, TRAINED_PVC)}",
-        f"### Runs (means over seeds)\n\n{_cost(results)}",
-    ]
-    return "\n\n".join(parts) + "\n"
+    """The tables as Markdown, those without a result left out.
+
+    Args:
+        majority: the share of the majority baseline.
+    """
+    tables = {
+        "Compressors (Table 5), images": _compressors(results),
+        "Tokens in training against tokens asked, images": _trained(results, TRAINED),
+        "Tokens against frames (Table 6), videos": _budgets(results),
+        "Tokens in training against tokens asked, PVC, videos": _trained(results, TRAINED_PVC),
+        "Runs (means over seeds)": _cost(results),
+    }
+    parts = [f"### {title}\n\n{table}" for title, table in tables.items() if table]
+    return "\n\n".join([*parts, f"Majority baseline: {100 * majority:.1f} %."]) + "\n"
 
 
 def by_tokens(results: Results, name: str) -> dict[int, list[float]]:
@@ -43,7 +48,7 @@ def by_tokens(results: Results, name: str) -> dict[int, list[float]]:
     return dict(sorted(points.items()))
 
 
-def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple]:
+def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple[int, list[float]]]:
     """Frames, and the share of each seed, by tokens of a frame, where as many frames are shown as fit.
 
     Args:
@@ -63,13 +68,15 @@ def _of(results: Results, name: str) -> list[dict]:
     return [result for result in results if result["name"] == name]
 
 
-def _numbers(curves: Iterable[dict[int, list[float]]]) -> list[int]:
+def _numbers(curves: Iterable[Mapping[int, Any]]) -> list[int]:
     return sorted({number for points in curves for number in points})
 
 
 def _compressors(results: Results) -> str:
     curves = {name: by_tokens(results, name) for name in COMPRESSORS}
     numbers = _numbers(curves.values())
+    if not numbers:
+        return ""
 
     lines = []
     for name, points in curves.items():
@@ -81,12 +88,15 @@ def _compressors(results: Results) -> str:
             for cell, count, number in zip(cells, fewer, numbers)
         ]
         lines.append([name, *cells, str(len(_of(results, name))), PAPER[name]])
-    return markdown(["tokens a frame, at most", *map(str, numbers), "seeds", "paper"], lines)
+    return markdown(["tokens of an image, at most", *map(str, numbers), "seeds", "paper"], lines)
 
 
 def _trained(results: Results, trained: dict[str, str]) -> str:
     curves = {name: by_tokens(results, name) for name in trained}
     numbers = _numbers(curves.values())
+    if not numbers:
+        return ""
+
     lines = [
         [label, *(mean_std(curves[name].get(number, [])) for number in numbers), str(len(_of(results, name)))]
         for name, label in trained.items()
@@ -96,14 +106,15 @@ def _trained(results: Results, trained: dict[str, str]) -> str:
 
 def budgets_of(results: Results) -> tuple[list[int], int]:
     """The budgets that were asked, and the frames of a video."""
-    facts = results[0]
-    return facts["budgets"], facts["most_frames"]
+    return results[0]["budgets"], results[0]["most_frames"]
 
 
 def _budgets(results: Results) -> str:
     budgets, most = budgets_of(results)
-    curves = {budget: by_budget(results, "pooling", budget, most) for budget in budgets}
+    curves = {budget: by_budget(results, "videos", budget, most) for budget in budgets}
     numbers = _numbers(curves.values())
+    if not numbers:
+        return ""
 
     def cell(budget: int, tokens: int) -> str:
         frames, shares = curves[budget].get(tokens, (0, []))
@@ -128,9 +139,9 @@ def _cost(results: Results) -> str:
 
 
 def draw_figure(results: Results, path: Path):
-    """Accuracy over tokens of a frame in four panels, with the range over seeds, as SVG or PNG by the ending.
+    """Accuracy over tokens of a frame, a panel for each table, with the range over seeds.
 
-    The same results give the same bytes.
+    SVG or PNG by the path's ending; what has no result is left out. The same results give the same bytes.
     """
     budgets, most = budgets_of(results)
     panels = {
@@ -138,19 +149,25 @@ def draw_figure(results: Results, path: Path):
         "tokens in training": {label: by_tokens(results, name) for name, label in TRAINED.items()},
         "budget of a video": {
             f"{budget} tokens": {
-                tokens: shares for tokens, (_, shares) in by_budget(results, "pooling", budget, most).items()
+                tokens: shares for tokens, (_, shares) in by_budget(results, "videos", budget, most).items()
             }
             for budget in budgets
         },
         "PVC, tokens in training": {label: by_tokens(results, name) for name, label in TRAINED_PVC.items()},
     }
 
-    with new_figure(3 * len(panels), 3.2) as figure:
-        for axes, (title, curves) in zip(figure.subplots(1, len(panels), sharey=True), panels.items()):
+    panels = {title: curves for title, curves in panels.items() if any(curves.values())}
+
+    with new_figure(3.4 * len(panels), 3.2) as figure:
+        all_axes = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, curves) in zip(all_axes, panels.items()):
             for label, points in curves.items():
-                _draw_curve(axes, label, points)
+                if points:
+                    _draw_curve(axes, label, points)
+
+            numbers = _numbers(curves.values())
             axes.set(title=title, xlabel="tokens a frame", xscale="log")
-            axes.set_xticks(_numbers(curves.values()), [str(number) for number in _numbers(curves.values())])
+            axes.set_xticks(numbers, [str(number) for number in numbers])
             axes.minorticks_off()
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")

@@ -133,7 +133,8 @@ def split_by_tiles(seed: int, tasks: Sequence[str], samples: int) -> dict[str, S
 
 def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]:
     """The samples in order, as many in a row as fit."""
-    row, room = [], row_tokens
+    row: list[Encoded] = []
+    room = row_tokens
     for sample in samples:
         if row and len(sample) > room:
             yield row

@@ -15,12 +15,16 @@ IMAGE_PAD = 333  # of the golden tokenizer
 
 
 def small_config(compressor: str = "pooling", **changes) -> DynamicVLMConfig:
-    """Frames of 84 pixels with 36 patches; a video has 60 tokens."""
+    """Frames of 84 pixels with 36 patches; a video has 60 tokens.
+
+    `llm_config` among the changes is a dict of what differs from the official tiny one.
+    """
     official = json.loads(golden("dynamic_vlm/model_config.json").read_text())
     fields = {"max_video_tokens": 60, "max_frame_tokens": 36, "image_token_id": IMAGE_PAD} | changes
+    llm = official["text_config"] | {"model_type": "qwen2"} | fields.pop("llm_config", {})
     return DynamicVLMConfig(
         vision_config=official["vision_config"] | {"num_hidden_layers": 3},
-        llm_config=official["text_config"] | {"model_type": "qwen2"},
+        llm_config=llm,
         compressor=compressor,
         **fields,
     )

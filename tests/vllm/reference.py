@@ -18,6 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
 
 from builders import tiny_model  # noqa: E402
+from dynamic_vlm_models import small_model, small_processor  # noqa: E402
 from tokenizers_of_llms import make_tokenizer  # noqa: E402
 
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor  # noqa: E402
@@ -103,6 +104,17 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
     PVCProcessor(images, tokenizer, template=template, num_frames=FRAMES).save_pretrained(folder)
 
 
+def save_dynamic_vlm(folder: Path) -> None:
+    """A Dynamic-VLM with random weights, whose frames of a video have four tokens each, an image nine."""
+    llm = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    budget = {"max_video_tokens": 4 * FRAMES, "min_frame_tokens": 1, "max_frame_tokens": 9}
+    model = small_model(llm_config=llm, **budget)
+    processor = small_processor(model.config)
+    model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+
+
 def with_frames(messages: list[dict]) -> list[dict]:
     """Messages with the frames that vLLM chooses: evenly spread, the first and the last among them."""
     with av.open(str(ROOT / "assets" / "video.mp4")) as file:
@@ -148,6 +160,8 @@ def main(folder: Path) -> None:
     for name, settings in RANDOM_MODELS.items():
         models[name] = folder / name
         save_random_model(models[name], *settings)
+    models["Dynamic-VLM"] = folder / "Dynamic-VLM"
+    save_dynamic_vlm(models["Dynamic-VLM"])
 
     reference = {
         name: {"path": str(path), "cases": answers(path), "frames": FRAMES, "new_tokens": NEW_TOKENS}

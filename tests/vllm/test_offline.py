@@ -69,7 +69,7 @@ def test_fewer_tiles_can_be_asked_for(engine, tiny):
 CHUNKS = {"max_num_batched_tokens": 64, "max_num_seqs": 4, "enable_prefix_caching": False}
 
 
-@pytest.mark.parametrize("name", ["PVC-Tiny", "Qwen2", "Qwen3", "Phi3"])
+@pytest.mark.parametrize("name", ["PVC-Tiny", "Qwen2", "Qwen3", "Phi3", "Dynamic-VLM"])
 def test_prompts_cut_into_chunks_have_the_ids_of_generate(name, reference):
     """Chunks of 64 tokens cut through images. The other models have other LLMs and tokenizers.
 

@@ -7,6 +7,8 @@ and enough of each: a frame tells the positions and colours of about three shape
 Questions stand in `board_tasks.yaml`.
 """
 
+from collections.abc import Sequence
+
 from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE, SceneSample
 from pvc.tiny.synthetic.sampler import SceneSampler
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, Scene, Shape, ShapeSpec
@@ -20,6 +22,8 @@ NUMBERS = (  # of cells, row by row
 )
 RADIUS = (9, 11)
 PALETTES = (1, 2, 3, len(COLOURS))  # colours of a board in training: few of them are easier to learn
+SHARES = (0.25, 0.5, 0.75)  # of the cells of a sparse board that have a shape
+EMPTY = "empty"  # what is said of the others
 STATES, STEPS_A_STATE = 4, 3  # of a video: 4 frames, evenly spread, show every state
 
 
@@ -35,9 +39,10 @@ def _shapes(rng: SceneSampler) -> list[Shape]:
     return shapes
 
 
-def tell(shapes: list[Shape]) -> str:
-    """The colours of all cells, each behind its number."""
-    return " ".join(f"{number} {shape.spec.colour}" for number, shape in zip(NUMBERS, shapes))
+def tell(shapes: Sequence[Shape | None]) -> str:
+    """The colours of all cells, each behind its number; None: a cell is empty."""
+    told = [shape.spec.colour if shape else EMPTY for shape in shapes]
+    return " ".join(f"{number} {colour}" for number, colour in zip(NUMBERS, told))
 
 
 @task("board")
@@ -45,6 +50,15 @@ def board(rng: SceneSampler) -> SceneSample:
     """A whole board."""
     shapes = _shapes(rng)
     return SceneSample([Scene(ONE_TILE, rng.background(), tuple(shapes))], {}, tell(shapes))
+
+
+@task("board_sparse")
+def board_sparse(rng: SceneSampler) -> SceneSample:
+    """A board of which some cells are empty, as in a frame of a video."""
+    share = rng.choice(SHARES)
+    cells = [shape if rng.random() < share else None for shape in _shapes(rng)]
+    seen = tuple(shape for shape in cells if shape)
+    return SceneSample([Scene(ONE_TILE, rng.background(), seen)], {}, tell(cells))
 
 
 @task("board_parts")
