@@ -190,6 +190,7 @@ class ChatMixin:
         image_repeats: int | None = None,
         max_video_tokens: int | None = None,
         frame_tokens: int | None = None,
+        batch_size: int | None = None,
     ) -> list[str] | tuple[list[str], list[list[tuple[str, str]]]]:
         """Answers several questions at once, each about its own media.
 
@@ -203,10 +204,14 @@ class ChatMixin:
                 where its dialogue has several groups; None: images.
             histories, split_sizes: for each sample as in `chat`, or None.
             image_repeats, max_video_tokens, frame_tokens: of every sample, as in `chat`.
+            batch_size: samples at a time, those with prompts of like length together, so that little is
+                padded; None: all at once.
 
         Raises:
             ValueError: as `chat`, with the number of the sample; or where the lists differ in length.
         """
+        if batch_size is not None and batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}: expected at least 1, or None for all at once")
         # one entry a question in every list
         if isinstance(questions, str) or not questions:
             raise ValueError(f"questions is {questions!r}: expected a list of texts, at least one")
@@ -234,7 +239,9 @@ class ChatMixin:
         showing = self._showing(pixel_values, image_repeats, max_video_tokens, frame_tokens)
         lists = list(zip(patches, sizes, flags))
         dialogues = self._lay_out_samples(questions, before, lists, showing)
-        answers = self._answer(tokenizer, dialogues, pixel_values, generation_config)
+        answers = self._answer_in_batches(
+            tokenizer, dialogues, pixel_values, generation_config, batch_size or total
+        )
         if not return_history:
             return answers
 
@@ -309,24 +316,35 @@ class ChatMixin:
         template.system_message = self.system_message
         return template
 
+    def _answer_in_batches(
+        self, tokenizer, dialogues: list[Dialogue], pixel_values, generation_config, batch_size: int
+    ) -> list[str]:
+        """`_answer`, at most `batch_size` dialogues at a time, shorter prompts before longer ones."""
+        if len(dialogues) <= batch_size:
+            return self._answer(tokenizer, dialogues, pixel_values, generation_config)
+        rows = self._prompt_rows(tokenizer, dialogues, pixel_values)
+        by_length = sorted(range(len(rows)), key=lambda i: len(rows[i]))
+
+        # the tiles of each dialogue
+        counts = [sum(clip.frames * clip.tiles for clip in dialogue.clips) for dialogue in dialogues]
+        tiles = [None] * len(counts) if pixel_values is None else pixel_values.split(counts)
+
+        answers = [""] * len(dialogues)
+        for start in range(0, len(by_length), batch_size):
+            batch = by_length[start : start + batch_size]
+            shown = [tiles[i] for i in batch if counts[i]]
+            pixels = torch.cat(shown) if shown else None
+            found = self._answer(tokenizer, [dialogues[i] for i in batch], pixels, generation_config)
+            for i, answer in zip(batch, found):
+                answers[i] = answer
+        return answers
+
     def _answer(
         self, tokenizer, dialogues: list[Dialogue], pixel_values, generation_config, **generate_options
     ) -> list[str]:
         """The model's answers to dialogues whose tiles stand one after another in `pixel_values`."""
-        if not isinstance(tokenizer, PreTrainedTokenizerBase):
-            kind = type(tokenizer).__name__
-            raise ValueError(
-                f"tokenizer is a {kind}: expected a tokenizer, as AutoTokenizer gives, or a processor's one"
-            )
-
-        # prompts, with as many positions as there will be visual tokens
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
-        tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if clips else 0
-        marks = self.prompt_template().marks
-        rows = [
-            encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile), marks=marks)
-            for d in dialogues
-        ]
+        rows = self._prompt_rows(tokenizer, dialogues, pixel_values)
 
         # one batch, padded on the left
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
@@ -348,6 +366,22 @@ class ChatMixin:
         sequences = sequences_of(output)
         first_of_each = sequences[:: len(sequences) // len(rows), input_ids.shape[1] :]
         return answers_of(tokenizer, first_of_each, template)
+
+    def _prompt_rows(self, tokenizer, dialogues: list[Dialogue], pixel_values) -> list[list[int]]:
+        """Ids of each prompt, with as many positions as there will be visual tokens."""
+        if not isinstance(tokenizer, PreTrainedTokenizerBase):
+            kind = type(tokenizer).__name__
+            raise ValueError(
+                f"tokenizer is a {kind}: expected a tokenizer, as AutoTokenizer gives, or a processor's one"
+            )
+
+        has_clips = any(dialogue.clips for dialogue in dialogues)
+        tokens_per_tile = self._tokens_per_tile(tokenizer, pixel_values) if has_clips else 0
+        marks = self.prompt_template().marks
+        return [
+            encode_segments(tokenizer, d.segments, media_tokens(d.clips, tokens_per_tile), marks=marks)
+            for d in dialogues
+        ]
 
     def _tokens_per_tile(self, tokenizer, pixel_values: torch.Tensor) -> int:
         context = self.prompt_template().marks.context

@@ -337,6 +337,11 @@ class DropPath(nn.Module):
         return x * x.new_empty(x.shape[0], *[1] * (x.dim() - 1)).bernoulli_(keep).div_(keep)
 
 
+def add_scaled(x: torch.Tensor, scale: torch.Tensor, branch: torch.Tensor, in_place: bool) -> torch.Tensor:
+    """`x + scale * branch` as one operation."""
+    return x.addcmul_(scale, branch) if in_place else torch.addcmul(x, scale, branch)
+
+
 class InternVisionEncoderLayer(GradientCheckpointingLayer):
     """A layer of InternViT: attention and MLP, each with LayerScale and drop path."""
 
@@ -359,16 +364,16 @@ class InternVisionEncoderLayer(GradientCheckpointingLayer):
 
     @chunked(dim=0)
     def spatial_attention(
-        self, x: torch.Tensor, weights: AttentionWeights | None = None, out: torch.Tensor | None = None
+        self, x: torch.Tensor, weights: AttentionWeights | None = None, in_place: bool = False
     ) -> torch.Tensor:
         recorder = None if weights is None else weights.spatial
         branch = self.drop_path(self.attn(self.norm1(x), recorder))
-        return torch.addcmul(x, self.ls1, branch, out=out)  # x + ls1 * S-MHA(LN(x))
+        return add_scaled(x, self.ls1, branch, in_place)  # x + ls1 * S-MHA(LN(x))
 
     @chunked(dim=0)
-    def feed_forward(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+    def feed_forward(self, x: torch.Tensor, in_place: bool = False) -> torch.Tensor:
         branch = self.drop_path(self.mlp(self.norm2(x)))
-        return torch.addcmul(x, self.ls2, branch, out=out)  # x + ls2 * FFN(LN(x))
+        return add_scaled(x, self.ls2, branch, in_place)  # x + ls2 * FFN(LN(x))
 
 
 class ProgressiveEncoderLayer(InternVisionEncoderLayer):
@@ -405,14 +410,14 @@ class ProgressiveEncoderLayer(InternVisionEncoderLayer):
         clips: ClipLayout,
         past: TemporalMemory | None = None,
         weights: AttentionWeights | None = None,
-        out: torch.Tensor | None = None,
+        in_place: bool = False,
     ) -> torch.Tensor:
         """`tiles`: `x` before it was repeated."""
         recorder = None if weights is None else weights.new_temporal_layer()
         source = clips.source if len(tiles) < len(x) else None
         normed = self.temporal_norm(tiles, clips.times, source=source)  # (R, N, C)
         branch = self.temporal_attn(normed, clips.tile_sequences, past, recorder)
-        return torch.addcmul(x, self.temporal_gate, branch, out=out)  # x + alpha * T-MHA(AdaLN(x; x + TE))
+        return add_scaled(x, self.temporal_gate, branch, in_place)  # x + alpha * T-MHA(AdaLN(x; x + TE))
 
 
 def repeat_time_steps(x: torch.Tensor, clips: ClipLayout) -> torch.Tensor:

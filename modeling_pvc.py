@@ -73,14 +73,14 @@ class AdaptiveCompression(nn.Module):
         self,
         x: torch.Tensor,
         times: torch.Tensor,
-        tokens: int | torch.Tensor | None = None,
-        *,
         grid: tuple[int, int],
+        tokens: int | torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Hidden states `(R, 1 + h * w, C)`, class token first -> visual tokens `(R, M, H)`.
 
         Args:
             times: `(R,)` of each row's time step.
+            grid: `(h, w)`, rows and columns of patches.
             tokens: `M`, a square; None: `h * w / block^2`. As a tensor `(R,)` of each row by itself: then
                 the result is `(sum of tokens, H)`, and every Linear is still called once.
         """
@@ -173,14 +173,14 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         """
         config = self.config
         self.check_pixels(pixel_values)
-        numbers = [tokens]
+        asked: Sequence[int | None] = [tokens]
         if clips is None:
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
-            numbers = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
+            asked = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
         own = self.tokens_per_tile(*pixel_values.shape[2:])
-        numbers = self._checked_tokens(numbers, own)
+        numbers = self._checked_tokens(asked, own)
 
         vision = self.vision_model(
             pixel_values,
@@ -225,11 +225,11 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         # in training a single call, whatever the clips make: every rank makes the same ones
         of_rows = torch.tensor(numbers).repeat_interleave(torch.tensor(clips.rows_per_clip))  # (R,)
         parts = (x.split(chunk or len(x)) for x in (hidden_states, times, of_rows))
-        return torch.cat([projector(*part) for part in zip(*parts)])
+        return torch.cat([projector(x, t, tokens=m) for x, t, m in zip(*parts)])
 
     def _checked_tokens(self, numbers: Sequence[int | None], own: int) -> list[int]:
         """Tokens of a tile for each clip, `own` for None; raises where pooling makes another number."""
-        for number in set(numbers) - {None}:
+        for number in {number for number in numbers if number is not None}:
             made = AdaptivePooling.tokens(number, own)
             if number != made:
                 raise ValueError(

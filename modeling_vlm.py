@@ -11,6 +11,7 @@ Shapes: `B` rows of `S` tokens, a prompt of `L`; `H` width of the LLM.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils import can_return_tuple, logging
 
+from .chunks import compiled_steps
 from .clips import Clip, clip_grid_of
 from .configuration_pvc import llm_family
 from .conversation import get_conv_template
@@ -34,7 +36,7 @@ from .loading import (
     say_casts_once,
     translate_old_arguments,
 )
-from .modeling_intern_vit import check_finite, eval_mode
+from .modeling_intern_vit import InternVisionEncoderLayer, check_finite, eval_mode
 from .modeling_internlm2 import ENGINE_ATTENTION, InternLM2Model, causal_lm_output
 
 logger = logging.get_logger(__name__)
@@ -385,6 +387,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         clip_grid: torch.Tensor | None = None,
         cache: DialogueCache | None = None,
         fast_decode: bool = False,
+        compile_encoder: bool = False,
         **kwargs,
     ):
         """transformers' `generate`, with the images encoded once for all beams and sequences.
@@ -395,6 +398,8 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             cache: what earlier calls computed of this dialogue, re-used and extended; for one row of
                 `input_ids` and one answer.
             fast_decode: compile the LLM's steps (see `fast_decode.py`): pays for itself over many tokens.
+            compile_encoder: compile the steps of the ViT's layers, each number of time steps anew: pays for
+                itself over many images, or videos of as many frames.
             kwargs: of transformers' `generate`. With `past_key_values` that hold the images already,
                 `pixel_values` may be left out.
 
@@ -415,7 +420,8 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         options = kwargs | {"generation_config": generation_config}
         self._check_assisted(input_ids, options)
 
-        with eval_mode(self):
+        encoder = self._compiled_encoder(options) if compile_encoder else nullcontext()
+        with eval_mode(self), encoder:
             if cache is not None:
                 if input_ids is None or embeddings is not None:
                     raise ValueError("a cache needs input_ids and pixel_values, and no inputs_embeds")
@@ -432,6 +438,19 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             if fast_decode:
                 options = fast_decode_options(self, input_ids if embeddings is None else embeddings, options)
             return super().generate(input_ids=input_ids, **options)
+
+    def _compiled_encoder(self, options: dict):
+        """Within: the layers of the ViT run compiled, as `compile_config` of `options` of `generate` says.
+
+        Raises:
+            ValueError: where the model has no such layers.
+        """
+        layers = [module for module in self.modules() if isinstance(module, InternVisionEncoderLayer)]
+        if not layers:
+            raise ValueError("compile_encoder is for the layers of InternViT, of which this model has none")
+        config = generate_setting(self, options, "compile_config")
+        how = {} if config is None else {"backend": config.backend, "mode": config.mode}
+        return compiled_steps(layers, dynamic=True, **how)
 
     def _draft_embeds(self, input_ids, pixel_values, clip_grid, options: dict) -> dict:
         """The prompt's embeddings by an assistant that is such a model too: it encodes the images itself.

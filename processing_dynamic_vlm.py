@@ -115,9 +115,9 @@ class DynamicVLMImageProcessor(PVCImageProcessor):
         budget = super().token_budget(max_video_tokens, frame_tokens)
         return budget._replace(compressor=self.compressor, most=self.max_frame_tokens, counts_images=True)
 
-    def count_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
-        """Tiles of an image of any size: 1."""
-        return 1
+    def grid_of(self, width: int, height: int, max_tiles: int | None = None) -> tuple[int, int]:
+        """Columns and rows of tiles of an image of any size: 1 and 1."""
+        return 1, 1
 
     def video_lines(self, num_frames: int, times_s: Sequence[float] | None = None) -> list[Segment]:
         """What stands for a video in a prompt."""

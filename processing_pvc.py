@@ -220,11 +220,14 @@ class PVCImageProcessor(BaseImageProcessor):
         """Width and height of an image with the most tiles, for which serving engines plan their memory."""
         return size_of_most_tiles(self)
 
+    def grid_of(self, width: int, height: int, max_tiles: int | None = None) -> tuple[int, int]:
+        """Columns and rows of tiles of an upright image of so many pixels; arguments as of `image`."""
+        return tile_grid(width, height, *tile_limits(self, max_tiles), self.image_size)
+
     def count_tiles(self, width: int, height: int, max_tiles: int | None = None) -> int:
         """Tiles of an upright image of so many pixels, the thumbnail counted; arguments as of `image`."""
-        columns, rows = tile_grid(width, height, *tile_limits(self, max_tiles), self.image_size)
-        tiles = columns * rows
-        return tiles + 1 if self.use_thumbnail and tiles > 1 else tiles
+        columns, rows = self.grid_of(width, height, max_tiles)
+        return columns * rows + int(self.use_thumbnail and columns * rows > 1)
 
     def preprocess(
         self, images: Any, max_tiles: int | None = None, return_tensors: str = "pt", **kwargs
@@ -288,8 +291,7 @@ class PVCImageProcessor(BaseImageProcessor):
             source, options: as `preprocess.read_frames` takes them.
             max_tiles: tiles of a frame, the thumbnail not counted; None: 1.
             frame_times: whether the prompt tells the time of each frame.
-            budget: of the prompt that the video belongs to; None: it is alone.
-            as_bytes: as of `image`.
+            budget, as_bytes: as of `image`.
         """
         budget = Budget(self.media_policy) if budget is None else budget
         with open_frames(source, **options, budget=budget) as chosen:
@@ -328,8 +330,8 @@ class PVCImageProcessor(BaseImageProcessor):
 
     def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
         least, most = tile_limits(self, max_tiles)
-        options = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
-        return image_tiles(image, self.image_size, most, **options)  # (tiles, 3, S, S)
+        own: dict[str, Any] = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
+        return image_tiles(image, self.image_size, most, **own)  # (tiles, 3, S, S)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts

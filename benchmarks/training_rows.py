@@ -1,12 +1,15 @@
 """What it saves to fetch the rows of a training step one by one, and their tiles as bytes.
 
     python -m pvc.benchmarks.training_rows --rows 96 --pairs 3
+    python -m pvc.benchmarks.training_rows --decoding --pairs 5
 
 Two ways to the rows of one step of one process, from JPEG files to the tiles that the model takes: all of
 them before the first is trained on, as float32 (as transformers' Trainer asks for them), and each when it is
 needed, as bytes that are normalised last (as `PVCTrainer` does). Nothing is trained. The ways take turns,
 each time in a process of its own, on one core and without workers. Times are those of the processor, so that
 other processes do not disturb them.
+
+`--decoding` compares JPEG files of several sizes decoded whole with the option `reduced_jpegs`.
 """
 
 import argparse
@@ -27,20 +30,30 @@ from transformers import AutoTokenizer
 
 from pvc import CHECKPOINT
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
+from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
+from pvc.training.data.samples import Sample
+from pvc.training.data.sources import FileSource
 
 WAYS = {"all": "all rows first, float32", "needed": "each when needed, bytes"}
 COLUMNS = ("CPU s to the first row", "CPU s for the step", "memory MB")
 IMAGE = (800, 600)  # 12 tiles and a thumbnail
 FILES = 8
+PHOTOGRAPHS = ((1600, 1200), (3000, 2000), (6000, 4000))
+
+
+def write_image(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """A JPEG file as smooth as a photograph."""
+    width, height = size
+    coarse = Image.fromarray(rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
 
 
 def write_data(folder: Path) -> Path:
     """Photograph-like JPEG files, two in a sample, and their meta JSON."""
     rng = np.random.default_rng(0)
     for i in range(FILES):
-        coarse = Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8))
-        coarse.resize(IMAGE, Image.Resampling.BICUBIC).save(folder / f"{i}.jpg", quality=90)
+        write_image(folder / f"{i}.jpg", IMAGE, rng)
 
     talk = [{"from": "human", "value": "<image>\nWhat is it?"}, {"from": "gpt", "value": "An image."}]
     lines = [json.dumps({"image": f"{i}.jpg", "conversations": talk}) for i in range(FILES)]
@@ -53,12 +66,13 @@ def write_data(folder: Path) -> Path:
 
 def make_dataset(meta: Path, tile_size: int, max_tokens: int = 8192) -> PackedDataset:
     """Rows of images; by default as long as those of the 2B and 8B."""
-    processor = PVCProcessor(
-        PVCImageProcessor(image_size=tile_size),
-        AutoTokenizer.from_pretrained(str(CHECKPOINT), trust_remote_code=True),
-        template="internlm2-chat",
-    )
-    return PackedDataset(meta, processor, DataOptions(max_tokens=max_tokens))
+    return PackedDataset(meta, make_processor(tile_size), DataOptions(max_tokens=max_tokens))
+
+
+def make_processor(tile_size: int) -> PVCProcessor:
+    """That of a model with the published tiles and the tokenizer of PVC-Tiny."""
+    tokenizer = AutoTokenizer.from_pretrained(str(CHECKPOINT), trust_remote_code=True)
+    return PVCProcessor(PVCImageProcessor(image_size=tile_size), tokenizer, template="internlm2-chat")
 
 
 def fetch(way: str, dataset: PackedDataset, rows: int) -> dict[str, float]:
@@ -107,6 +121,38 @@ def measure(rows: int, pairs: int, tile_size: int, folder: Path) -> dict[str, li
     return found
 
 
+def compare_decoding(pairs: int, folder: Path) -> str:
+    """A table of the times of both ways to decode an image into tiles, and of how much they differ."""
+    processor = make_processor(448)
+    whole, reduced = (Encoder(processor, reduced_jpegs=option) for option in (False, True))
+    lines = [
+        "| image | tiles | whole CPU ms | reduced CPU ms | ratio | mean difference of 255 |",
+        "|---" * 6 + "|",
+    ]
+    for size in PHOTOGRAPHS:
+        write_image(folder / "photograph.jpg", size, np.random.default_rng(0))
+        source = FileSource(str(folder / "photograph.jpg"))
+        sample = Sample("a:1", (("<image>", "It."),), images=(source,))
+        encoded = whole.encode(sample, None, np.random.default_rng(0))
+
+        times: list[list[float]] = []
+        for _ in range(pairs):
+            times.append([])
+            tiles = []
+            for encoder in (whole, reduced):
+                start = time.process_time()
+                tiles.append(encoder.load(encoded, as_bytes=True))
+                times[-1].append(time.process_time() - start)
+
+        one, other = tiles
+        medians = [1000 * statistics.median(column) for column in zip(*times)]
+        ratio = statistics.median(pair[1] / pair[0] for pair in times)
+        difference = (one.float() - other.float()).abs().mean().item()
+        cells = [f"{size[0]} x {size[1]}", len(one), *(f"{ms:.0f}" for ms in medians)]
+        lines.append("| " + " | ".join(map(str, [*cells, f"{ratio:.2f}", f"{difference:.2f}"])) + " |")
+    return "\n".join(lines)
+
+
 def as_table(found: dict[str, list[dict[str, float]]], rows: int) -> str:
     """Medians of each way, and of the ratios of the pairs."""
     lines = [f"| {rows} rows of a step | {' | '.join(COLUMNS)} |", "|---" * (len(COLUMNS) + 1) + "|"]
@@ -127,6 +173,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=96, help="packed rows of a step of one process")
     parser.add_argument("--pairs", type=int, default=3, help="how often each way is taken")
     parser.add_argument("--tile-size", type=int, default=448, help="side of a tile in pixels")
+    parser.add_argument("--decoding", action="store_true", help="compare reduced_jpegs instead")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
@@ -138,6 +185,9 @@ def main() -> None:
         return
 
     with tempfile.TemporaryDirectory() as folder:
+        if arguments.decoding:
+            print(compare_decoding(arguments.pairs, Path(folder)))
+            return
         found = measure(arguments.rows, arguments.pairs, arguments.tile_size, Path(folder))
     print(as_table(found, arguments.rows))
 

@@ -129,7 +129,7 @@ class Tiling(NamedTuple):
             return stretched_tile(image, self.size)
         return image_tiles(image, self.size, max_tiles)
 
-    def count(self, width: int, height: int, max_tiles: int) -> int:
+    def tiles_of(self, width: int, height: int, max_tiles: int) -> int:
         """The number of tiles that `cut` gives of so many pixels."""
         if self.is_stretched:
             return 1
@@ -155,7 +155,7 @@ def count_tiles(media: Media, plan: ImagePlan, tiling: Tiling) -> int:
     """The number of tiles that `cut_image` would give."""
     with Image.open(_file(media)) as image:
         size = image.width * plan.enlarge, image.height * plan.enlarge
-    return tiling.count(*size, plan.max_tiles)
+    return tiling.tiles_of(*size, plan.max_tiles)
 
 
 def cut_frames(media: Media, shown: Shown, settings: Settings, tiling: Tiling) -> list[torch.Tensor]:

@@ -62,9 +62,9 @@ def restricted(processor: Any, options: ServerOptions, max_positions: int) -> An
     Raises:
         ValueError: the checkpoint's code is older than the policy.
     """
-    policy = getattr(processor, "media_policy", None)
+    policy: Any = getattr(processor, "media_policy", None)
     is_known = hasattr(policy, "is_cancelled") and hasattr(processor.image_processor, "token_budget")
-    if not is_known:
+    if policy is None or not is_known:
         raise ValueError(
             "the checkpoint's code is older than this server and cannot limit what it reads: convert it "
             "anew, or copy the code files of this package into its folder"

@@ -171,12 +171,14 @@ def parameter_groups(
             parts = tuple(part for part in multipliers if is_new(name, names_of[part]))
             groups.setdefault((for_muon, parts, len(shape) > 1), []).append(parameter)
 
+    def rate(parts: tuple[str, ...], for_muon: bool) -> float:
+        factors = [multipliers[part] for part in parts]
+        return learning_rate * prod(factors) * ((muon_lr_multiplier or 1) if for_muon else 1)
+
     return [
         {
             "params": parameters,
-            "lr": learning_rate
-            * prod(multipliers[part] for part in parts)
-            * ((muon_lr_multiplier or 1) if for_muon else 1),
+            "lr": rate(parts, for_muon),
             "weight_decay": weight_decay if decays else 0.0,
             IS_MATRIX: for_muon,
             PART: "+".join(parts),

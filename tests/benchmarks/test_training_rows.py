@@ -3,6 +3,13 @@
 from pvc.benchmarks import training_rows
 
 
+def test_a_reduced_jpeg_is_compared_with_the_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(training_rows, "PHOTOGRAPHS", ((900, 900),))
+    (row,) = training_rows.compare_decoding(1, tmp_path).splitlines()[2:]
+    image, tiles, _, _, _, difference = row.strip("| ").split(" | ")
+    assert (image, tiles) == ("900 x 900", "5") and float(difference) == 0  # half of it would be too small
+
+
 def test_both_ways_are_measured_and_compared(tmp_path):
     meta = training_rows.write_data(tmp_path)
     found = {

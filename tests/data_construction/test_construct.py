@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import re
+import shutil
 import threading
 import time
 from collections import Counter
@@ -27,7 +28,7 @@ from construction import (
     video_of,
     write_list,
 )
-from numbered_videos import number_of
+from numbered_videos import number_of, write_video
 from PIL import Image
 from transformers import AutoTokenizer
 
@@ -38,7 +39,8 @@ from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions
 from pvc.training.data.meta import read_meta
 from pvc.training.data_construction.construct import construct
-from pvc.training.data_construction.frames import FrameOptions
+from pvc.training.data_construction.frames import FrameOptions, save_frames
+from pvc.training.data_construction.videos import Video
 
 
 @pytest.fixture(scope="module")
@@ -196,6 +198,20 @@ def test_an_endpoint_that_refuses_everything_is_not_asked_for_ever(listed, serve
     assert report.replies == {"missing": 130}
 
 
+def test_errors_between_replies_stop_nothing(listed, server, tmp_path):
+    server.answer = lambda body: good_reply(body) if len(server.requests) % 2 else (400, b"no", {})
+    report = run(make_plan(listed, tasks_per_video=6), tmp_path, server.url, concurrency=1)
+    assert not report.gave_up and len(report.failures) == 30 > MOST_ERRORS
+
+
+def test_a_question_is_asked_once_about_a_video(listed, server, tmp_path):
+    pairs = {"pairs": [{"question": question, "answer": "the red one"} for question in ("Which?", "WHICH? ")]}
+    server.answer = lambda body: reply(json.dumps(pairs))
+    report = run(make_plan(listed, tasks=["reasoning_qa", "temporal_qa"]), tmp_path, server.url)
+    assert report.replies == {"used": 10, "nothing left": 10}
+    assert report.dropped == {"repeated question": 30} and sum(report.pairs.values()) == 10
+
+
 def test_content_that_the_provider_refuses_is_kept_as_refused(listed, server, tmp_path):
     server.responses = [
         (400, b'{"error": {"code": "content_policy_violation"}}', {}),
@@ -281,6 +297,26 @@ def test_a_long_video_is_thinned_and_a_share_of_them_less(listed, server, tmp_pa
     numbers = {len(folders[f"v{i}"]) for i in (2, 3, 6, 7)}  # of three and four seconds
     assert numbers == {2, 3} and len(folders["v0"]) == 1
     assert {Image.open(path).size for paths in folders.values() for path in paths} == {(32, 24)}
+
+
+def test_other_frames_are_asked_about_anew(server, tmp_path):
+    listed, out = write_list(tmp_path, 2), tmp_path / "out"
+    run(make_plan(listed), out, server.url)
+    write_video(tmp_path / "1.mp4", 4, "mpeg4", {}, times_ms=[0, 500, 1000, 1500])  # two seconds too
+    run(make_plan(listed), out, server.url)
+    assert len(server.requests) == 4  # the saved frames count, not the file
+
+    shutil.rmtree(out / "frames" / "v1")
+    run(make_plan(listed), out, server.url)
+    assert [video for video, _ in asked(server)[4:]] == [1, 1]
+    assert {len(images_of(body)) for _, _, body in server.requests[4:]} == {2}  # as many as before
+
+
+def test_a_frame_that_stays_for_seconds_is_there_for_each(tmp_path):
+    path = write_video(tmp_path / "slow.mkv", 3, "mpeg4", {}, times_ms=[0, 2500, 4000])
+    saved = save_frames(Video("slow", str(path)), tmp_path / "frames", FrameOptions())
+    shown = [number_of(np.asarray(Image.open(frame))) for frame in saved.paths()]
+    assert shown[:5] == [0, 0, 0, 1, 2] and saved.num_frames == len(shown)
 
 
 # ---- training

@@ -76,8 +76,14 @@ def test_a_dry_run_counts_what_a_run_then_asks(listed, server, tmp_path):
     images = sum(len(images_of(body)) for _, _, body in server.requests)
     assert (planned["requests"], planned["images in them"]) == (str(len(server.requests)), str(images))
 
+    with (out / "replies.jsonl").open("ab") as file:
+        file.write(b"torn")  # as of a run that is writing
     again = numbers(construct(listed, out, server, "--dry-run").stdout)
+    assert (out / "replies.jsonl").read_bytes().endswith(b"torn")
     assert (again["requests"], again["replies that are there"]) == ("0", "12")
+
+    other = construct(listed, out, server, "--dry-run", "--max-frames", 2)
+    assert other.exit_code == 1 and "max_frames 128, now 2" in other.stderr
 
 
 def test_a_run_that_is_not_complete_says_what_is_missing(listed, server, tmp_path):

@@ -10,6 +10,7 @@ from torch.testing import assert_close
 from transformers import DynamicCache, GenerationConfig, StoppingCriteria
 from watching import interrupted, watched
 
+from pvc import dialogue_cache
 from pvc.dialogue_cache import DialogueCache
 
 VIDEO = {"data_flag": [3], "num_patches_list": [1, 1, 1]}
@@ -41,6 +42,13 @@ def test_second_question_encodes_nothing_and_feeds_the_llm_its_text_alone(model,
         assert seen.rows[0] <= prompt - before  # the answer before it counts as text
         assert seen.rows[1:] == alone.rows[1:] == [1] * (SETTINGS["max_new_tokens"] - 1)
         before = prompt
+
+
+def test_a_question_compares_the_models_state_once(model, tokenizer, cache, monkeypatch):
+    compared, state = [], dialogue_cache._state
+    monkeypatch.setattr(dialogue_cache, "_state", lambda model: compared.append(1) or state(model))
+    model.chat(tokenizer, tiles(3), "What?", SETTINGS, **VIDEO, cache=cache)
+    assert len(compared) == 1
 
 
 def test_same_question_again_computes_one_place_of_its_prompt(model, tokenizer, cache):

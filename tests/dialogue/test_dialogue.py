@@ -617,3 +617,27 @@ def test_chat_batch_and_pipeline_of_pvc_tiny_in_int8(tokenizer):
     messages = [{"role": "user", "content": [{"type": "text", "text": "What?"}]}]
     (answer,) = ask(text=messages, return_full_text=False, **settings)
     assert isinstance(answer["generated_text"], str)
+
+
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_batches_of_like_length_give_the_answers_of_one_batch_with_less_padding(
+    size, model, tokenizer, calls
+):
+    questions = ["What is it? " * 9, "Who?", "Where is the red one of the two? " * 3, "Why?"]
+    arguments = (
+        tokenizer,
+        torch.randn(6, 3, 56, 56),
+        questions,
+        SETTINGS,
+        [1, [1, 1, 1], 0, 2],
+        [1, 3, 0, 1],
+    )
+    expected = model.batch_chat(*arguments)
+    padding = [int((call["attention_mask"] == 0).sum()) for call in calls]
+    calls.clear()
+
+    assert model.batch_chat(*arguments, batch_size=size) == expected
+    assert sum(int((call["attention_mask"] == 0).sum()) for call in calls) < padding[0]
+    assert max(len(call["input_ids"]) for call in calls) == size
+    with pytest.raises(ValueError, match="batch_size is 0: expected at least 1"):
+        model.batch_chat(*arguments, batch_size=0)

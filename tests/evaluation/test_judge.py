@@ -1,6 +1,7 @@
 """Judging by a chat model: official messages and readings, every reply counted, errors never kept."""
 
 import json
+import resource
 
 import pytest
 from builders import golden
@@ -340,6 +341,25 @@ def test_an_unfinished_last_line_is_cut_off(tmp_path):
     assert cache.get("hash", "judge") == "答案"
     assert cache.get("hash", "other") is None
     assert path.read_bytes() == whole + b'[1]\n{"reply": 1}\n'
+
+
+def test_a_reply_that_the_disk_cannot_hold_leaves_whole_lines(tmp_path):
+    path = tmp_path / "judge.jsonl"
+    cache = ReplyCache(path)
+    cache.put("first", "judge", "yes")
+    whole = path.read_bytes()
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 10, hard))
+    try:
+        with pytest.raises(OSError, match="10 of .* bytes of a reply could be written"):
+            cache.put("second", "judge", "yes")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+    assert cache.get("second", "judge") is None and path.read_bytes() == whole
+    cache.put("second", "judge", "no")
+    assert ReplyCache(path).get("second", "judge") == "no"
 
 
 def test_urls_are_completed_and_checked():

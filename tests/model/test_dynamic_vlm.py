@@ -368,3 +368,8 @@ def test_compiled_decoding_gives_the_tokens_of_plain_decoding():
     settings = GREEDY | {"eos_token_id": None}
     fast = model.generate(**prompt, **settings, fast_decode=True, compile_config=config)
     assert torch.equal(fast, model.generate(**prompt, **settings))
+
+
+def test_compile_encoder_is_refused_where_there_is_no_internvit():
+    with pytest.raises(ValueError, match="compile_encoder is for the layers of InternViT"):
+        official_model().generate(torch.tensor([[5]]), compile_encoder=True)

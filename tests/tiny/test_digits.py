@@ -1,28 +1,29 @@
 """The digits' ablations: what is asked, what configurations differ in, that runs resume, what is reported."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
 
+from pvc.tiny import ablation_runs
 from pvc.tiny.digits import __main__ as command
 from pvc.tiny.digits import data, report, runs
 from pvc.tiny.digits.models import BASE, STATIC, answer_logits, new_model, random_model, visual_tokens
 from pvc.tiny.digits.probes import diagnostics, held_out, time_share
 from pvc.tiny.digits.training import DenseStage, Training, train
 
-TINY = runs.Sizes(
-    vit_steps=1,
-    base=Training(steps=1, dense="interlaced", dense_steps=1, images=2, videos=2),
-    clips=4,
-    shorten=1000,
-)
+TINY = {
+    "base": {"vit_steps": 1, "dense_steps": 1, "steps": 1, "images": 2, "videos": 2, "clips": 4},
+    "runs": {"clips": 4, "shorten": 1000},
+}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     """A folder with the base and two runs, each of one step."""
     folder = tmp_path_factory.mktemp("digits")
-    runs.write_base(folder, TINY)
+    runs.run_base(folder, TINY)
     for name in ("pvc", "convert-interlaced"):
         runs.run_one(folder, name, 0, TINY)
     return folder
@@ -157,13 +158,33 @@ def test_questions_see_the_visual_tokens(base):
 
 
 def test_what_has_a_result_is_not_run_again(folder, monkeypatch):
-    assert command.pending(folder, ["pvc", "repeated"], 1) == [("repeated", 0)]
-    monkeypatch.setattr(command, "run_one", None)
-    command.run_all(folder, ["pvc"], seeds=1, jobs=1, sizes=TINY)
+    assert ablation_runs.pending(folder, ["pvc", "repeated"], 1) == [("repeated", 0)]
+    monkeypatch.setattr(runs, "train", None)
+    runs.run_base(folder, TINY)
+    runs.run_one(folder, "pvc", 0, TINY)
+
+
+def test_a_result_that_was_lost_is_made_again_the_same(folder):
+    path = ablation_runs.result_path(folder, "pvc", 0)
+    before = json.loads(path.read_text())
+    path.unlink()
+    runs.run_one(folder, "pvc", 0, TINY)
+    assert json.loads(path.read_text()) | {"cpu_seconds": 0} == before | {"cpu_seconds": 0}
+
+
+def test_the_command_runs_what_it_is_asked_for(monkeypatch, tmp_path):
+    asked = {}
+    monkeypatch.setattr(
+        command, "run_all", lambda folder, names, **options: asked.update(options, names=names)
+    )
+    command.main([str(tmp_path), "--seeds", "5", "--jobs", "1", "--only", "frozen", "pvc"])
+    assert asked["names"] == ["frozen", "pvc"] and asked["seeds"] == 5 and asked["jobs"] == 1
 
 
 def test_a_result_has_curves_controls_and_accuracy_on_the_way(folder):
-    results = {result["name"]: result for result in command.read_results(folder)}
+    results = {
+        result["name"]: result for result in ablation_runs.read_results(folder, runs.RUNS | runs.CONVERTED)
+    }
     assert list(results["pvc"]["images"]) == list(results["pvc"]["videos"]) == ["1", "2", "3", "4"]
     assert 0 <= results["pvc"]["copies"] <= 100
     assert set(results["convert-interlaced"]["by_step"]) <= {"0", "1000"}
@@ -181,7 +202,7 @@ BASE_SCORES = {"images": {"1": 95.0}, "videos": {"4": 94.0}, "cpu_seconds": 9.0,
 
 
 def test_the_report_has_means_and_standard_deviations(folder):
-    results = command.read_results(folder)
+    results = ablation_runs.read_results(folder, runs.RUNS | runs.CONVERTED)
     of_pvc = next(result for result in results if result["name"] == "pvc")
     shown = [
         of_pvc | {"seed": seed, "images": {"1": 10.0, "4": share}} for seed, share in enumerate((60.0, 80.0))
@@ -193,6 +214,6 @@ def test_the_report_has_means_and_standard_deviations(folder):
     assert "| + progressive encoding |  |  |  | 0 |  |" in text
 
 
-def test_without_results_the_command_says_how_to_get_them(tmp_path):
-    with pytest.raises(FileNotFoundError, match="without --report"):
-        command.read_results(tmp_path)
+def test_the_command_reports_a_folder(folder, capsys):
+    command.main([str(folder), "--report"])
+    assert "### Components (Table 3)" in capsys.readouterr().out

@@ -21,7 +21,7 @@ from pvc.conversation import (
     get_conv_template,
     with_placeholders,
 )
-from pvc.preprocess import image_tiles
+from pvc.preprocess import image_tiles, read_frames
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import IGNORED, Encoder, as_jpeg
 from pvc.training.data.samples import BrokenSample, Sample
@@ -271,6 +271,20 @@ def test_a_video_that_is_too_long_gets_the_most_frames_that_fit(folder):
         encoded(12, lengths[2] - 1)
 
 
+@pytest.mark.parametrize(("source", "frames"), [("v.mp4", 12), ("frames", 5)])
+def test_every_frame_is_shown_once_in_order_and_none_is_left_out_to_fit(folder, source, frames):
+    turns, media = [("<video>", "a")], {"video": str(folder / source), "every_frame": True}
+    processor, options = tiny_processor(), {"min_frames": 2, "max_frames": 3}
+    encoded = encode(turns, processor, options=options, **media)
+    expected = read_frames(str(folder / source), num_frames=None).frames
+    assert encoded.media[0].clip.frames == len(expected) == frames
+
+    shown = Encoder(processor, **options).load(encoded)
+    assert torch.equal(shown, processor.image_processor.video(expected, num_frames=None).tiles)
+    with pytest.raises(BrokenSample, match=f"{len(encoded)} tokens .* at most {len(encoded) - 1}"):
+        encode(turns, options=options | {"max_tokens": len(encoded) - 1}, **media)
+
+
 def test_a_text_that_is_too_long_is_broken():
     with pytest.raises(BrokenSample, match="data.jsonl:1: .* expected at most 50"):
         encode([("a", "word " * 60)], options={"max_tokens": 50})
@@ -331,6 +345,28 @@ def test_the_quality_lies_between_75_and_100(monkeypatch):
     monkeypatch.setattr(Image.Image, "save", recording)
     as_jpeg(torch.zeros(400, 3, 8, 8, dtype=torch.uint8), rng())
     assert qualities == set(range(75, 101))
+
+
+@pytest.mark.parametrize("size, orientation", [((900, 600), 1), ((900, 601), 6), ((60, 40), 1)])
+def test_a_jpeg_may_be_decoded_at_the_scale_of_its_tiles(tmp_path, size, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    coarse = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 9, 3), np.uint8))
+    coarse.resize(size, Image.Resampling.BICUBIC).save(tmp_path / "a.jpg", exif=exif, quality=95)
+    coarse.resize(size).save(tmp_path / "a.png")
+
+    processor = tiny_processor(max_tiles=6)
+    plain, reduced = (Encoder(processor, reduced_jpegs=is_reduced) for is_reduced in (False, True))
+    for name in ("a.jpg", "a.png"):
+        images = (FileSource(str(tmp_path / name)),)
+        one = reduced.encode(Sample("a:1", (("<image>", "A"),), images=images), None, rng())
+        opened = reduced._reduced(images[0].open(), 6)
+        is_smaller = isinstance(opened, Image.Image) and opened.size != size
+        assert is_smaller == (name == "a.jpg" and size[0] > 500)
+
+        tiles, expected = (encoder.load(one, as_bytes=True).float() for encoder in (reduced, plain))
+        assert tiles.shape == expected.shape
+        assert (tiles - expected).abs().mean() < (4 if is_smaller else 1e-9)
 
 
 @pytest.mark.parametrize(

@@ -121,6 +121,10 @@ BROKEN = {
         "OverflowError",
     ),
     "a clip that is none": (dialogue("<video>", "It.", video="c.mp4", clip=[1]), "clip is [1]"),
+    "every frame by another word": (
+        dialogue("<video>", "It.", video="c.mp4", every_frame="yes"),
+        "every_frame is 'yes': expected true or false",
+    ),
 }
 
 

@@ -24,16 +24,14 @@ PROBED = 128  # images that diagnostics are computed from
 
 
 @torch.no_grad()
-def scores(model: PVCForConditionalGeneration, clips: int, *, curves: bool = True) -> dict:
-    """Accuracies in percent: "images" by repeats, "videos" by frames, "copies" of the first repeat.
-
-    `curves`: at all numbers of time steps; else at the model's own.
-    """
+def scores(model: PVCForConditionalGeneration, clips: int) -> dict:
+    """Accuracies in percent: "images" by repeats, "videos" by frames, "copies" of the first repeat."""
     most = model.config.image_repeats
-    steps = range(1, most + 1) if curves else [most]
+    repeats = range(1, most + 1)
+    frames = repeats if most > 1 else [data.TIME_STEPS]
     result: dict = {
-        "images": {str(n): accuracy(model, 1, n, clips) for n in steps},
-        "videos": {str(n): accuracy(model, n, 1, clips) for n in (steps if most > 1 else [data.TIME_STEPS])},
+        "images": {str(n): accuracy(model, 1, n, clips) for n in repeats},
+        "videos": {str(n): accuracy(model, n, 1, clips) for n in frames},
     }
     if most > 1:
         result["copies"] = accuracy(model, 1, most, clips, copies=True)

@@ -6,10 +6,10 @@ it has the row: compare their order, not their size.
 """
 
 from collections.abc import Callable, Sequence
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import NamedTuple
 
-from pvc.reporting.markdown import markdown_table
+from pvc.tiny.ablation_report import markdown, mean_std
 from pvc.tiny.digits.runs import CONVERTED, RUNS
 
 Results = Sequence[dict]
@@ -29,6 +29,7 @@ TABLES = {
         Row("256-tokens", "4 tokens of 2x2 patches, shown once (the paper's 256)", "59.1", "61.9"),
         Row("repeated", "1 token, repeated", "52.6", "58.0"),
         Row("repeated-compute", "1 token, repeated, twice the steps"),
+        Row("repeated-longer", "1 token, repeated, four times the steps"),
         Row("progressive", "+ progressive encoding", "58.1", "61.8"),
         Row("adaptive", "adaptive compression alone"),
         Row("pvc", "+ both: PVC", "58.5", "62.4"),
@@ -52,9 +53,10 @@ TABLES = {
     ),
     "What tells the repeats apart": (
         Row("random", "projector at random: answers alone"),
-        Row("random-adaln", "and AdaLN random, TE x 8, at the full rate"),
-        Row("random-dropped", "and repeats dropped in training"),
-        Row("random-longer", "and three times the steps"),
+        Row("plain-longer", "three times the steps, norm at the full rate"),
+        Row("random-adaln", "AdaLN random, TE x 8, norm at the full rate"),
+        Row("random-longer", "the same, three times the steps"),
+        Row("random-dropped", "AdaLN random, repeats dropped in training"),
         Row("random-dense", "AdaLN random, dense labels read from all repeats first"),
         Row("repeated-dense", "the same without progressive compression"),
         Row("random-told", "dense labels of each repeat's sub-grid first"),
@@ -103,21 +105,21 @@ def _table(rows: Sequence[Row], results: Results) -> str:
     lines = []
     for row in rows:
         runs = _of(results, row.name)
-        images = mean_std([_last(run["images"]) for run in runs])
-        copies = mean_std([run["copies"] for run in runs if "copies" in run])
-        videos = mean_std([_last(run["videos"]) for run in runs])
+        images = _percent([_last(run["images"]) for run in runs])
+        copies = _percent([run["copies"] for run in runs if "copies" in run])
+        videos = _percent([_last(run["videos"]) for run in runs])
         seconds = f"{fmean(run['cpu_seconds'] for run in runs):.0f}" if runs else ""
         lines.append([row.label, images, copies, videos, len(runs), seconds, row.info_vqa, row.mv_bench])
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _curves(kind: str, results: Results) -> str:
     numbers = ("1", "2", "3", "4")
     lines = [
-        [row.label, *(mean_std([run[kind][number] for run in _of(results, row.name)]) for number in numbers)]
+        [row.label, *(_percent([run[kind][number] for run in _of(results, row.name)]) for number in numbers)]
         for row in CURVES
     ]
-    return _markdown(["", *numbers], lines)
+    return markdown(["", *numbers], lines)
 
 
 def _conversions(results: Results) -> str:
@@ -125,9 +127,10 @@ def _conversions(results: Results) -> str:
     for name, run in CONVERTED.items():
         runs = _of(results, name)
         for kind in ("images", "videos"):
-            cells = [mean_std([run["by_step"][step][kind] for run in runs]) for step in STEPS]
+            measured = [run["by_step"] for run in runs]
+            cells = [_percent([steps[step][kind] for steps in measured if step in steps]) for step in STEPS]
             lines.append([f"`{run.start}`, {kind}", *cells, len(runs)])
-    return _markdown(["", "untrained", *(f"{step} steps" for step in STEPS[1:]), "seeds"], lines)
+    return markdown(["", "untrained", *(f"{step} steps" for step in STEPS[1:]), "seeds"], lines)
 
 
 def _diagnostics(results: Results) -> str:
@@ -137,7 +140,7 @@ def _diagnostics(results: Results) -> str:
         runs = _of(results, name)
         if runs and runs[0]["cosine"]:
             lines.append([name, *(_means(runs, key) for key in ("cosine", "branch_share", "time_share"))])
-    return _markdown(head, lines)
+    return markdown(head, lines)
 
 
 def _means(runs: Results, key: str) -> str:
@@ -156,16 +159,9 @@ def _cost(results: Results) -> str:
     for name in RUNS | CONVERTED:
         if runs := _of(results, name):
             lines.append([name, *(f"{fmean(map(value, runs)):,.0f}" for value in columns.values())])
-    return _markdown(["", *columns], lines)
+    return markdown(["", *columns], lines)
 
 
-def mean_std(values: Sequence[float]) -> str:
-    """Mean and standard deviation; "" of nothing."""
-    if not values:
-        return ""
-    mean = f"{fmean(values):.1f}"
-    return f"{mean} ± {stdev(values):.1f}" if len(values) > 1 else mean
-
-
-def _markdown(head: list[str], lines: list[list]) -> str:
-    return markdown_table(head, lines, align="l" + "r" * (len(head) - 1))
+def _percent(values: Sequence[float]) -> str:
+    """Mean and standard deviation of percentages; "" of nothing."""
+    return mean_std([value / 100 for value in values])

@@ -5,21 +5,20 @@ data. All begin with the ViT and the LLM of one base. FOLDER holds
 
     base.safetensors        the small InternVL that all begin with; base.json its scores
     results/NAME-SEED.json  of a run, written last; the report reads these alone
+    recipes.json            how much all of them are trained
 
 A run takes about a minute, so one that was interrupted is started again.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import load_file, save_file
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.tiny.ablation_runs import result_path, write_json
 from pvc.tiny.digits import data
 from pvc.tiny.digits.models import BASE, STATIC, new_model, random_model
 from pvc.tiny.digits.probes import accuracy, diagnostics, interlaced_error, scores
@@ -45,14 +44,11 @@ class Run:
     steps_at: tuple[int, ...] = ()
 
 
-@dataclass(frozen=True)
-class Sizes:
-    """How much is computed; tests take less."""
-
-    vit_steps: int = 150
-    base: Training = Training(steps=1800, dense="interlaced", dense_steps=240, learning_rate=5e-3)
-    clips: int = 512  # held-out clips of each accuracy
-    shorten: int = 1  # divides all steps of the runs
+# how much is computed, by stage; "shorten" divides the steps of all runs
+RECIPES: dict[str, dict] = {
+    "base": {"vit_steps": 150, "dense_steps": 240, "steps": 1800, "learning_rate": 5e-3, "clips": 512},
+    "runs": {"clips": 512, "shorten": 1},
+}
 
 
 def temporal_layers(number: int) -> dict[str, Any]:
@@ -69,6 +65,7 @@ RUNS = {
     "repeated": Run(STATIC, TRAINING, "average"),
     "pvc": Run({}, TRAINING, "interlaced"),
     "repeated-compute": Run(STATIC, replace(TRAINING, steps=COMPUTE * TRAINING.steps), "average"),
+    "repeated-longer": Run(STATIC, replace(TRAINING, steps=2 * COMPUTE * TRAINING.steps), "average"),
     "adaptive": Run(temporal_layers(0), TRAINING, "interlaced"),
     "progressive": Run({"adaptive_compression": False}, TRAINING, "average"),
     "256-tokens": Run(BASE, TRAINING, "average"),
@@ -80,6 +77,7 @@ RUNS = {
     "random-told": Run({}, replace(TRAINING, dense="interlaced", norm_rate=1.0)),
     "repeated-dense": Run(STATIC, replace(TRAINING, dense="attend", norm_rate=1.0)),
     "random-dropped": Run({}, replace(TRAINING, norm_rate=1.0, drop_repeats=True), "random-adaln"),
+    "plain-longer": Run({}, replace(TRAINING, norm_rate=1.0, steps=LONGER * TRAINING.steps)),
     "random-longer": Run({}, replace(TRAINING, norm_rate=1.0, steps=LONGER * TRAINING.steps), "random-adaln"),
     # condition of AdaLN (Table 10)
     "condition-te": Run({"vision_config": {"temporal_condition": "te"}}, TRAINING, "interlaced"),
@@ -104,57 +102,49 @@ CONVERTED = {  # the same InternVL converted in three ways, at a constant rate
 }
 
 
-def result_path(folder: Path, name: str, seed: int) -> Path:
-    return folder / "results" / f"{name}-{seed}.json"
-
-
-def write_base(folder: Path, sizes: Sizes):
+def run_base(folder: Path, recipes: dict):
     """Trains the base, if it is not there yet: its ViT on single digits, then all of it on answers."""
     if (folder / "base.json").exists():
         return
+    recipe = dict(recipes["base"])
+    vit_steps, clips = recipe.pop("vit_steps"), recipe.pop("clips")
     model = random_model(BASE, BASE_SEED)
-    loss = pretrain_vit(model, sizes.vit_steps, BASE_SEED)
-    facts = train(model, sizes.base, BASE_SEED)
+    loss = pretrain_vit(model, vit_steps, BASE_SEED)
+    facts = train(model, Training(dense="interlaced", **recipe), BASE_SEED)
 
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "base.safetensors")
     facts |= {"vit_loss": loss, "interlaced_error": interlaced_error(model)}
-    write_json(folder / "base.json", facts | scores(model, sizes.clips))
+    write_json(folder / "base.json", facts | scores(model, clips))
 
 
-def run_one(folder: Path, name: str, seed: int, sizes: Sizes):
-    """Trains and evaluates one run and writes its result."""
-    torch.set_num_threads(1)
+def run_one(folder: Path, name: str, seed: int, recipes: dict):
+    """Trains and evaluates one run and writes its result, unless another process has meanwhile."""
+    if result_path(folder, name, seed).exists():
+        return
+    clips, shorten = (recipes["runs"][key] for key in ("clips", "shorten"))
     run = (RUNS | CONVERTED)[name]
     model = new_model(run.changes, seed, load_file(folder / "base.safetensors"), run.start)
     training = replace(
         run.training,
-        steps=-(-run.training.steps // sizes.shorten),
-        dense_steps=-(-run.training.dense_steps // sizes.shorten),
+        steps=-(-run.training.steps // shorten),
+        dense_steps=-(-run.training.dense_steps // shorten),
     )
 
     # accuracy on the way, for the runs that ask for it
-    steps = {-(-step // sizes.shorten) for step in run.steps_at}
+    steps = {-(-step // shorten) for step in run.steps_at}
     by_step: dict[str, dict] = {}
 
     def measure(step: int, model: PVCForConditionalGeneration):
         if step in steps:
             repeats = model.config.image_repeats
-            by_step[str(step * sizes.shorten)] = {
-                "images": accuracy(model, 1, repeats, sizes.clips),
-                "videos": accuracy(model, data.TIME_STEPS, 1, sizes.clips),
+            by_step[str(step * shorten)] = {
+                "images": accuracy(model, 1, repeats, clips),
+                "videos": accuracy(model, data.TIME_STEPS, 1, clips),
             }
 
     facts = train(model, training, seed, measure)
     result = {"name": name, "seed": seed, "training": asdict(training)} | facts
-    result |= {"by_step": by_step} | scores(model, sizes.clips) | diagnostics(model)
+    result |= {"by_step": by_step} | scores(model, clips) | diagnostics(model)
     result["parameters"] = model.num_parameters()
     write_json(result_path(folder, name, seed), result)
-
-
-def write_json(path: Path, value):
-    """All of it or nothing: a file that is there is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)

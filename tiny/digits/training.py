@@ -36,7 +36,7 @@ class Training:
         dense, dense_steps: the stage before them; "" for none.
         images, videos: clips of a step.
         norm_rate: times the learning rate, for the projector's norm.
-        drawn: repeats of images are drawn from 1 to 4 at each step, frames of videos from 2 to 4; else 4.
+        drawn: at each step, repeats of images and frames of videos are drawn from 1 to 4; else both are 4.
         drop_repeats: the LLM gets the tokens of a random choice of an image's repeats.
         vit, llm: whether these are trained, beside what is new.
         schedule: of the learning rate: "cosine" or "constant", both after a warm-up.
@@ -84,7 +84,7 @@ class AnswerStage:
         self.model = model
         self.training = training
         self.steps = training.steps
-        self.modules: list[nn.Module] = []
+        self.parameters: list[nn.Parameter] = []  # beside the model's
 
     def loss(self, rng: np.random.Generator) -> torch.Tensor:
         repeats, frames = self.model.config.image_repeats, data.TIME_STEPS
@@ -120,7 +120,6 @@ class DenseStage:
         self.steps = training.dense_steps
         torch.manual_seed(seed)
         self.head = nn.Linear(WIDTH, data.POSITIONS * data.DIGITS)
-        self.modules: list[nn.Module] = [self.head]
 
         tokens = model.config.image_repeats * round(data.SIDE * model.config.downsample_ratio) ** 2
         scores = torch.randn(data.POSITIONS, tokens)
@@ -128,8 +127,7 @@ class DenseStage:
             scores = torch.full_like(scores, -torch.inf)
             scores[torch.arange(data.POSITIONS), data.sub_grids()] = 0.0
         self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (16, tokens)
-        self.reader = nn.ParameterList([self.scores])
-        self.modules.append(self.reader)
+        self.parameters = [*self.head.parameters(), self.scores]
 
     def loss(self, rng: np.random.Generator) -> torch.Tensor:
         images = data.draw_clips(self.training.images, 1, rng)
@@ -157,11 +155,8 @@ def _run_stage(
 ) -> float:
     """Trains for the steps of a stage; returns the mean loss of their last tenth."""
     model.train()
-    dense = isinstance(stage, DenseStage)
-    groups = parameter_groups(model, training, dense)
-    groups.append(
-        {"params": [x for m in stage.modules for x in m.parameters()], "lr": training.learning_rate}
-    )
+    groups = parameter_groups(model, training, dense=isinstance(stage, DenseStage))
+    groups.append({"params": list(stage.parameters), "lr": training.learning_rate})
     optimizer = torch.optim.AdamW(groups, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: rate(step, stage.steps, training.schedule)
@@ -191,15 +186,17 @@ def parameter_groups(model: PVCForConditionalGeneration, training: Training, den
     """Groups of what is trained with their learning rates; sets `requires_grad`."""
     groups: dict[float, list] = {1.0: [], SLOW: [], training.norm_rate: []}
     for name, parameter in model.named_parameters():
-        is_vit = "vision_model" in name and not is_new(name)
-        is_llm = "language_model" in name or name.startswith("lm_head")
-        parameter.requires_grad_(
-            not (is_vit and not training.vit) and not (is_llm and (dense or not training.llm))
-        )
+        is_trained, share = True, 1.0
+        if "vision_model" in name and not is_new(name):
+            is_trained, share = training.vit, SLOW
+        elif "language_model" in name or name.startswith("lm_head"):
+            is_trained = training.llm and not dense
+        elif name.startswith("model.projector.norm."):
+            share = training.norm_rate
 
-        if parameter.requires_grad:
-            is_norm = name.startswith("model.projector.norm.")
-            groups[SLOW if is_vit else training.norm_rate if is_norm else 1.0].append(parameter)
+        parameter.requires_grad_(is_trained)
+        if is_trained:
+            groups[share].append(parameter)
     return [{"params": group, "lr": share * training.learning_rate} for share, group in groups.items()]
 
 
@@ -211,12 +208,12 @@ def rate(step: int, steps: int, schedule: str) -> float:
     return warm * (0.5 + 0.5 * float(np.cos(np.pi * step / steps)))
 
 
-def pretrain_vit(model: PVCForConditionalGeneration, steps: int, seed: int):
-    """Trains the ViT to tell the digit of each patch, by a linear head."""
+def pretrain_vit(model: PVCForConditionalGeneration, steps: int, seed: int) -> float:
+    """Trains the ViT to tell the digit of each patch, by a linear head; returns the last loss."""
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 0])
     vit = model.model.vision_model
-    head = nn.Linear(vit.config.hidden_size, 10)
+    head = nn.Linear(vit.config.hidden_size, data.DIGITS)
     parameters = [*vit.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 

@@ -59,6 +59,7 @@ OF_ENCODER = (  # the options that `encoding.Encoder` takes
     "frame_tiles",
     "max_video_tokens",
     "frame_tokens",
+    "reduced_jpegs",
 )
 SHARED_FROM = 100_000  # samples of an epoch, from which on workers share its order
 PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
@@ -71,7 +72,8 @@ class DataOptions:
     Attributes:
         max_tokens: of a row.
         image_to_video: see `mixing.Mixture`.
-        min_frames, max_frames, fps, frame_tiles, max_video_tokens, frame_tokens: see `encoding.Encoder`.
+        min_frames, max_frames, fps, frame_tiles, max_video_tokens, frame_tokens, reduced_jpegs: see
+            `encoding.Encoder`.
         seed: of the order, the frames and the augmentation.
         skip_broken: how many samples may be broken before it is an error, on each rank.
         streams: that plan rows after the head; see above.
@@ -86,6 +88,7 @@ class DataOptions:
     frame_tiles: int = 1
     max_video_tokens: int | None = None
     frame_tokens: int | list[int] | None = None
+    reduced_jpegs: bool = False
     seed: int = 0
     skip_broken: int = 0
     streams: int = 64
@@ -380,9 +383,10 @@ class PackLoader(DataLoader):
             )
 
         now = self._settings()
-        differing = {name for name in now if state["settings"].get(name) != now[name]}
+        then = asdict(DataOptions()) | state["settings"]  # an earlier version had fewer options
+        differing = {name for name in now if then.get(name) != now[name]}
         if differing:
-            changes = (f"{name} {state['settings'].get(name)} -> {now[name]}" for name in sorted(differing))
+            changes = (f"{name} {then.get(name)} -> {now[name]}" for name in sorted(differing))
             raise ValueError(f"the data cannot go on where they stopped: {', '.join(changes)}")
 
         self.next_pack = state["next_pack"]

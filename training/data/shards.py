@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from io import BytesIO
+from itertools import groupby
 from os.path import basename
 from typing import Any, NamedTuple
 
@@ -177,41 +178,36 @@ def read_index(shard: str) -> Index:
         OSError: where it cannot be read.
     """
     files: list[tuple[bytes, int, int]] = []
-    first: list[int] = []
-    kinds: list[int] = []
-    group: list[tuple[bytes, int, int]] = []
-
-    def close_group() -> None:
-        names = [name.decode().lower() for name, _, _ in group]
-        if any(name.endswith(".json") for name in names):  # anything else is no sample
-            first.append(len(files))
-            files.extend(group)
-            kinds.append(KINDS.index(_kind_of(names)))
-        group.clear()
-
+    first, kinds = [0], []
     try:
         with fsspec.open(shard, "rb") as opened, tarfile.open(fileobj=opened, mode="r:") as tar:
-            for member in tar:
-                if not member.isfile():
-                    continue
-                if group and _key(group[-1][0].decode()) != _key(member.name):
-                    close_group()
-                group.append((member.name.encode(), member.offset_data, member.size))
+            for members in _by_key(tar):
+                names = [member.name.lower() for member in members]
+                if not any(name.endswith(".json") for name in names):
+                    continue  # a README, a licence
+                files += [(member.name.encode(), member.offset_data, member.size) for member in members]
+                first.append(len(files))
+                kinds.append(KINDS.index(_kind_of(names)))
     except tarfile.TarError as error:
         raise ValueError(f"{shard} is not a tar file without compression: {error}") from error
 
-    if group:
-        close_group()
-    if not first:
+    if not files:
         raise ValueError(f"{shard} has no sample: expected KEY.json, and beside it KEY.jpg, KEY.mp4, ...")
-    names, starts, sizes = zip(*files)
+    names_of_files, starts, sizes = zip(*files)
     return Index(
-        np.array(names),
+        np.array(names_of_files),
         np.array(starts, np.int64),
         np.array(sizes, np.int64),
-        np.array([*first, len(files)], np.int32),
+        np.array(first, np.int32),
         np.array(kinds, np.int8),
     )
+
+
+def _by_key(tar: tarfile.TarFile) -> Iterator[list[tarfile.TarInfo]]:
+    """The files of each sample, which follow each other."""
+    files = (member for member in tar if member.isfile())
+    for _, members in groupby(files, key=lambda member: _key(member.name)):
+        yield list(members)
 
 
 def _kind_of(names: Sequence[str]) -> str:
