@@ -330,8 +330,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
     def _tiles(self, image: Image.Image, max_tiles: int | None, as_bytes: bool = False) -> torch.Tensor:
         least, most = tile_limits(self, max_tiles)
-        own: dict[str, Any] = {"min_num": least, "use_thumbnail": self.use_thumbnail, "as_bytes": as_bytes}
-        return image_tiles(image, self.image_size, most, **own)  # (tiles, 3, S, S)
+        return image_tiles(image, self.image_size, most, least, self.use_thumbnail, as_bytes)
 
 
 # ---------------------------------------------------------------------------------------------------- prompts

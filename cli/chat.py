@@ -16,9 +16,15 @@ from typer import Argument, Option
 from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.cli.shared import (
     DTYPES,
+    FPS,
+    FRAME_TOKENS,
     HUB_ID,
+    IMAGE_REPEATS,
+    MAX_TILES,
+    NUM_FRAMES,
     QUANTIZATIONS,
     USER_ERRORS,
+    VIDEO_TOKENS,
     drop_none,
     examples,
     find_model,
@@ -51,20 +57,12 @@ def chat(
     max_new_tokens: Annotated[int, Option(min=1, help="Most tokens of an answer.")] = 1024,
     sample: Annotated[bool, Option("--sample", help="Sample tokens instead of greedy decoding.")] = False,
     temperature: Annotated[float | None, Option(min=0, help="Above 0 implies --sample.")] = None,
-    num_frames: Annotated[int | None, Option(min=1, help="Frames of a video. Default: the model's.")] = None,
-    fps: Annotated[float | None, Option(help="Frames per second, at most --num-frames in all.")] = None,
-    max_tiles: Annotated[
-        int | None, Option(min=1, help="Tiles of an image. Default: the model's; 1 for a frame.")
-    ] = None,
-    image_repeats: Annotated[
-        int | None, Option(min=1, help="How often an image is shown. Default: the model's.")
-    ] = None,
-    max_video_tokens: Annotated[
-        int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
-    ] = None,
-    frame_tokens: Annotated[
-        int | None, Option(min=1, help="Visual tokens of a frame of a video, in place of that.")
-    ] = None,
+    num_frames: NUM_FRAMES = None,
+    fps: FPS = None,
+    max_tiles: MAX_TILES = None,
+    image_repeats: IMAGE_REPEATS = None,
+    max_video_tokens: VIDEO_TOKENS = None,
+    frame_tokens: FRAME_TOKENS = None,
     device: Annotated[str | None, Option(help="cuda, cuda:1, mps, cpu, or auto: all GPUs.")] = None,
     dtype: Annotated[DTYPES, Option(help="auto: as saved.")] = "auto",
     quantize: Annotated[QUANTIZATIONS | None, Option(help="Load the LLM in 8 or 4 bits.")] = None,

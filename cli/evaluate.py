@@ -14,7 +14,10 @@ from typer import Argument, Exit, Option
 from pvc import CHECKPOINT
 from pvc.cli.shared import (
     DTYPES,
+    FRAME_TOKENS,
+    IMAGE_REPEATS,
     QUANTIZATIONS,
+    VIDEO_TOKENS,
     examples,
     find_model,
     in_one_line,
@@ -46,15 +49,9 @@ def evaluate(
     limit: Annotated[int | None, Option(min=1, help="The first so many records alone.")] = None,
     frames: Annotated[int | None, Option(min=1, help="Of a video, in place of the protocol's.")] = None,
     tiles: Annotated[int | None, Option(min=1, help="Of an image, in place of the protocol's.")] = None,
-    image_repeats: Annotated[
-        int | None, Option(min=1, help="How often an image is shown. Default: the model's.")
-    ] = None,
-    max_video_tokens: Annotated[
-        int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
-    ] = None,
-    frame_tokens: Annotated[
-        int | None, Option(min=1, help="Visual tokens of a frame of a video, in place of that.")
-    ] = None,
+    image_repeats: IMAGE_REPEATS = None,
+    max_video_tokens: VIDEO_TOKENS = None,
+    frame_tokens: FRAME_TOKENS = None,
     batch: Annotated[int, Option(min=1, help="Questions asked at once.")] = 1,
     workers: Annotated[int, Option(min=0, help="Processes that read media ahead.")] = 2,
     skip_missing: Annotated[

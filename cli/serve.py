@@ -11,7 +11,12 @@ from pvc import ABOUT_CHECKPOINT, CHECKPOINT
 from pvc.cli.chat import load_model
 from pvc.cli.shared import (
     DTYPES,
+    FPS,
+    FRAME_TOKENS,
+    MAX_TILES,
+    NUM_FRAMES,
     QUANTIZATIONS,
+    VIDEO_TOKENS,
     drop_none,
     examples,
     find_model,
@@ -48,17 +53,11 @@ def serve(
     allow_host: Annotated[
         list[str], Option(metavar="NAME", help="Name by which a proxy asks for this server; repeatable.")
     ] = (),  # type: ignore[assignment]
-    num_frames: Annotated[int | None, Option(min=1, help="Frames of a video. Default: the model's.")] = None,
-    fps: Annotated[float | None, Option(help="Frames per second, at most --num-frames in all.")] = None,
-    max_tiles: Annotated[
-        int | None, Option(min=1, help="Tiles of an image. Default: the model's; 1 for a frame.")
-    ] = None,
-    max_video_tokens: Annotated[
-        int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")
-    ] = None,
-    frame_tokens: Annotated[
-        int | None, Option(min=1, help="Visual tokens of a frame of a video, in place of that.")
-    ] = None,
+    num_frames: NUM_FRAMES = None,
+    fps: FPS = None,
+    max_tiles: MAX_TILES = None,
+    max_video_tokens: VIDEO_TOKENS = None,
+    frame_tokens: FRAME_TOKENS = None,
     max_tokens: Annotated[int | None, Option(min=1, help="Of an answer. Default: 4096.")] = None,
     max_request_mib: Annotated[int | None, Option(min=1, help="Of a request. Default: 64.")] = None,
     max_batch: Annotated[int | None, Option(min=1, help="Requests answered at once. Default: 16.")] = None,

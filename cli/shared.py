@@ -5,12 +5,12 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from rich.progress import DownloadColumn, Progress, TransferSpeedColumn
 from rich.status import Status
-from typer import Exit
+from typer import Exit, Option
 from typer.core import TyperGroup
 
 from pvc.conversion.matching import UnmatchedParameters
@@ -18,6 +18,18 @@ from pvc.conversion.printable import printable
 
 HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 DTYPES = Literal["auto", "bfloat16", "float16", "float32"]
+NUM_FRAMES = Annotated[int | None, Option(min=1, help="Frames of a video. Default: the model's.")]
+FPS = Annotated[float | None, Option(help="Frames per second, at most --num-frames in all.")]
+MAX_TILES = Annotated[
+    int | None, Option(min=1, help="Tiles of an image. Default: the model's; 1 for a frame.")
+]
+IMAGE_REPEATS = Annotated[
+    int | None, Option(min=1, help="How often an image is shown. Default: the model's.")
+]
+VIDEO_TOKENS = Annotated[int | None, Option(min=1, help="Visual tokens of a video. Default: the model's.")]
+FRAME_TOKENS = Annotated[
+    int | None, Option(min=1, help="Visual tokens of a frame of a video, in place of that.")
+]
 QUANTIZATIONS = Literal["int8", "nf4", "int8-weight-only"]  # of the LLM: see `loading.quantization_config`
 USER_ERRORS = (OSError, ValueError, ImportError, RuntimeError)  # reported in one line; all else is a bug
 STARTUP_ERRORS = (OSError, ValueError, ImportError)  # of training: a RuntimeError keeps its traceback

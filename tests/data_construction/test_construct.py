@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from builders import golden
-from chat_server import ChatServer, reply
+from chat_server import reply
 from construction import (
     endpoint,
     good_reply,
@@ -46,15 +46,6 @@ from pvc.training.data_construction.videos import Video
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory) -> Path:
     return write_list(tmp_path_factory.mktemp("videos"))
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = ChatServer(good_reply)
-    yield server
-    server.close()
 
 
 def asked(server) -> list[tuple[int, str]]:

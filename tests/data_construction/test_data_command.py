@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_server import ChatServer
-from construction import MODEL, good_reply, images_of, write_list
+from construction import MODEL, images_of, write_list
 from training_runs import RECIPE, losses, pvc, write_dynamic_model
 
 from pvc.training.data_construction.asking import Asker
@@ -15,15 +14,6 @@ from pvc.training.data_construction.asking import Asker
 @pytest.fixture(scope="module")
 def listed(tmp_path_factory) -> Path:
     return write_list(tmp_path_factory.mktemp("videos"), 4)
-
-
-@pytest.fixture
-def server(monkeypatch):
-    for name in ("OPENAI_API_KEY", "http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
-        monkeypatch.delenv(name, raising=False)
-    server = ChatServer(good_reply)
-    yield server
-    server.close()
 
 
 def construct(listed, out, server, *options):
