@@ -35,7 +35,12 @@ from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
-OTHER_FILES = ("processor_config.json", "py.typed", "tiny/synthetic/tasks.yaml")
+OTHER_FILES = (
+    "processor_config.json",
+    "py.typed",
+    "tiny/synthetic/board_tasks.yaml",
+    "tiny/synthetic/tasks.yaml",
+)
 ROOT_FILES = [*MODEL_FILES, *DYNAMIC_VLM_FILES, *MEDIA_FILES]
 
 # ---- the files themselves
