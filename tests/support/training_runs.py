@@ -53,11 +53,11 @@ def write_model(folder: Path, head_scale=1) -> Path:
 
 
 def write_dynamic_model(folder: Path) -> Path:
-    """A tiny Dynamic-VLM: 36 patches a frame, a budget of 60 tokens; the projector is new."""
+    """A tiny Dynamic-VLM: 36 patches a frame, a budget of 60 tokens; a new projector, and dropout."""
     official = json.loads(golden("dynamic_vlm/model_config.json").read_text())
     tokenizer = AutoTokenizer.from_pretrained(golden("dynamic_vlm/tokenizer"))
     config = DynamicVLMConfig(
-        vision_config=official["vision_config"] | {"num_hidden_layers": 2},
+        vision_config=official["vision_config"] | {"num_hidden_layers": 2, "attention_dropout": 0.1},
         llm_config=official["text_config"] | {"model_type": "qwen2", "num_hidden_layers": 2},
         max_video_tokens=60,
         max_frame_tokens=36,

@@ -318,6 +318,9 @@ class PackLoader(DataLoader):
             prefetch_factor=prefetch_factor,
             pin_memory=pin_memory,
             collate_fn=_as_it_is,
+            # the seed of its workers, which draw from streams of their own, must not come from the
+            # generator that dropout uses: a run that goes on would be a number ahead
+            generator=torch.Generator(),
         )
 
     @property
