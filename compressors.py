@@ -69,7 +69,7 @@ class AdaptivePooling(nn.Module):
         # a view: a copy would cost more than the pooling
         x = features.transpose(1, 2).unflatten(2, (grid, grid))  # (F, C, g, g)
         x = functional.adaptive_avg_pool2d(x, side)  # (F, C, s, s)
-        return x.flatten(2).transpose(1, 2)  # (F, s * s, C)
+        return x.flatten(2).transpose(1, 2).contiguous()  # (F, s * s, C), as engines' linear layers want it
 
 
 class TokenMerging(nn.Module):

@@ -330,6 +330,13 @@ def test_the_tokens_announced_for_576_patches_are_those_made():
             assert module(x, wanted).shape == (1, module.tokens(wanted, 576), 2)
 
 
+def test_the_features_of_a_token_lie_side_by_side():
+    """vLLM's linear layers on a CPU take no other layout."""
+    for module in compressors(36, 8):
+        for tokens in (1, 4, 9, 36):
+            assert module(torch.randn(2, 36, 8), tokens).stride(-1) == 1
+
+
 def test_no_frame_and_no_token_are_told_apart():
     for module in compressors(16, 4):
         assert module(torch.randn(0, 16, 4), 4).shape == (0, module.tokens(4, 16), 4)

@@ -107,6 +107,7 @@ def save_random_model(folder: Path, llm_type: str, tokenizer_kind: str, template
 def save_dynamic_vlm(folder: Path) -> None:
     """A Dynamic-VLM with random weights, whose frames of a video have four tokens each, an image nine."""
     llm = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    llm["max_position_embeddings"] = 2048
     budget = {"max_video_tokens": 4 * FRAMES, "min_frame_tokens": 1, "max_frame_tokens": 9}
     model = small_model(llm_config=llm, **budget)
     processor = small_processor(model.config)
