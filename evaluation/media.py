@@ -8,6 +8,7 @@
 
 import io
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -298,7 +299,8 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
     A unit that is not read within `timeout_s` is broken; the others go on. Without workers there is no limit.
 
     Raises:
-        RuntimeError: a worker was killed, such as by the system where memory is short.
+        RuntimeError: a worker was killed, such as by the system where memory is short. It may also be raised
+            in what consumes the units: see `with_worker_advice`.
     """
     done = 0
     while done < len(units):
@@ -317,6 +319,21 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
             done += 1
         elif problem:
             raise RuntimeError(f"{problem} ({WORKER_ADVICE})")
+
+
+@contextmanager
+def with_worker_advice() -> Iterator[None]:
+    """Within: a killed worker's error says what to do.
+
+    torch raises it wherever the process is at that moment: while a unit is awaited, or while one is answered.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        problem = in_a_line(str(error))
+        if not problem.startswith("DataLoader worker") or WORKER_ADVICE in problem:
+            raise
+        raise RuntimeError(f"{problem} ({WORKER_ADVICE})") from error
 
 
 def _loader(units: Units, workers: int, timeout_s: float) -> DataLoader:

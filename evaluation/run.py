@@ -346,7 +346,7 @@ def ask_all(
     progress: Progress | None,
 ) -> None:
     """Asks the questions of the units and writes each answer down before the next."""
-    from pvc.evaluation.media import Broken, Units, read_ahead
+    from pvc.evaluation.media import Broken, Units, read_ahead, with_worker_advice
 
     total = sum(len(unit) for unit in units)
     done = 0
@@ -371,8 +371,9 @@ def ask_all(
         progress(0, total)
     if units:
         source = read_ahead(Units(units, plan.protocol, engine.tiling, engine.reads_tiles), options.workers)
-        for answer in engine.answer(readable(source), plan.protocol.settings):
-            write(answer_line(answer))
+        with with_worker_advice():
+            for answer in engine.answer(readable(source), plan.protocol.settings):
+                write(answer_line(answer))
 
 
 def answer_line(answer: "Answer") -> dict[str, Any]:

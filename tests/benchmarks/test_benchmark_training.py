@@ -87,7 +87,12 @@ def multiply_adds(row) -> int:
     attention = 4 * tokens * width**2 + 2 * tokens**2 * width
     feed_forward = 2 * tokens * width * mlp
     total = 0
-    for frames, tiles, repeats, _ in clips_of(row):
+    clips = clips_of(row)
+    encoded = sum(clip.frames * clip.tiles for clip in clips)
+    shown = sum(clip.frames * clip.tiles * clip.repeats for clip in clips)
+    if encoded < shown:  # gamma's and beta's first products: of tiles, of times and of zero, in place of rows
+        total -= 2 * ((shown - encoded) * tokens - shown - 1) * width**2
+    for frames, tiles, repeats, _ in clips:
         early, late, moments = frames * tiles, frames * tiles * repeats, frames * repeats
         total += early * (16 * 3 * 14**2 * width + layers * attention + (layers - 1) * feed_forward)
         total += late * (feed_forward + 4 * tokens * width**2)

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from counting_task import PROTOCOL, read, write_images
 
-from pvc.evaluation.media import Broken, Tiling, Units, read_ahead
+from pvc.evaluation.media import Broken, Tiling, Units, read_ahead, with_worker_advice
 
 
 @pytest.fixture
@@ -47,7 +47,16 @@ def test_media_that_hang_are_given_up(groups):
     assert named(found) == ["0", "1", "TimeoutError: not read within 3 s", "3", "4", "5"]
 
 
+def test_a_killed_process_that_is_noticed_elsewhere_ends_the_run_with_advice():
+    problem = "DataLoader worker (pid 7) is killed by signal: Killed."
+    with pytest.raises(RuntimeError, match="pid 7.*with fewer --workers"), with_worker_advice():
+        raise RuntimeError(problem)
+    with pytest.raises(RuntimeError, match="^out of memory$"), with_worker_advice():
+        raise RuntimeError("out of memory")
+
+
 def test_a_process_that_is_killed_ends_the_run_with_advice(groups):
     found = read_ahead(units(groups, lambda: os.kill(os.getpid(), signal.SIGKILL)), workers=1)
     with pytest.raises(RuntimeError, match="a process that reads media ended: with fewer --workers"):
-        named(found)
+        with with_worker_advice():
+            named(found)
