@@ -57,6 +57,6 @@ def test_a_killed_process_that_is_noticed_elsewhere_ends_the_run_with_advice():
 
 def test_a_process_that_is_killed_ends_the_run_with_advice(groups):
     found = read_ahead(units(groups, lambda: os.kill(os.getpid(), signal.SIGKILL)), workers=1)
-    with pytest.raises(RuntimeError, match="a process that reads media ended: with fewer --workers"):
-        with with_worker_advice():
-            named(found)
+    advice = "a process that reads media ended: with fewer --workers"
+    with pytest.raises(RuntimeError, match=advice), with_worker_advice():
+        named(found)
