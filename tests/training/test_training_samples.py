@@ -5,10 +5,11 @@ import logging
 import os
 
 import pytest
+from PIL import Image
 from training_files import dialogue, write_image, write_meta
 
 from pvc.training.data.meta import read_meta
-from pvc.training.data.samples import KINDS, BrokenSample
+from pvc.training.data.samples import KINDS, BrokenSample, parse
 from pvc.training.data.sources import FileSource, VideoFileSource
 
 TEXT = dialogue("Say it", "It.")
@@ -238,3 +239,11 @@ def test_codes_in_keys_do_not_reach_the_terminal_by_a_warning(folder, caplog):
 )
 def test_keys_that_name_no_media_are_let_be(folder, caplog, fields):
     assert warnings_of(folder, caplog, TEXT | fields) == []
+
+
+def test_media_of_a_record_are_found_in_a_list_of_folders(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    turns = [{"from": "human", "value": "<image>\nWhat?"}, {"from": "gpt", "value": "Black."}]
+    record = {"image": "a.png", "conversations": turns}
+    (image,) = parse(record, ["elsewhere", str(tmp_path)], "line 1").images
+    assert image.size() == (8, 8)

@@ -202,8 +202,14 @@ class Folders(NamedTuple):
         return VideoFileSource(_found(name, self.roots), clip_s)
 
 
-def parse(record, files: MediaFiles, where: str) -> Sample:
-    """The sample that a line of an annotation describes; a ValueError where it is none."""
+def parse(record, files: MediaFiles | Sequence[str], where: str) -> Sample:
+    """The sample that a line of an annotation describes; a ValueError where it is none.
+
+    Args:
+        files: where its media are; a list of folders stands for `Folders` of them.
+    """
+    if isinstance(files, Sequence) and not isinstance(files, Folders):
+        files = Folders(files)
     if not isinstance(record, dict):
         raise ValueError(f"a line is {_shown(record)}: expected an object with 'conversations'")
 
