@@ -334,17 +334,34 @@ class ChatMixin:
             batch = by_length[start : start + batch_size]
             shown = [tiles[i] for i in batch if counts[i]]
             pixels = torch.cat(shown) if shown else None
-            found = self._answer(tokenizer, [dialogues[i] for i in batch], pixels, generation_config)
+            found = self._answer(
+                tokenizer,
+                [dialogues[i] for i in batch],
+                pixels,
+                generation_config,
+                rows=[rows[i] for i in batch],
+            )
             for i, answer in zip(batch, found):
                 answers[i] = answer
         return answers
 
     def _answer(
-        self, tokenizer, dialogues: list[Dialogue], pixel_values, generation_config, **generate_options
+        self,
+        tokenizer,
+        dialogues: list[Dialogue],
+        pixel_values,
+        generation_config,
+        *,
+        rows: list[list[int]] | None = None,
+        **generate_options,
     ) -> list[str]:
-        """The model's answers to dialogues whose tiles stand one after another in `pixel_values`."""
+        """The model's answers to dialogues whose tiles stand one after another in `pixel_values`.
+
+        `rows`: of `_prompt_rows`, where they are known already.
+        """
         clips = [clip for dialogue in dialogues for clip in dialogue.clips]
-        rows = self._prompt_rows(tokenizer, dialogues, pixel_values)
+        if rows is None:
+            rows = self._prompt_rows(tokenizer, dialogues, pixel_values)
 
         # one batch, padded on the left
         pad_id = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
