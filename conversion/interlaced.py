@@ -26,10 +26,12 @@ from dataclasses import dataclass
 
 import torch
 
+from pvc.modeling_intern_vit import sinusoid
+
 COMPONENTS = 16  # of the projector's input that carry the time of one sub-block
 LEVEL = 64.0  # what is added to them: far above the features of a ViT
 SHARPNESS = 10.0  # of a ramp, at the distance of two times
-LINEAR = 0.05  # largest frequency of the sinusoid that counts as linear in t
+LINEAR = 0.05  # largest sine at t = 1 that counts as linear in t
 
 
 @dataclass(frozen=True)
@@ -87,31 +89,26 @@ class InterlacedStart:
 
     # ---- TE: times to hats
 
+    def _sine(self) -> int:
+        """The component of the sinusoid that is nearly linear in t; cosines stand before the sines."""
+        half = self.time_embed_dim // 2
+        sines = sinusoid(torch.ones(1), self.time_embed_dim)[0, half:]
+        return half + min(int((sines > LINEAR).sum()), half - 1)
+
     def _knots(self) -> torch.Tensor:
         """`(count,)` float64: sin(f t) / sin(f) at the times of the repeats; 0 first, 1 last."""
-        times = torch.arange(self.count, dtype=torch.float64) / (self.count - 1)
-        return torch.sin(self._frequency() * times) / torch.sin(self._frequency())
-
-    def _frequency(self) -> torch.Tensor:
-        half = self.time_embed_dim // 2
-        frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        return frequencies[self._frequency_index()]
-
-    def _frequency_index(self) -> int:
-        half = self.time_embed_dim // 2
-        frequencies = 10_000.0 ** (-torch.arange(half, dtype=torch.float64) / half)
-        return int((frequencies > LINEAR).sum().clamp(max=half - 1))
+        sines = sinusoid(torch.linspace(0, 1, self.count), self.time_embed_dim)[:, self._sine()]
+        return sines.double() / sines[-1].double()
 
     def _steepness(self) -> float:
         return SHARPNESS * (self.count - 1)
 
     def _ramp_slopes(self, usual: torch.Tensor) -> torch.Tensor:
         """Hidden unit `i` of TE is `steepness * (time - knot i)` where that is positive, else about 0."""
-        half = self.time_embed_dim // 2
+        sine, last = self._sine(), sinusoid(torch.ones(1), self.time_embed_dim)[0]
         weight = usual.clone()
         weight[: self.count - 1] = 0
-        sine = half + self._frequency_index()  # the sinusoid has the cosines first
-        weight[: self.count - 1, sine] = self._steepness() / torch.sin(self._frequency()).item()
+        weight[: self.count - 1, sine] = self._steepness() / last[sine].item()
         return weight
 
     def _ramp_starts(self, usual: torch.Tensor) -> torch.Tensor:
