@@ -26,7 +26,7 @@ import torch
 from transformers.utils import logging
 
 from pvc.training.checkpoint import last_checkpoint
-from pvc.training.recipe import Recipe
+from pvc.training.recipe import Recipe, parse_changes
 from pvc.training.run import train
 from pvc.training.trainer import COUNTED, DATA_STATE
 
@@ -182,6 +182,33 @@ def read_results(folder: Path, order: Iterable[str]) -> list[dict]:
         raise FileNotFoundError(f"{folder / 'results'} has no results: run the command without --report")
     names = list(order)
     return sorted(results, key=lambda result: (names.index(result["name"]), result["seed"]))
+
+
+def run_command(
+    description: str,
+    configurations: Sequence[str],
+    *,
+    jobs: int,
+    show: Callable[[list[dict], Path], None],
+    read_recipes: Callable[[dict], dict],
+    run_all: Callable[..., None],
+):
+    """The command of an ablation: trains what has no result, or shows the results.
+
+    Args:
+        jobs: runs at a time by default.
+        show: takes the results, and the path of the plots.
+        read_recipes: of changes to them, as `--set` names them.
+    """
+    arguments = parse_arguments(description, configurations, jobs=jobs)
+    if arguments.report:
+        results = read_results(arguments.folder, configurations)
+        show(results, arguments.figure or arguments.folder / "ablations.svg")
+        return
+
+    names = arguments.only or list(configurations)
+    recipes = read_recipes(parse_changes(arguments.set))
+    run_all(arguments.folder, names, seeds=arguments.seeds, jobs=arguments.jobs, recipes=recipes)
 
 
 def parse_arguments(description: str, configurations: Iterable[str], *, jobs: int) -> argparse.Namespace:

@@ -29,9 +29,8 @@ from pvc.tiny.ablation_report import draw_figure, report
 from pvc.tiny.ablation_runs import (
     BASE,
     RUNS,
-    parse_arguments,
-    read_results,
     result_path,
+    run_command,
     train_run,
     training_data,
     write_json,
@@ -44,7 +43,7 @@ from pvc.tiny.tokenizer import write_tokenizer
 from pvc.tiny.vision_pretraining import pretrain
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import save_folder
-from pvc.training.recipe import parse_changes, read_recipe
+from pvc.training.recipe import read_recipe
 from pvc.training.run import load_processor
 from pvc.training.trainer import is_new
 
@@ -232,18 +231,22 @@ def read_recipes(changes: dict) -> dict:
     return {BASE: read_recipe("ablations-base"), RUNS: read_recipe("ablations", changes)}
 
 
-def main():
-    arguments = parse_arguments(__doc__.split("\n")[0], CONFIGURATIONS, jobs=2)
-    if arguments.report:
-        results = read_results(arguments.folder, CONFIGURATIONS)
-        baseline = held_out(IMAGES).majority_baseline() | held_out(VIDEOS).majority_baseline()
-        print(report(results, baseline), end="")
-        draw_figure(results, arguments.figure or arguments.folder / "ablations.svg")
-        return
+def show(results: list[dict], figure: Path):
+    """Prints the tables, and draws the plots."""
+    baseline = held_out(IMAGES).majority_baseline() | held_out(VIDEOS).majority_baseline()
+    print(report(results, baseline), end="")
+    draw_figure(results, figure)
 
-    names = arguments.only or list(CONFIGURATIONS)
-    recipes = read_recipes(parse_changes(arguments.set))
-    run_all(arguments.folder, names, seeds=arguments.seeds, jobs=arguments.jobs, recipes=recipes)
+
+def main():
+    run_command(
+        __doc__.split("\n")[0],
+        list(CONFIGURATIONS),
+        jobs=2,
+        show=show,
+        read_recipes=read_recipes,
+        run_all=run_all,
+    )
 
 
 if __name__ == "__main__":

@@ -37,9 +37,8 @@ from pvc.tiny import ablation_runs
 from pvc.tiny.ablation_runs import (
     BASE,
     RUNS,
-    parse_arguments,
-    read_results,
     result_path,
+    run_command,
     train_run,
     training_data,
     write_json,
@@ -53,7 +52,7 @@ from pvc.tiny.synthetic.image_tasks import TILE
 from pvc.tiny.tokenizer import write_tokenizer
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.checkpoint import save_folder
-from pvc.training.recipe import parse_changes, read_recipe
+from pvc.training.recipe import read_recipe
 from pvc.training.run import DYNAMIC_VLM, PVC, System, load_processor
 
 SYSTEMS = {"dynamic": DYNAMIC_VLM, "pvc": PVC}
@@ -324,17 +323,21 @@ def read_recipes(changes: dict) -> dict:
     }
 
 
-def main():
-    arguments = parse_arguments(__doc__.split("\n")[0], CONFIGURATIONS, jobs=1)
-    if arguments.report:
-        results = read_results(arguments.folder, CONFIGURATIONS)
-        print(report(results, majority_baseline()), end="")
-        draw_figure(results, arguments.figure or arguments.folder / "ablations.svg")
-        return
+def show(results: list[dict], figure: Path):
+    """Prints the tables, and draws the plots."""
+    print(report(results, majority_baseline()), end="")
+    draw_figure(results, figure)
 
-    names = arguments.only or list(CONFIGURATIONS)
-    recipes = read_recipes(parse_changes(arguments.set))
-    run_all(arguments.folder, names, seeds=arguments.seeds, jobs=arguments.jobs, recipes=recipes)
+
+def main():
+    run_command(
+        __doc__.split("\n")[0],
+        list(CONFIGURATIONS),
+        jobs=1,
+        show=show,
+        read_recipes=read_recipes,
+        run_all=run_all,
+    )
 
 
 if __name__ == "__main__":

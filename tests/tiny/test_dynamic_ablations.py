@@ -99,8 +99,13 @@ def test_a_run_that_is_cut_off_ends_as_an_unbroken_one(runs_folder, tmp_path, mo
 
 
 def test_what_has_a_result_is_not_run_again(runs_folder, monkeypatch):
+    def written() -> dict[str, int]:
+        return {path.name: path.stat().st_mtime_ns for path in (runs_folder / "results").iterdir()}
+
     monkeypatch.setattr(ablation_runs, "train_run", None)
+    before = written()
     dynamic_ablations.run_all(runs_folder, list(RUNS), seeds=1, jobs=1, recipes=RECIPES)
+    assert before and written() == before
 
 
 # ---- report
