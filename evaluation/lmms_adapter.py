@@ -24,7 +24,7 @@ from transformers import AutoModelForImageTextToText, AutoTokenizer
 
 from pvc import CHECKPOINT
 from pvc.evaluation.engine import ChatEngine, device_of_rank
-from pvc.evaluation.media import Broken, Unit, Units, read_ahead
+from pvc.evaluation.media import Broken, Unit, Units, read_ahead, with_worker_advice
 from pvc.evaluation.prompts import frame_lines, image_lines
 from pvc.evaluation.records import Media, Record, Shown
 from pvc.evaluation.task import Protocol, Settings
@@ -143,10 +143,11 @@ class PVC(lmms):
 
         units = read_ahead(Units(groups, protocol, self.engine.tiling), self.workers)
         answers = self.engine.answer(map(_readable, units), protocol.settings)
-        for x, answer in zip(asked, answers, strict=True):
-            if answer.text is None:
-                raise RuntimeError(f"{task}: question {x.number} was not answered: {answer.error}")
-            yield x, answer.text
+        with with_worker_advice():
+            for x, answer in zip(asked, answers, strict=True):
+                if answer.text is None:
+                    raise RuntimeError(f"{task}: question {x.number} was not answered: {answer.error}")
+                yield x, answer.text
 
     def loglikelihood(self, requests: Sequence[Any]) -> list[tuple[float, bool]]:
         """Not available: answers are generated."""
