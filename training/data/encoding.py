@@ -205,7 +205,12 @@ class Encoder:
         start_s, end_s = sample.clip_s or (None, None)
         frames = self._frame_choice(file.source, file.clip.frames)
         frames = {"num_frames": None} if sample.every_frame else frames
-        options = {"max_tiles": file.max_tiles, "start_s": start_s, "end_s": end_s, "as_bytes": True}
+        options: dict[str, Any] = {
+            "max_tiles": file.max_tiles,
+            "start_s": start_s,
+            "end_s": end_s,
+            "as_bytes": True,
+        }
         if self.reduced_frames:
             options["scaled_size"] = partial(self._reduced_size, max_tiles=file.max_tiles)
         return self.images.video(source, **options, **frames)
