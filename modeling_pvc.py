@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from torch import nn
 from transformers import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import can_return_tuple
 
 from .chat import ChatMixin
@@ -43,7 +44,7 @@ from .modeling_vlm import (
 )
 
 
-class AdaptiveCompression(nn.Module):
+class AdaptiveCompression(GradientCheckpointingLayer):
     """The projector: `v = MLP(AdaLN(x~; x~ + TE))` with `x~ = PixelShuffle(x)` (section 3.2 of the paper).
 
     Stacks each block of tokens of the grid (4x4 at ratio 0.25) into one of width `D`. With
@@ -51,6 +52,8 @@ class AdaptiveCompression(nn.Module):
 
     Where fewer tokens are asked for, patches are pooled to fewer blocks first: `s * s` tokens of the means
     in `block * s` x `block * s` windows.
+
+    Gradient checkpointing takes it as a layer: its AdaLN keeps some 12 tensors of width `D` otherwise.
     """
 
     def __init__(self, config: PVCConfig):
