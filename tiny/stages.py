@@ -1,9 +1,11 @@
-"""The stages that make PVC-Tiny, as commands, and the run of all of them: `python -m pvc.tiny.build all FOLDER`.
+"""The stages that make PVC-Tiny, as commands, and the run of them all.
+
+    python -m pvc.tiny.build all FOLDER
 
 Every stage is a command of its own, printed before it runs. It runs in this process, so that nothing goes on
 when this is killed. FOLDER holds
 
-    plan.json           the stages, and the share of their steps that is taken
+    plan.json           the command of each stage
     hours.json          CPU and wall seconds of each stage, brought up to date every minute
     finished/STAGE      written when a stage has ended: it is skipped from then on
     start, answers, …   what stages make
@@ -23,11 +25,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from pvc.training.recipe import RECIPES
 
 HEARTBEAT_SECONDS = 60
+HOURS = "hours.json"
 PROGRAMS = {"pvc": "pvc.cli"}  # commands that are modules
 
 
@@ -86,9 +89,8 @@ def commands(folder: Path, scale: float = 1.0) -> dict[str, list[str]]:
     folders = {stage.makes for stage in STAGES if stage.makes} | {"START", "ANSWERS", "ONE", "TWO"}
     result = {}
     for stage in STAGES:
-        steps = max(round(stage.steps * scale), FEWEST_STEPS)
         words = []
-        for word in shlex.split(stage.command.format(steps=steps)):
+        for word in shlex.split(stage.command.format(steps=_steps(stage, scale))):
             first, slash, rest = word.partition("/")
             if first in folders:
                 word = f"{folder / first.lower()}{slash}{rest}"
@@ -99,6 +101,10 @@ def commands(folder: Path, scale: float = 1.0) -> dict[str, list[str]]:
     return result
 
 
+def _steps(stage: Stage, scale: float) -> int:
+    return max(round(stage.steps * scale), FEWEST_STEPS)
+
+
 def build_all(folder: Path, scale: float = 1.0) -> None:
     """Makes PVC-Tiny in `folder`/tiny, or goes on with it.
 
@@ -106,7 +112,7 @@ def build_all(folder: Path, scale: float = 1.0) -> None:
         scale: the share of each stage's steps that is taken, to try it out.
 
     Raises:
-        ValueError: where `folder` has a run of other stages or another scale.
+        ValueError: where `folder` has a stage that began with another command.
     """
     (folder / "finished").mkdir(parents=True, exist_ok=True)
     _check_plan(folder, scale)
@@ -126,18 +132,32 @@ def build_all(folder: Path, scale: float = 1.0) -> None:
             _run(planned[stage.name])
         done.touch()
 
-    print(
-        f"finished after {_hours(folder)}; into a clone: python -m pvc.tiny.build install {folder / 'tiny'} ROOT"
-    )
+    installs = f"python -m pvc.tiny.build install {folder / 'tiny'} ROOT"
+    print(f"finished after {_hours(folder)}; next: {installs}")
 
 
 def _check_plan(folder: Path, scale: float) -> None:
-    plan = {"scale": scale, "commands": [stage.command for stage in STAGES]}
+    """Writes the plan; raises a ValueError where a stage that has begun had another command."""
     path = folder / "plan.json"
-    if not path.exists():
-        path.write_text(json.dumps(plan, indent=1) + "\n", encoding="utf-8")
-    elif json.loads(path.read_text(encoding="utf-8")) != plan:
-        raise ValueError(f"{path} is of a run with other stages or scale: choose another folder")
+    plan = {stage.name: stage.command.format(steps=_steps(stage, scale)) for stage in STAGES}
+    before = _read(path)
+    if changed := [name for name in _read(folder / HOURS) if before.get(name) != plan.get(name)]:
+        raise ValueError(
+            f"{folder} has {', '.join(changed)} by another command, see plan.json: choose another folder, or "
+            "the same scale"
+        )
+    _write(path, plan)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, values: dict[str, Any]) -> None:
+    """All of it or nothing: a file that is there is whole."""
+    unfinished = path.with_suffix(".unfinished")
+    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    os.replace(unfinished, path)
 
 
 def _run(words: list[str]) -> None:
@@ -164,18 +184,16 @@ def _run(words: list[str]) -> None:
 @contextmanager
 def _timed(folder: Path, name: str) -> Iterator[None]:
     """Adds the time of what is done to that of the stage, every minute and at the end."""
-    path = folder / "hours.json"
-    hours = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    path = folder / HOURS
+    hours = _read(path)
     before = hours.get(name, {"cpu_s": 0.0, "wall_s": 0.0})
     cpu, wall = time.process_time(), time.monotonic()
     ended = Event()
 
     def write() -> None:
         taken = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
-        hours[name] = {key: round(before[key] + value, 1) for key, value in taken.items()}
-        unfinished = path.with_suffix(".unfinished")
-        unfinished.write_text(json.dumps(hours, indent=1) + "\n", encoding="utf-8")
-        os.replace(unfinished, path)
+        hours[name] = {key: round(before[key] + value, 3) for key, value in taken.items()}
+        _write(path, hours)
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
@@ -192,7 +210,6 @@ def _timed(folder: Path, name: str) -> Iterator[None]:
 
 
 def _hours(folder: Path) -> str:
-    path = folder / "hours.json"
-    stages = json.loads(path.read_text(encoding="utf-8")).values() if path.exists() else ()
+    stages = _read(folder / HOURS).values()
     cpu, wall = (sum(stage[key] for stage in stages) / 3600 for key in ("cpu_s", "wall_s"))
     return f"{cpu:.1f} hours of a core ({wall:.1f} by the clock)"

@@ -61,7 +61,6 @@ from pvc.tiny.dense_labels import (
     UNKNOWN,
     LabelledClip,
     LabelledClips,
-    Labels,
     collate_clips,
     parts_of_patches,
 )

@@ -1,7 +1,7 @@
 """Muon for the matrices of transformer layers, AdamW for all else, as one optimizer.
 
-Both are torch's; on a CPU, Muon computes in float32 where torch's takes bfloat16. They share the groups and the state of what stands around them, so that schedules,
-checkpoints and the Trainer see a single optimizer.
+Both are torch's; on a CPU, Muon computes in float32 where torch's takes bfloat16. They share the groups and
+the state of what stands around them, so that schedules, checkpoints and the Trainer see a single optimizer.
 """
 
 from collections.abc import Sequence
