@@ -1,7 +1,7 @@
 """What `pvc serve` does under load: answers per second, time to the first token, memory.
 
-    python -m pvc.benchmarks.serving throughput      batched over one at a time, under 1, 4 and 16 clients
-    python -m pvc.benchmarks.serving memory          the server's memory over 1,000 mixed requests, after as many
+    python -m pvc.benchmarks.serving throughput    batched over one at a time, under 1, 4 and 16 clients
+    python -m pvc.benchmarks.serving memory        the server's memory over 1,000 mixed requests after as many
 
 Servers are started by the command, in processes of their own, and asked over HTTP as clients ask. Each prints
 a table in Markdown and exits with 1 where the claim does not hold. It needs the extra `[serve]`.
