@@ -160,8 +160,8 @@ class ClipLayout:
     ) -> "ClipLayout":
         """Rows in prompt order from `clip_grid (num_tiles, 3 or 4)`.
 
-        An image's rows stand tile after tile with its repeats in a row ("tile"), or all tiles, then again
-        ("frame"); a video's stand time step after time step.
+        An image's rows stand tile after tile with its repeats in a row ("tile", and "raster", which is an
+        order of tokens), or all tiles, then again ("frame"); a video's stand time step after time step.
 
         Raises:
             ValueError: as `clips_of_grid`.
@@ -250,7 +250,7 @@ def _rows_of_clip(clip: Clip, tile_repeat_order: str) -> tuple[torch.Tensor, tor
     step = repeat(torch.arange(num_steps), "t -> t p", p=tiles)  # (T, tiles)
 
     # tile after tile, each with its repeats
-    if frames == 1 and tile_repeat_order == "tile":
+    if frames == 1 and tile_repeat_order != "frame":
         tile_sequences = torch.arange(num_steps * tiles).view(tiles, num_steps)
         return tile.T.flatten(), step.T.flatten(), tile_sequences
 

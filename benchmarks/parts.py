@@ -26,7 +26,8 @@ from pvc.benchmarks.inference import (
 )
 from pvc.benchmarks.journal import Journal
 from pvc.benchmarks.measure import DeviceTimer, Rates
-from pvc.benchmarks.models import PVC, BenchmarkModel, NativeInternVL
+from pvc.benchmarks.models import PVC, BenchmarkModel
+from pvc.benchmarks.peers import NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
 from pvc.clips import ClipLayout
@@ -155,7 +156,7 @@ def inference(part: Part):
 
 def _compared(preset: Preset) -> list[BenchmarkModel]:
     own = [PVC("PVC", preset), PVC("InternVL2, this code", preset, is_internvl2=True)]
-    return [*own, NativeInternVL("InternVL, native", preset)] if preset.internvl_text else own
+    return [*own, NativeInternVL("InternVL, native", preset)] if "InternVL" in preset.peers else own
 
 
 def _asked(preset: Preset) -> list[Workload]:
@@ -280,11 +281,13 @@ def _attentions(timer: DeviceTimer) -> list[str]:
     """Implementations that take packed rows here; flex attention's backward pass needs a GPU."""
     from transformers.utils import is_flash_attn_2_available
 
+    from pvc.training.attention import BLOCK_SPARSE, MASKED, VARLEN
+
     others = {
-        "flex_attention": timer.is_cuda,
-        "flash_attention_2": timer.is_cuda and is_flash_attn_2_available(),
+        BLOCK_SPARSE: timer.is_cuda,
+        VARLEN: timer.is_cuda and is_flash_attn_2_available(),
     }
-    return ["sdpa", *(name for name, is_there in others.items() if is_there)]
+    return [MASKED, *(name for name, is_there in others.items() if is_there)]
 
 
 # --------------------------------------------------------------------------------------------- 6. throughput

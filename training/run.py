@@ -42,6 +42,7 @@ from pvc.training.announce import (
     describe_run,
 )
 from pvc.training.arguments import on_this_machine, training_arguments
+from pvc.training.attention import packed_attention
 from pvc.training.checkpoint import last_checkpoint, trained_steps
 from pvc.training.data.loader import PackedDataset, with_kinds_there_are
 from pvc.training.recipe import NEW, PARTS, LoraOptions, Recipe, as_yaml
@@ -51,6 +52,7 @@ logger = logging.get_logger(__name__)
 
 OWN_TOKENIZER = "tokenization_internlm2.InternLM2Tokenizer"
 LOCK = ".lock"  # of a run, in its folder
+LLM_CONFIG = "llm_config"  # the LLM in `attn_implementation` by parts
 ATTENTION_MODULES = {  # attn_implementation -> the module that registers it, imported where a recipe names it
     "packed_on_cpu": "pvc.tiny.packed_cpu_attention",
 }
@@ -259,7 +261,7 @@ def _trainer(
     net = system.model.from_pretrained(
         model,
         dtype=torch.bfloat16 if is_cast else torch.float32,
-        attn_implementation=recipe.attn_implementation,
+        attn_implementation=recipe.attn_implementation or {LLM_CONFIG: packed_attention(arguments)},
     )
 
     _keep_layers_there_are(net)

@@ -45,6 +45,7 @@ from pvc.training.checkpoint import (
     save_folder,
     weights_of,
 )
+from pvc.training.checkpointing import KeepActivations
 from pvc.training.data.encoding import IGNORED
 from pvc.training.data.loader import PackedDataset, PackLoader, Rows
 from pvc.training.data_wait import DataWait
@@ -89,6 +90,14 @@ class PVCTrainingArguments(TrainingArguments):
         metadata={
             "help": "What counts alike, as in InternVL's training: each 'token' of the answers, each "
             "'sample', or between them 'square' (a sample of n tokens counts n ** 0.5)."
+        },
+    )
+
+    kept_layers: dict[str, int] | None = field(
+        default=None,
+        metadata={
+            "help": "With gradient checkpointing: how many of the last layers of a part keep their "
+            "activations, where memory allows: {language_model: 12, vision_model: 2}."
         },
     )
 
@@ -303,6 +312,8 @@ class PVCTrainer(Trainer):
 
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
 
+        if args.kept_layers:
+            self.add_callback(KeepActivations(model, args.kept_layers))
         self._wait = DataWait(self.args.device)
 
         # set by the Trainer, and would be saved; each row says it for itself
