@@ -11,14 +11,21 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
 from torch.utils.flop_counter import flop_registry
+from transformers.initialization import no_init_weights
 
-from pvc.benchmarks.models import BenchmarkModel, NativeQwen25VL, prefill
+from pvc.benchmarks.models import PVC, BenchmarkModel, prefill
+from pvc.benchmarks.peers import NativeInternVL, Peer
 from pvc.benchmarks.presets import Preset, Workload
 
 REST = "rest"
@@ -26,10 +33,12 @@ PARTS = {  # pattern of a module's name -> part; what runs in a module within a 
     r"(model\.)?(vision_model|vision_tower|visual)": "ViT: spatial",
     r".*\.temporal_attn": "ViT: temporal attention",
     r".*\.temporal_norm": "ViT: AdaLN",
-    r"(model\.)?(projector|multi_modal_projector|visual\.merger)": "projector: rest",
+    r"(model\.)?(projector|multi_modal_projector|connector|visual\.(merger|deepstack_merger_list\.\d+))": (
+        "projector: rest"
+    ),
     r"(model\.)?projector\.norm": "projector: norm",
     r"(model\.)?projector\.mlp": "projector: MLP",
-    r"(model\.)?language_model": "LLM",
+    r"(model\.)?(language_model|text_model)": "LLM",
     r"lm_head": "head",
 }
 PREFILL = ("LLM", "head")
@@ -118,12 +127,21 @@ class _OperationCounter(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if any(x.is_meta for x in _tensors((args, kwargs))):
+            if function is torch.ops.aten._local_scalar_dense.default and args[0].dtype == torch.bool:
+                return True  # whether a mask hides nothing: none does here
+            args, kwargs = tree_map_only(torch.Tensor, _without_memory, (args, kwargs))
         out = function(*args, **kwargs)
         name = function.overloadpacket.__name__
         if not function.is_view and name not in FREE:
             cost = flops_of(function, args, kwargs, out), bytes_of(name, args, kwargs, out)
             self.costs.setdefault(self.part, Cost()).operations[cost] += 1
         return out
+
+
+def _without_memory(x: torch.Tensor) -> torch.Tensor:
+    """What is computed with a tensor on the meta device has to be there too."""
+    return x if x.is_meta else torch.empty_strided(x.size(), x.stride(), dtype=x.dtype, device="meta")
 
 
 def flops_of(function, args, kwargs, out) -> int:
@@ -197,9 +215,62 @@ def _first_token(spec: BenchmarkModel, workload: Workload, model: nn.Module, med
     return counted(model, run)
 
 
-def is_countable(spec: BenchmarkModel) -> bool:
-    """Whether fake tensors do: Qwen2.5-VL's windows depend on values, so it is counted where it is run."""
-    return not isinstance(spec, NativeQwen25VL)
+def has_same_vit(spec: BenchmarkModel) -> bool:
+    """Whether a model has the ViT of InternVL: `pvc bench count` compares these part by part."""
+    return isinstance(spec, (PVC, NativeInternVL))
+
+
+class SizedModel:
+    """A model at its size without memory, whose encoding and prefill are counted apart, in bfloat16.
+
+    It is on the meta device. Numbers that the code reads (grids, sizes) come from tensors on the CPU.
+    """
+
+    def __init__(self, spec: BenchmarkModel):
+        self.spec = spec
+        self.model = _built(spec, "meta")
+        self.memory = memory_needs(self.model, spec.preset)
+
+    def encoding_flops(self, workload: Workload) -> int:
+        """FLOPs of the ViT and of what follows it up to the LLM."""
+        spec, times = self.spec, 1
+        if isinstance(spec, Peer):
+            workload, times = spec.unit(workload)
+        media = spec.media(workload, "meta", torch.bfloat16)
+        return times * self._flops(partial(spec.encode, self.model, media))
+
+    def prefill_flops(self, tokens: int) -> int:
+        """FLOPs of the LLM for a prompt, and of its last position's logits."""
+        return self._flops(partial(prefill, self.model, tokens))
+
+    def _flops(self, function: Callable[[], object]) -> int:
+        attention = _AttentionCounter()
+        with attention:
+            costs = counted(self.model, function)
+        return attention.flops + sum(cost.flops for cost in costs.values())
+
+
+class _AttentionCounter(TorchFunctionMode):
+    """Counts attention on the meta device, where torch has no fused operator whose call could be counted."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if function is not F.scaled_dot_product_attention or not args[0].is_meta:
+            return function(*args, **(kwargs or {}))
+        query, key, value = args[:3]
+        self.flops += attention_flops(query, key, value, (kwargs or {}).get("is_causal", False))
+        return query.new_empty(*query.shape[:-1], value.shape[-1])
+
+
+def _built(spec: BenchmarkModel, device: str) -> Any:
+    """A model without the start of its weights, which some draw by looking at values."""
+    with no_init_weights():
+        model = spec.build(device, torch.bfloat16)
+    model.tie_weights()
+    return model
 
 
 # ---- memory, by formula
@@ -233,7 +304,11 @@ def memory_needs(model: nn.Module, preset: Preset) -> MemoryNeeds:
     embedding = model.get_input_embeddings().weight
     tied = model.get_output_embeddings().weight is embedding
 
-    body = sum(size for name, size in sizes.items() if re.match(r"(model\.)?language_model|lm_head", name))
+    body = sum(
+        size
+        for name, size in sizes.items()
+        if re.match(r"(model\.)?(language_model|text_model)|lm_head", name)
+    )
     head = getattr(llm, "head_dim", None) or llm.hidden_size // llm.num_attention_heads
     vit = preset.vit.get("hidden_size", 1024)
 

@@ -26,7 +26,8 @@ from pvc.benchmarks.inference import (
 )
 from pvc.benchmarks.journal import Journal
 from pvc.benchmarks.measure import DeviceTimer, Rates
-from pvc.benchmarks.models import PVC, BenchmarkModel, NativeInternVL
+from pvc.benchmarks.models import PVC, BenchmarkModel
+from pvc.benchmarks.peers import NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
 from pvc.clips import ClipLayout
@@ -155,7 +156,7 @@ def inference(part: Part):
 
 def _compared(preset: Preset) -> list[BenchmarkModel]:
     own = [PVC("PVC", preset), PVC("InternVL2, this code", preset, is_internvl2=True)]
-    return [*own, NativeInternVL("InternVL, native", preset)] if preset.internvl_text else own
+    return [*own, NativeInternVL("InternVL, native", preset)] if "InternVL" in preset.peers else own
 
 
 def _asked(preset: Preset) -> list[Workload]:

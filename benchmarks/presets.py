@@ -3,26 +3,29 @@
 "2B" and "8B" are the published models, "vit-l" is the 8B's ViT and projector without an LLM. "8b-eighth" has
 an eighth of each of the 8B's widths, with all of its layers, tiles and tokens: a CPU shows the 8B's
 proportions with it. "small" is the 2B with a quarter of its widths and of its layers and tiles of 224 pixels;
-"tiny" is for tests. Native peers are the published models nearest in size, cut likewise.
+"tiny" is for tests. Native peers are the published models nearest in size (`published.py`), cut likewise.
 """
 
 from dataclasses import dataclass, field
-from typing import Any
 
+from pvc.benchmarks.published import PEERS_2B, PEERS_8B, QWEN3_ROPE, QWEN25_ROPE, Fields, Peers, text
 from pvc.configuration_pvc import PVCConfig
-
-Fields = dict[str, Any]  # of a configuration
+from pvc.preprocess import largest_grid
 
 PATCH = 14  # pixels, of all the ViTs here
 
 
 @dataclass(frozen=True)
 class Workload:
-    """A question about one image (`frames` 1, cut into `tiles`) or one video (a tile a frame)."""
+    """A question about one image (`frames` 1, cut into `tiles`) or one video (a tile a frame).
+
+    `pixels`: width and height of the image or of a frame; None: see `size`.
+    """
 
     frames: int = 1
     tiles: int = 1
     text_tokens: int = 64
+    pixels: tuple[int, int] | None = None
 
     @property
     def is_image(self) -> bool:
@@ -34,14 +37,24 @@ class Workload:
             return f"image, {self.tiles} tile{'s' * (self.tiles > 1)}"
         return f"video, {self.frames} frames"
 
+    def size(self, side: int) -> tuple[int, int]:
+        """Width and height of the image, or of a frame, that is cut into tiles of `side` pixels.
+
+        The last of several tiles is the thumbnail, as an image of 12 tiles has 13.
+        """
+        if self.pixels is not None:
+            return self.pixels
+        cut = max(1, self.tiles - 1)
+        columns, rows = largest_grid(cut, cut)
+        return columns * side, rows * side
+
 
 @dataclass(frozen=True)
 class Preset:
     """One size of PVC (`vit`, `llm`: what differs from the 8B), its peers', and what it is asked.
 
     Attributes:
-        internvl_text, qwen_text, qwen_vision: fields of the native peers' configurations; without them the
-            peers are left out.
+        peers: sizes of native peers, by name; those without are left out.
         side: pixels of a tile.
         image_tiles, frames: of the workloads whose first token is counted and timed.
         chunk_tiles: `max_encoder_tiles`.
@@ -54,9 +67,7 @@ class Preset:
 
     vit: Fields = field(default_factory=dict)
     llm: Fields = field(default_factory=dict)
-    internvl_text: Fields = field(default_factory=dict)
-    qwen_text: Fields = field(default_factory=dict)
-    qwen_vision: Fields = field(default_factory=dict)
+    peers: Peers = field(default_factory=dict)
     side: int = 448
     image_tiles: int = 13
     frames: tuple[int, ...] = (8, 16, 32, 64, 96)
@@ -84,35 +95,57 @@ LLM_2B = LLM_8B | {
     "num_hidden_layers": 24,
     "num_attention_heads": 16,
 }
-QWEN_ROPE = {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [16, 24, 24]}
-QWEN_VISION = {"depth": 32, "hidden_size": 1280, "intermediate_size": 3420, "num_heads": 16}
-
-
-def _qwen(width: int, layers: int, heads: int, key_value_heads: int, mlp: int, **more) -> Fields:
-    """Fields of a Qwen2 LLM."""
-    return {
-        "hidden_size": width,
-        "num_hidden_layers": layers,
-        "num_attention_heads": heads,
-        "num_key_value_heads": key_value_heads,
-        "intermediate_size": mlp,
-        "vocab_size": 151_674,
-        "max_position_embeddings": 131_072,
-    } | more
-
+PEERS_SMALL: Peers = {  # a quarter of the widths and layers of `PEERS_2B`
+    "InternVL": {"text": text(384, 7, 3, 1, 2240, 10_000)},
+    "Qwen2.5-VL": {
+        "text": text(512, 9, 4, 1, 2752, 10_000, rope_parameters=QWEN25_ROPE),
+        "vision": {"depth": 8, "hidden_size": 320, "intermediate_size": 855, "num_heads": 4}
+        | {"fullatt_block_indexes": [7]},
+    },
+    "Qwen3-VL": {
+        "text": text(512, 7, 4, 2, 1536, 10_000, head_dim=128, rope_parameters=QWEN3_ROPE),
+        "vision": {"depth": 6, "hidden_size": 256, "intermediate_size": 1024, "num_heads": 4}
+        | {"deepstack_visual_indexes": [1, 2, 4]},
+    },
+    "SmolVLM2": {
+        "text": text(512, 6, 8, 8, 2048, 10_000),
+        "vision": {"hidden_size": 288, "intermediate_size": 1076, "num_attention_heads": 4}
+        | {"num_hidden_layers": 7, "patch_size": 14, "image_size": 384},
+    },
+}
+SIGLIP_TINY = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "num_hidden_layers": 2}
+PEERS_TINY: Peers = {
+    "InternVL": {"text": text(48, 2, 2, 1, 96, 1_000)},
+    "Qwen2.5-VL": {
+        "text": text(32, 2, 2, 1, 96, 1_000, rope_parameters=QWEN25_ROPE | {"mrope_section": [2, 3, 3]}),
+        "vision": {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+        | {"fullatt_block_indexes": [1]},
+    },
+    "Qwen3-VL": {
+        "text": text(
+            32, 2, 2, 1, 96, 1_000, head_dim=16, rope_parameters=QWEN3_ROPE | {"mrope_section": [2, 3, 3]}
+        ),
+        "vision": {"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2}
+        | {"deepstack_visual_indexes": [0]},
+    },
+    "LLaVA-OneVision": {
+        "text": text(48, 2, 2, 1, 96, 1_000),
+        "vision": SIGLIP_TINY | {"patch_size": 14, "image_size": 56},
+    },
+    "SmolVLM2": {
+        "text": text(48, 2, 2, 2, 96, 1_000),
+        "vision": SIGLIP_TINY | {"patch_size": 14, "image_size": 84},
+    },
+}
 
 PRESETS = {
     "8B": Preset(
         llm=LLM_8B,
-        internvl_text=_qwen(3584, 28, 28, 4, 18944),  # InternVL3-8B
-        qwen_text=_qwen(3584, 28, 28, 4, 18944, rope_parameters=QWEN_ROPE),  # Qwen2.5-VL-7B
-        qwen_vision=QWEN_VISION,
+        peers=PEERS_8B,
     ),
     "2B": Preset(
         llm=LLM_2B,
-        internvl_text=_qwen(1536, 28, 12, 2, 8960),  # InternVL3-2B
-        qwen_text=_qwen(2048, 36, 16, 2, 11008, rope_parameters=QWEN_ROPE),  # Qwen2.5-VL-3B
-        qwen_vision=QWEN_VISION,
+        peers=PEERS_2B,
     ),
     # an eighth as many heads, as wide as they are: matrix products shrink to a 64th, attention to an eighth
     "8b-eighth": Preset(
@@ -158,9 +191,7 @@ PRESETS = {
             "num_key_value_heads": 2,
             "vocab_size": 10_000,
         },
-        internvl_text=_qwen(384, 7, 3, 1, 2240, vocab_size=10_000),
-        qwen_text=_qwen(512, 9, 4, 1, 2752, vocab_size=10_000, rope_parameters=QWEN_ROPE),
-        qwen_vision={"depth": 8, "hidden_size": 320, "intermediate_size": 855, "num_heads": 4},
+        peers=PEERS_SMALL,
         side=224,
         chunk_tiles=8,
         frames=(8, 16, 32),
@@ -184,11 +215,7 @@ PRESETS = {
             "num_key_value_heads": 1,
             "vocab_size": 1_000,
         },
-        internvl_text=_qwen(48, 2, 2, 1, 96, vocab_size=1_000),
-        qwen_text=_qwen(
-            32, 2, 2, 1, 96, vocab_size=1_000, rope_parameters=QWEN_ROPE | {"mrope_section": [2, 3, 3]}
-        ),
-        qwen_vision={"depth": 2, "hidden_size": 32, "intermediate_size": 64, "num_heads": 2},
+        peers=PEERS_TINY,
         side=56,
         image_tiles=3,
         frames=(2, 4),

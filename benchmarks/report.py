@@ -46,6 +46,7 @@ class Request:
 
 PLOTS = {  # file of results -> table, column of the cost, title
     "count.json": ("First token of a video", "TFLOP", "TFLOP to the first token, counted"),
+    "growth.json": ("Growth with frames", "TFLOP", "TFLOP to the first token, counted"),
     "run.json": ("Time to the first token", "first token ms", "Milliseconds to the first token, measured"),
 }
 
@@ -142,7 +143,9 @@ def plot(folder: Path | str) -> list[Path]:
         plotted.append(path)
 
     if not plotted:
-        raise FileNotFoundError(f"no {' or '.join(PLOTS)} in {folder}: `pvc bench count` or `run` makes them")
+        raise FileNotFoundError(
+            f"no {', '.join(PLOTS)} in {folder}: `pvc bench count`, `growth` or `run` makes them"
+        )
     return plotted
 
 

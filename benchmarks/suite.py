@@ -23,7 +23,8 @@ from pvc.benchmarks.inference import (
     with_copy_share,
 )
 from pvc.benchmarks.measure import DeviceTimer, Rates
-from pvc.benchmarks.models import BenchmarkModel, benchmark_models
+from pvc.benchmarks.models import BenchmarkModel
+from pvc.benchmarks.peers import benchmark_models
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.reading import read_media_s
 from pvc.benchmarks.report import Request, Row, Say, Tables
@@ -59,7 +60,7 @@ def write_measurements(request: Request, say: Say) -> str:
 
 def count(preset: Preset, say: Say) -> Tables:
     """FLOPs and bytes of the first token, by part and against frames; memory by formula; in bfloat16."""
-    countable = [spec for spec in benchmark_models(preset) if counting.is_countable(spec)]
+    countable = [spec for spec in benchmark_models(preset) if counting.has_same_vit(spec)]
     parts, frames = [], []
 
     for spec in countable:

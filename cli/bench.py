@@ -12,6 +12,7 @@ from pvc.conversion.printable import printable
 
 EXAMPLES = examples(
     "pvc bench count --preset 8B",
+    "pvc bench families --preset 2B",
     "pvc bench run --preset small --device cpu",
     "pvc bench train --preset 2B",
     "pvc bench plot --out bench-results",
@@ -20,7 +21,7 @@ EXAMPLES = examples(
 
 def bench(
     action: Annotated[
-        Literal["count", "run", "train", "plot"],
+        Literal["count", "families", "growth", "run", "train", "plot"],
         Argument(metavar="ACTION", help="See above.", show_default=False),
     ],
     preset: Annotated[str, Option(help="8B, 2B, vit-l, 8b-eighth, small (both for a CPU) or tiny.")] = "8B",
@@ -31,10 +32,12 @@ def bench(
 ) -> None:
     """Count or measure the cost of PVC beside InternVL2 and transformers' own models, with random weights.
 
-    count: FLOPs and bytes, from sizes alone. run: time, rates and peak memory on this machine. train: the
-    same for training steps, with the MFU.
+    count: FLOPs and bytes, from sizes alone. families: the same of an image and of videos, beside other
+    families of models. growth: the same against frames and tiles. run: time, rates and peak memory on this
+    machine. train: the same for training steps, with the MFU.
 
-    Each prints its tables and writes them to DIR. count and run also draw plots; plot draws them again.
+    Each prints its tables and writes them to DIR. count, growth and run also draw plots; plot draws them
+    again.
     """
     with report_errors():
         with show_status("Loading") as status:
@@ -45,16 +48,20 @@ def bench(
             text = write_tables(action, request, status.update)
 
         print(printable(text), end="")
-        if action != "train":
+        if action not in ("families", "train"):
             draw_plots(out, is_asked_for=action == "plot")
 
 
 def write_tables(action: str, request: Any, say: Callable[[str], None]) -> str:
     """Does what `action` says; the tables as Markdown, "" for a plot."""
-    from pvc.benchmarks import suite
+    from pvc.benchmarks import families, suite
 
     if action == "count":
         return suite.write_counts(request, say)
+    if action == "families":
+        return families.write_families(request, say)
+    if action == "growth":
+        return families.write_growth(request, say)
     if action == "run":
         return suite.write_measurements(request, say)
     if action == "train":

@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from pvc.benchmarks import counting, first_token, report, suite
 from pvc.benchmarks.counting import Cost, count_first_token, counted, grouped, memory_needs
 from pvc.benchmarks.measure import DeviceTimer
-from pvc.benchmarks.models import benchmark_models
+from pvc.benchmarks.peers import benchmark_models
 from pvc.benchmarks.presets import PRESETS, Workload
 from pvc.cli import app
 from pvc.modeling_pvc import PVCModel
@@ -42,7 +42,7 @@ def costs_8b() -> dict[str, dict[str, Cost]]:
     return {
         each.name: count_first_token(each, ONE_IMAGE)
         for each in benchmark_models(PRESETS["8B"])
-        if counting.is_countable(each)
+        if counting.has_same_vit(each)
     }
 
 
@@ -139,7 +139,7 @@ def test_fake_and_real_tensors_count_alike(name, workload):
 @pytest.mark.parametrize("workload", [Workload(tiles=3), Workload(frames=3)])
 def test_qwen_is_counted_where_it_runs(workload):
     each = spec("tiny", "Qwen")
-    assert not counting.is_countable(each)
+    assert not counting.has_same_vit(each)
     groups = grouped(count_first_token(each, workload, each.build("cpu", torch.float32)))
     assert all(groups[name].flops > 0 for name in ("ViT", "projector", "prefill"))
 
@@ -479,7 +479,7 @@ def test_plot_alone_draws_what_was_written(tmp_path):
             "preset is '9B': expected one of 8B, 2B, 8b-eighth, vit-l, small, tiny",
         ),
         (["run", "--preset", "tiny", "--device", "meta"], "device is 'meta': expected cpu or cuda"),
-        (["plot"], "no count.json or run.json in"),
+        (["plot"], "no count.json, growth.json, run.json in"),
     ],
 )
 def test_a_wrong_call_is_said_in_one_line(arguments, said, tmp_path):

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from pvc.modeling_intern_vit import ProgressiveEncoderLayer
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
-from pvc.tiny.digits.models import answer_logits, new_model, visual_tokens
+from pvc.tiny.digits.models import answer_logits, in_prompt_order, new_model, side_of, visual_tokens
 
 HELD_OUT_SEED = 2**31  # no training has it
 PROBED = 128  # images that diagnostics are computed from
@@ -43,16 +43,16 @@ def accuracy(
     model: PVCForConditionalGeneration, frames: int, repeats: int, number: int, *, copies: bool = False
 ) -> float:
     """Percent of right digits over `number` held-out clips."""
-    clips = held_out(number, frames)
+    clips = held_out(number, frames, side_of(model))
     tokens = visual_tokens(model, clips, repeats)  # (clips, time steps, tokens of a tile, width)
     if copies:
         tokens = tokens[:, :1].expand_as(tokens)
-    is_right = answer_logits(model, tokens).argmax(-1) == clips.digits
+    is_right = answer_logits(model, tokens, frames).argmax(-1) == clips.digits
     return 100 * is_right.float().mean().item()
 
 
-def held_out(number: int, frames: int) -> data.Clips:
-    return data.draw_clips(number, frames, np.random.default_rng([HELD_OUT_SEED, frames]))
+def held_out(number: int, frames: int, side: int = data.SIDE) -> data.Clips:
+    return data.draw_clips(number, frames, np.random.default_rng([HELD_OUT_SEED, frames]), side)
 
 
 @torch.no_grad()
@@ -60,7 +60,8 @@ def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
     """`cosine`, `branch_share`, `time_share` of images with the model's own number of repeats."""
     repeats = model.config.image_repeats
     with recorded(model) as (shares, gammas):
-        tokens = visual_tokens(model, held_out(PROBED, 1), repeats).flatten(2)  # (n, T, tokens * width)
+        clips = held_out(PROBED, 1, side_of(model))
+        tokens = visual_tokens(model, clips, repeats).flatten(2)  # (n, T, tokens * width)
 
     centred = tokens - tokens.mean(0, keepdim=True)
     cosine = F.cosine_similarity(centred[:, :1], centred[:, 1:], dim=-1).mean(0)  # (T - 1,)
@@ -74,10 +75,11 @@ def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
 @torch.no_grad()
 def interlaced_error(internvl: PVCForConditionalGeneration) -> float:
     """Relative error of four repeats' tokens against InternVL's, at the interlaced start from it."""
-    model = new_model({}, 0, internvl.state_dict(), "interlaced")
-    clips = held_out(PROBED, 1)
-    theirs = visual_tokens(internvl, clips, 1).flatten(1, 2)  # (n, 4, width)
-    ours = visual_tokens(model, clips, model.config.image_repeats).flatten(1, 2)  # (n, 4, width)
+    side = side_of(internvl)
+    model = new_model({}, 0, internvl.state_dict(), "raster", side)
+    clips = held_out(PROBED, 1, side)
+    theirs = visual_tokens(internvl, clips, 1).flatten(1, 2)  # (n, tokens, width)
+    ours = in_prompt_order(model, visual_tokens(model, clips, model.config.image_repeats), 1)
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 

@@ -19,7 +19,7 @@ from torch import nn
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
-from pvc.tiny.digits.models import WIDTH, answer_logits, is_new, visual_tokens
+from pvc.tiny.digits.models import WIDTH, answer_logits, is_new, side_of, visual_tokens
 
 BETAS, WEIGHT_DECAY, CLIP, WARMUP = (0.9, 0.98), 0.01, 1.0, 20
 SLOW = 0.3  # times the learning rate for what is trained already
@@ -83,6 +83,7 @@ class AnswerStage:
     def __init__(self, model: PVCForConditionalGeneration, training: Training):
         self.model = model
         self.training = training
+        self.side = side_of(model)
         self.steps = training.steps
         self.parameters: list[nn.Parameter] = []  # beside the model's
 
@@ -91,7 +92,7 @@ class AnswerStage:
         if self.training.drawn:
             repeats = frames = int(rng.integers(1, data.TIME_STEPS + 1))
 
-        images = data.draw_clips(self.training.images, 1, rng)
+        images = data.draw_clips(self.training.images, 1, rng, self.side)
         tokens = visual_tokens(self.model, images, repeats)
         if self.training.drop_repeats:
             is_kept = rng.random(repeats) < 0.5
@@ -100,14 +101,14 @@ class AnswerStage:
         loss = digit_loss(answer_logits(self.model, tokens), images.digits)
 
         if self.training.videos:
-            videos = data.draw_clips(self.training.videos, frames, rng)
+            videos = data.draw_clips(self.training.videos, frames, rng, self.side)
             tokens = visual_tokens(self.model, videos, 1)
-            loss = loss + digit_loss(answer_logits(self.model, tokens), videos.digits)
+            loss = loss + digit_loss(answer_logits(self.model, tokens, frames), videos.digits)
         return loss
 
 
 def digit_loss(logits: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of logits `(clips, 16, 10)` for digits `(clips, 16)`."""
+    """Mean cross entropy of logits `(clips, positions, 10)` for digits `(clips, positions)`."""
     return F.cross_entropy(logits.flatten(0, 1), digits.flatten())
 
 
@@ -117,31 +118,34 @@ class DenseStage:
     def __init__(self, model: PVCForConditionalGeneration, training: Training, seed: int):
         self.model = model
         self.training = training
+        self.side = side_of(model)
         self.steps = training.dense_steps
+        positions = self.side**2
         torch.manual_seed(seed)
-        self.head = nn.Linear(WIDTH, data.POSITIONS * data.DIGITS)
+        self.head = nn.Linear(WIDTH, positions * data.DIGITS)
 
-        tokens = model.config.image_repeats * round(data.SIDE * model.config.downsample_ratio) ** 2
-        scores = torch.randn(data.POSITIONS, tokens)
+        tokens = model.config.image_repeats * round(self.side * model.config.downsample_ratio) ** 2
+        scores = torch.randn(positions, tokens)
         if training.dense == "interlaced":
             scores = torch.full_like(scores, -torch.inf)
-            scores[torch.arange(data.POSITIONS), data.sub_grids()] = 0.0
-        self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (16, tokens)
+            scores[torch.arange(positions), data.sub_grids(self.side)] = 0.0
+        self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (positions, tokens)
         self.parameters = [*self.head.parameters(), self.scores]
 
     def loss(self, rng: np.random.Generator) -> torch.Tensor:
-        images = data.draw_clips(self.training.images, 1, rng)
+        images = data.draw_clips(self.training.images, 1, rng, self.side)
         loss = self._loss(images, self.model.config.image_repeats)
         if self.training.videos:
             frames = self.model.config.image_repeats  # as many visual tokens as an image has
-            loss = loss + self._loss(data.draw_clips(self.training.videos, frames, rng), 1)
+            videos = data.draw_clips(self.training.videos, frames, rng, self.side)
+            loss = loss + self._loss(videos, 1)
         return loss
 
     def _loss(self, clips: data.Clips, repeats: int) -> torch.Tensor:
         tokens = visual_tokens(self.model, clips, repeats).flatten(1, 2)
         tokens = F.rms_norm(tokens, tokens.shape[-1:])  # (clips, tokens, width)
 
-        logits = self.head(tokens).unflatten(-1, (data.POSITIONS, data.DIGITS))  # (clips, tokens, 16, 10)
+        logits = self.head(tokens).unflatten(-1, (-1, data.DIGITS))  # (clips, tokens, positions, 10)
         read = torch.einsum("pt,ntpd->npd", self.scores.softmax(-1), logits)
         return digit_loss(read, clips.digits)
 
@@ -218,8 +222,8 @@ def pretrain_vit(model: PVCForConditionalGeneration, steps: int, seed: int) -> f
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     for _ in range(steps):
-        images = data.draw_clips(48, 1, rng)
-        states = vit(images.pixels).last_hidden_state[:, 1:]  # (n, 16, C)
+        images = data.draw_clips(48, 1, rng, side_of(model))
+        states = vit(images.pixels).last_hidden_state[:, 1:]  # (n, positions, C)
         loss = digit_loss(head(states), images.digits)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
