@@ -47,6 +47,7 @@ from pvc.training.checkpoint import last_checkpoint, trained_steps
 from pvc.training.compiling import compile_layers
 from pvc.training.data.loader import PackedDataset, with_kinds_there_are
 from pvc.training.recipe import NEW, PARTS, LoraOptions, Recipe, as_yaml
+from pvc.training.runaway import WarnOfRunaways
 from pvc.training.trainer import PVCTrainer, is_new, new_parameters_of
 
 logger = logging.get_logger(__name__)
@@ -271,6 +272,8 @@ def _trainer(
     if recipe.compile_layers:
         compile_layers(net)
     trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
+    if arguments.should_log and not arguments.torch_compile:  # hooks would compile the model anew
+        trainer.add_callback(WarnOfRunaways())
     if arguments.should_save:
         (output / "recipe.yaml").write_text(as_yaml(written), encoding="utf-8")
     return trainer
