@@ -167,14 +167,14 @@ class SceneSampler(Random):
         specs: list[ShapeSpec],
         size: tuple[int, int],
         *,
-        avoid: list[Box] = (),
+        avoid: Sequence[Box] = (),
         crowd: int | None = None,
     ) -> list[Shape]:
         """Shapes of the given specs, whole, apart from each other and from the boxes in `avoid`.
 
         They are as large as where there are `crowd` of them, so many as `specs` where it is left out.
         """
-        shapes = []
+        shapes: list[Shape] = []
         while len(shapes) < len(specs):
             taken = [*avoid, *(shape.box for shape in shapes)]
             shape = self.shape(specs[len(shapes)], size, avoid=taken, crowd=crowd or len(specs))
@@ -187,7 +187,7 @@ class SceneSampler(Random):
         size: tuple[int, int],
         *,
         crowd: int,
-        avoid: list[Box] = (),
+        avoid: Sequence[Box] = (),
         centre_in: Box | None = None,
         radius: int | None = None,
     ) -> Shape | None:
