@@ -115,7 +115,7 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
 
     What was on its patches is left unknown: see `previous_classes`.
     """
-    classes, numbers, things = maps_of(scene)
+    *maps, things = maps_of(scene)
     classes, numbers = (
         rearrange(
             np.asarray(map_.resize(ONE_TILE, Image.Resampling.NEAREST, box=box)),
@@ -123,7 +123,7 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
             ph=patch_size,
             pw=patch_size,
         )
-        for map_ in (classes, numbers)
+        for map_ in maps
     )
 
     # of each patch, the thing that most of its pixels show

@@ -302,7 +302,7 @@ def _patch(thing: Thing, look: Look) -> Any:
     from matplotlib.patches import Circle, Polygon, Rectangle
 
     x, y, reach = thing.x, thing.y, thing.reach
-    style = {
+    style: dict[str, Any] = {
         "facecolor": dict(look.hues)[thing.hue],
         "edgecolor": look.outline or "none",
         "linewidth": look.zoom * 72 / DPI if look.outline else 0,

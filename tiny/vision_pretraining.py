@@ -195,7 +195,7 @@ class DenseLabelModel(nn.Module):
         if self.projector.block == SMALL:
             return {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
 
-        logits = {}
+        logits: dict[str, torch.Tensor] = {}
         if told.repeated.any() and self.token_heads:
             # of each 2x2 patches, the block that they are in, and the repeat that tells them
             grid = torch.arange(self.side**2).view(self.side, self.side)[::SMALL, ::SMALL]  # first patches

@@ -29,6 +29,7 @@ from pvc.tiny.synthetic.variations import LIGHT, Variations
 TILE = 96  # pixels on a side of PVC-Tiny's tile
 MAX_TILES = 6  # of an image, the thumbnail not counted
 SHAPE_SPECS = [ShapeSpec(*spec) for spec in product(COLOURS, KINDS)]
+LEAST_UNIT = 0.65  # pixels of an image for one of its tiles: from fewer, letters cannot be read
 MARGIN = 2  # pixels between things, and between a thing and the edge
 MIN_RADIUS = 8
 # largest radius of a shape in parts of the image's shorter side, where it is one of 0, 1, 2, … 5
@@ -85,7 +86,11 @@ class SceneSampler(Random):
         """The size of an image that fills tiles of the size `tiles` together, or of any size near it."""
         size = self.variations.size(tiles)
         columns, rows = tiles_of(size)
-        self.unit = 1.0 if size == tiles else sqrt(size[0] * size[1] / (columns * rows)) / TILE
+        unit = sqrt(size[0] * size[1] / (columns * rows)) / TILE
+        if size == tiles or unit < LEAST_UNIT:  # a small image may be cut into many tiles
+            self.unit = 1.0
+            return tiles
+        self.unit = unit
         return size
 
     def scene(
@@ -162,14 +167,14 @@ class SceneSampler(Random):
         specs: list[ShapeSpec],
         size: tuple[int, int],
         *,
-        avoid: list[Box] = (),
+        avoid: Sequence[Box] = (),
         crowd: int | None = None,
     ) -> list[Shape]:
         """Shapes of the given specs, whole, apart from each other and from the boxes in `avoid`.
 
         They are as large as where there are `crowd` of them, so many as `specs` where it is left out.
         """
-        shapes = []
+        shapes: list[Shape] = []
         while len(shapes) < len(specs):
             taken = [*avoid, *(shape.box for shape in shapes)]
             shape = self.shape(specs[len(shapes)], size, avoid=taken, crowd=crowd or len(specs))
@@ -182,7 +187,7 @@ class SceneSampler(Random):
         size: tuple[int, int],
         *,
         crowd: int,
-        avoid: list[Box] = (),
+        avoid: Sequence[Box] = (),
         centre_in: Box | None = None,
         radius: int | None = None,
     ) -> Shape | None:

@@ -115,13 +115,13 @@ def font_path(face: str = FACES[0]) -> str:
         FileNotFoundError: where there is neither.
     """
     matplotlib = find_spec("matplotlib")  # not imported: only its folder is wanted
-    if matplotlib is not None:
+    if matplotlib is not None and matplotlib.origin:
         bundled = Path(matplotlib.origin).parent / "mpl-data" / "fonts" / "ttf" / f"{face}.ttf"
         if bundled.is_file():
             return str(bundled)
 
     try:
-        return ImageFont.truetype(f"{face}.ttf").path  # Pillow looks into the system's font folders
+        return str(ImageFont.truetype(f"{face}.ttf").path)  # Pillow looks into the system's font folders
     except OSError as error:
         raise FileNotFoundError(
             "the font DejaVu Sans was not found: `pip install matplotlib` brings it along, and so do "
@@ -138,8 +138,9 @@ def _font(letter_height: int, face: str, smooth: bool) -> ImageFont.FreeTypeFont
 
 def text_extent(text: str, letter_height: int, face: str = FACES[0], smooth: bool = False) -> Box:
     """The box of a drawn text around the beginning of its baseline: `top` is negative."""
-    box = _font(letter_height, face, smooth).getbbox(text, anchor="ls")
-    return tuple(side / SMOOTHING for side in box) if smooth else box
+    left, top, right, bottom = _font(letter_height, face, smooth).getbbox(text, anchor="ls")
+    scale = SMOOTHING if smooth else 1
+    return left / scale, top / scale, right / scale, bottom / scale
 
 
 def draw(scene: Scene) -> Image.Image:

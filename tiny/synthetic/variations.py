@@ -26,7 +26,7 @@ SHARES = {
 }
 ALL_LETTER_HEIGHTS = (6, 32)
 ZOOM = (0.7, 2.5)  # pixels of an image of any size for one of the tiles that it becomes
-ASPECT = (0.87, 1.15)  # of its sides, in parts of those of its tiles
+ASPECT = (0.92, 1.09)  # of its sides, in parts of those of its tiles
 FEWEST_PIXELS = 56  # of a side
 JPEG_QUALITIES = (40, 90)
 PURE = {  # colours as other programs have them
