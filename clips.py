@@ -27,7 +27,10 @@ from typing import NamedTuple
 import torch
 from einops import repeat
 
+from .media_policy import check_whole
+
 ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
+MOST_REPEATS = 1024  # of an image or a frame: memory and time grow with them
 
 
 class Clip(NamedTuple):
@@ -160,8 +163,8 @@ class ClipLayout:
     ) -> "ClipLayout":
         """Rows in prompt order from `clip_grid (num_tiles, 3 or 4)`.
 
-        An image's rows stand tile after tile with its repeats in a row ("tile"), or all tiles, then again
-        ("frame"); a video's stand time step after time step.
+        An image's rows stand tile after tile with its repeats in a row ("tile", and "raster", which is an
+        order of tokens), or all tiles, then again ("frame"); a video's stand time step after time step.
 
         Raises:
             ValueError: as `clips_of_grid`.
@@ -250,13 +253,32 @@ def _rows_of_clip(clip: Clip, tile_repeat_order: str) -> tuple[torch.Tensor, tor
     step = repeat(torch.arange(num_steps), "t -> t p", p=tiles)  # (T, tiles)
 
     # tile after tile, each with its repeats
-    if frames == 1 and tile_repeat_order == "tile":
+    if frames == 1 and tile_repeat_order != "frame":
         tile_sequences = torch.arange(num_steps * tiles).view(tiles, num_steps)
         return tile.T.flatten(), step.T.flatten(), tile_sequences
 
     # time step after time step
     tile_sequences = torch.arange(num_steps * tiles).view(num_steps, tiles).T
     return tile.flatten(), step.flatten(), tile_sequences
+
+
+def chosen_repeats(asked: int | None, own: int, can_repeat: bool) -> int:
+    """How often an image is shown: as a call asks, or `own` where it asks for nothing.
+
+    Args:
+        can_repeat: whether the model can show an image more than once.
+
+    Raises:
+        ValueError: where `asked` is no number that the model can show.
+    """
+    if asked is None:
+        return own
+    asked = check_whole("image_repeats", asked)
+    if asked > MOST_REPEATS:
+        raise ValueError(f"image_repeats={asked}: expected at most {MOST_REPEATS}")
+    if asked > 1 and not can_repeat:
+        raise ValueError(f"image_repeats={asked}: this model shows an image once")
+    return asked
 
 
 # ---- arguments of the released chat

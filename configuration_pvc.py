@@ -394,8 +394,10 @@ class PVCConfig(VLMConfig):
             of 1024.
         image_repeats: how often an image is shown; 1 to 4 in the paper's ablation.
         video_repeats: how often a frame of a video is shown.
-        tile_repeat_order: order of an image's visual tokens: "tile" (each tile with its repeats in a row)
-            or "frame" (all tiles, then all again).
+        tile_repeat_order: order of an image's visual tokens: "tile" (each tile with its repeats in a row),
+            "frame" (all tiles, then all again), or "raster": as "tile", but a tile's repeats are put into one
+            raster, repeat `r` of a block at its `r`-th part of 2x2 patches, as InternVL's tokens stand. An
+            image that is not shown as often as a block has such parts (4 at ratio 0.25) has "tile".
         adaptive_compression: AdaLN in the projector; False is InternVL's LayerNorm with weight and bias.
         max_video_tokens: visual tokens that the frames of a video share; patches are pooled before they are
             projected where the budget asks for it (`compressors.py`). None: no budget. Images keep theirs.
@@ -496,6 +498,11 @@ class PVCConfig(VLMConfig):
             abs(block * ratio - 1) < 1e-6 and side % block == 0,
             f"downsample_ratio {ratio} does not divide the grid of {side}x{side} patches into whole blocks",
         )
+        require(
+            self.tile_repeat_order != "raster" or block % 2 == 0,
+            f"tile_repeat_order 'raster' needs blocks of 2x2 patches, but downsample_ratio {ratio} makes "
+            f"blocks of {block}x{block}",
+        )
 
         # the layer that is projected
         layers = vit.num_hidden_layers
@@ -521,7 +528,7 @@ class PVCConfig(VLMConfig):
         # select_layer counts from the end where it is negative
         require_integers(self, "select_layer", "image_token_id", least=-LARGEST_INTEGER)
         require_booleans(self, "adaptive_compression", "dynamic_image_size", "use_thumbnail")
-        require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame"))
+        require_one_of("tile_repeat_order", self.tile_repeat_order, ("tile", "frame", "raster"))
         require_one_of("ps_version", self.ps_version, ("v1", "v2"))
         require_one_of("template", self.template, TEMPLATES)
 

@@ -171,12 +171,14 @@ class LiveVideo:
         frames = len(pixel_values) // tiles
         pixel_values = pixel_values.to(input_device(self.model))
         body = self.model.model
+        config = self.model.config
         number = self._tokens_of_tile(pixel_values, tiles)
-        if hasattr(self.model.config.vision_config, "num_temporal_layers"):
+        is_image = self.horizon == 1  # a clip of one frame, which is whole
+        if hasattr(config.vision_config, "num_temporal_layers") and not is_image:
             layout = self._layout(len(pixel_values), tiles)
             inputs = {"clips": layout, "past": self.memories, "tokens": number}
         else:  # each frame by itself
-            inputs = {"clip_grid": clip_grid_of([Clip(frames, tiles, 1, number)])}
+            inputs = {"clip_grid": clip_grid_of([Clip(frames, tiles, config.video_repeats, number)])}
 
         # the LLM is left alone: another thread may be asking
         encoders = [module for name, module in body.named_children() if name != "language_model"]
@@ -199,8 +201,7 @@ class LiveVideo:
         config = self.model.config
         grid = clip_grid_of([Clip(num_tiles // tiles, tiles, config.video_repeats)])
         # a clip of one frame is an image; a piece of one frame is not
-        order = config.tile_repeat_order if self.horizon == 1 else "frame"
-        clips = ClipLayout.from_grid(grid, num_tiles, order)
+        clips = ClipLayout.from_grid(grid, num_tiles, "frame")
 
         ((num_steps, rows),) = clips.tile_sequences.items()
         steps = self.frames_encoded * config.video_repeats + torch.arange(num_steps)

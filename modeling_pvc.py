@@ -19,6 +19,7 @@ import torch
 from einops import rearrange
 from torch import nn
 from transformers import GenerationMixin
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import can_return_tuple
 
 from .chat import ChatMixin
@@ -42,8 +43,10 @@ from .modeling_vlm import (
     make_language_model,
 )
 
+INTERNVL_BLOCK = 2  # patches along a side of what InternVL makes a visual token of
 
-class AdaptiveCompression(nn.Module):
+
+class AdaptiveCompression(GradientCheckpointingLayer):
     """The projector: `v = MLP(AdaLN(x~; x~ + TE))` with `x~ = PixelShuffle(x)` (section 3.2 of the paper).
 
     Stacks each block of tokens of the grid (4x4 at ratio 0.25) into one of width `D`. With
@@ -51,6 +54,8 @@ class AdaptiveCompression(nn.Module):
 
     Where fewer tokens are asked for, patches are pooled to fewer blocks first: `s * s` tokens of the means
     in `block * s` x `block * s` windows.
+
+    Gradient checkpointing takes it as a layer: its AdaLN keeps some 12 tensors of width `D` otherwise.
     """
 
     def __init__(self, config: PVCConfig):
@@ -114,6 +119,24 @@ def pixel_shuffle(x: torch.Tensor, block: int, ps_version: str = "v2") -> torch.
     return rearrange(x, f"r (h bh) (w bw) c -> {out}", bh=block, bw=block)
 
 
+def in_raster(tokens: torch.Tensor, side: int, grid: tuple[int, int], ps_version: str = "v2") -> torch.Tensor:
+    """Puts tokens of `side^2` repeats into one raster a tile: repeat `r` stands for part `r` of its block.
+
+    Args:
+        tokens: `(tiles * side^2 * h * w, H)`: tile after tile, repeat after repeat, row after row.
+        grid: `(h, w)`, rows and columns of blocks in a tile.
+
+    Returns:
+        the same tokens, `(tiles * (h * side) * (w * side), H)`: tile after tile, row after row of parts;
+        column after column in "v1".
+    """
+    rows, columns = grid
+    before, after = (
+        ("(n p q h w) c", "(n h p w q) c") if ps_version == "v2" else ("(n p q w h) c", "(n w q h p) c")
+    )
+    return rearrange(tokens, f"{before} -> {after}", p=side, q=side, h=rows, w=columns)
+
+
 class PVCPreTrainedModel(VLMPreTrainedModel):
     config_class = PVCConfig
     _no_split_modules = ["AdaptiveCompression"]
@@ -163,9 +186,9 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
 
         Returns:
             `pooler_output`: a tuple, the visual tokens `(tokens, H)` of each clip in prompt order;
-            `last_hidden_state (R, tokens of a row, H)`: all of them, row after row; `(tokens, H)` where clips
-            have different numbers; with
-            `output_hidden_states` and `output_attentions` those of the ViT (see `InternVisionModel.forward`).
+            `last_hidden_state (R, tokens of a row, H)`: all of them, row after row, whatever the order within
+            a tile is; `(tokens, H)` where clips have different numbers; with `output_hidden_states` and
+            `output_attentions` those of the ViT (see `InternVisionModel.forward`).
 
         Raises:
             ValueError: where shapes are not as said, the grid of patches does not divide into blocks, or
@@ -174,11 +197,13 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         config = self.config
         self.check_pixels(pixel_values)
         asked: Sequence[int | None] = [tokens]
+        whole: list[Clip] = []  # those that do not come in pieces
         if clips is None:
             if clip_grid is None:
                 clip_grid = self.one_image_grid(len(pixel_values))
             clips = ClipLayout.from_grid(clip_grid, len(pixel_values), config.tile_repeat_order)
-            asked = [clip.tokens for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
+            whole = [clip for _, clip in clips_of_grid(clip_grid, len(pixel_values))]
+            asked = [clip.tokens for clip in whole]
         own = self.tokens_per_tile(*pixel_values.shape[2:])
         numbers = self._checked_tokens(asked, own)
 
@@ -195,6 +220,8 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         visual_tokens = self.project(vision.last_hidden_state, clips, size, numbers)
         flat = visual_tokens.flatten(0, -2)  # (tokens, H)
         by_clip = flat.split([rows * number for rows, number in zip(clips.rows_per_clip, numbers)])
+        if config.tile_repeat_order == "raster" and whole:
+            by_clip = tuple(self.in_prompt_order(*of_clip, size) for of_clip in zip(by_clip, whole))
 
         return InternVisionOutput(
             last_hidden_state=visual_tokens,
@@ -226,6 +253,23 @@ class PVCModel(PVCPreTrainedModel, VLMModel):
         of_rows = torch.tensor(numbers).repeat_interleave(torch.tensor(clips.rows_per_clip))  # (R,)
         parts = (x.split(chunk or len(x)) for x in (hidden_states, times, of_rows))
         return torch.cat([projector(x, t, tokens=m) for x, t, m in zip(*parts)])
+
+    def in_prompt_order(self, tokens: torch.Tensor, clip: Clip, size: tuple[int, int]) -> torch.Tensor:
+        """Visual tokens of a clip `(tokens, H)`, those of an image put into a raster where they make one.
+
+        They do where it is shown as often as a block has parts of InternVL's size.
+
+        Args:
+            size: pixels of a tile.
+        """
+        side = self.projector.block // INTERNVL_BLOCK
+        if clip.frames > 1 or clip.repeats != side**2:
+            return tokens
+
+        rows, columns = (number // self.projector.block for number in self.patch_grid(*size))
+        if len(tokens) != clip.tiles * clip.repeats * rows * columns:  # pooled to a square
+            rows = columns = isqrt(len(tokens) // (clip.tiles * clip.repeats))
+        return in_raster(tokens, side, (rows, columns), self.projector.ps_version)
 
     def _checked_tokens(self, numbers: Sequence[int | None], own: int) -> list[int]:
         """Tokens of a tile for each clip, `own` for None; raises where pooling makes another number."""

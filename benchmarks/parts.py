@@ -281,11 +281,13 @@ def _attentions(timer: DeviceTimer) -> list[str]:
     """Implementations that take packed rows here; flex attention's backward pass needs a GPU."""
     from transformers.utils import is_flash_attn_2_available
 
+    from pvc.training.attention import BLOCK_SPARSE, MASKED, VARLEN
+
     others = {
-        "flex_attention": timer.is_cuda,
-        "flash_attention_2": timer.is_cuda and is_flash_attn_2_available(),
+        BLOCK_SPARSE: timer.is_cuda,
+        VARLEN: timer.is_cuda and is_flash_attn_2_available(),
     }
-    return ["sdpa", *(name for name, is_there in others.items() if is_there)]
+    return [MASKED, *(name for name, is_there in others.items() if is_there)]
 
 
 # --------------------------------------------------------------------------------------------- 6. throughput

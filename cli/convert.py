@@ -44,9 +44,12 @@ def convert(
     image_repeats: Annotated[int, Option(min=1, help="How often an image is shown.")] = 4,
     downsample_ratio: Annotated[float, Option(help="0.25: 64 visual tokens of 1024 patches.")] = 0.25,
     projector_init: Annotated[
-        Literal["average", "interlaced", "random"],
-        Option(help="Mean of InternVL's tokens, each in one of the repeats, or random as in the paper."),
-    ] = "average",
+        Literal["average", "interlaced", "random"] | None,
+        Option(
+            help="Mean of InternVL's tokens, each in one of the repeats, or random as in the paper. Default: "
+            "interlaced, or average where an image is not shown once for each of InternVL's tokens."
+        ),
+    ] = None,
     template: Annotated[str | None, Option(help="Prompt template. Default: the source's.")] = None,
     tokenizer: Annotated[
         str | None, Option(help="Folder or Hub id of a tokenizer, for a ByteVideoLLM, which has none.")

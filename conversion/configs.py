@@ -95,6 +95,7 @@ def released_config(
         llm_config=llm_fields(llm),
         image_repeats=values.get("image_repeat_time", 4),
         video_repeats=values.get("video_repeat_time", 1),
+        tile_repeat_order=order,
         image_token_id=image_token_id,
         new_parameters=[],
     )
@@ -109,6 +110,7 @@ def internvl_config(
     image_repeats: int,
     downsample_ratio: float,
     new_parameters: list[str],
+    tile_repeat_order: str = "tile",
     tiles: dict | None = None,
 ) -> PVCConfig:
     """The configuration of the PVC that an InternVL with the configuration file `values` becomes.
@@ -132,6 +134,7 @@ def internvl_config(
         vision_config=vision | {"num_temporal_layers": temporal_layers},
         llm_config=llm_fields(llm),
         image_repeats=image_repeats,
+        tile_repeat_order=tile_repeat_order,
         image_token_id=image_token_id,
         new_parameters=new_parameters,
     )

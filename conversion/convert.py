@@ -43,7 +43,9 @@ from pvc.conversion.files import (
 )
 from pvc.conversion.matching import read_key_map
 from pvc.conversion.plan import (
+    INTERLACED,
     Plan,
+    choose_start,
     main_dtype,
     meta_model,
     new_parameters,
@@ -75,7 +77,7 @@ class Options:
     temporal_layers: int = 8
     image_repeats: int = 4
     downsample_ratio: float = 0.25
-    projector_init: str = "average"
+    projector_init: str | None = None
     template: str | None = None
     image_token_id: int | None = None
     tokenizer: bool = True
@@ -128,6 +130,13 @@ class Conversion:
             raise ValueError("--key-map is for the released PVC: InternVL's names are known")
         else:
             tiles = self.source / "preprocessor_config.json"
+            ratio = source_ratio(values)
+            start, order = choose_start(
+                options.projector_init,
+                image_repeats=options.image_repeats,
+                downsample_ratio=options.downsample_ratio,
+                source_ratio=ratio,
+            )
             config = internvl_config(
                 values,
                 template=options.template,
@@ -135,11 +144,14 @@ class Conversion:
                 temporal_layers=options.temporal_layers,
                 image_repeats=options.image_repeats,
                 downsample_ratio=options.downsample_ratio,
-                new_parameters=new_parameters(options.projector_init),
+                new_parameters=new_parameters(start),
+                tile_repeat_order=order,
                 tiles=read_json(tiles) if tiles.is_file() else None,
             )
             self._check_config(config, weights)
-            plan = plan_internvl(config, weights, source_ratio(values), options.projector_init)
+            plan = plan_internvl(config, weights, ratio, start)
+            if order == "raster":
+                plan.remarks.append(INTERLACED)
 
         config.dtype = main_dtype(weights)
         return plan

@@ -8,7 +8,8 @@ to the mean of InternVL's outputs for the four 2x2 blocks, with its LayerNorm we
 
     W'[(p i q j) c] = W[(i j) c] w[(i j) c] / 4        b' = b + W beta        p, q: which 2x2 block
 
-`interlaced` lets each repeat of an image give the tokens of one of these blocks: see `interlaced.py`.
+`interlaced` lets each repeat of an image give the tokens of one of these blocks: see `interlaced.py`. The
+order of an image's tokens is then InternVL's too (`tile_repeat_order` "raster").
 
 The names of the released PVC are unpublished; `matching.py` infers them.
 """
@@ -29,13 +30,15 @@ from pvc.conversion.interlaced import InterlacedStart
 from pvc.conversion.matching import internvl_name, match_parameters
 from pvc.conversion.printable import in_a_line
 from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
-from pvc.modeling_pvc import PVCForConditionalGeneration
+from pvc.modeling_pvc import INTERNVL_BLOCK, PVCForConditionalGeneration
 from pvc.modeling_vlm import VLMForConditionalGeneration
 
 INITIALISATION = "The result is an initialisation: its new parameters are untrained, fine-tune it before use."
+INTERLACED = "images start with the source's own visual tokens, a video's frame with a quarter of them"
 NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
 PROJECTOR_NORM = "model.projector.norm."
 REINITIALISED = "the projector starts anew"
+MOST_TIMES = 32
 PROJECTOR_INITS = ("average", "interlaced", "random")
 DROPPED = {  # what sources carry and no model needs
     r"\.rotary_emb\.inv_freq$": "computed, no parameter",
@@ -228,6 +231,25 @@ def plan_internvl(
     if sources:
         _refuse_left_over([x for found in sources.values() for x in found])
     return plan
+
+
+def choose_start(
+    asked: str | None, *, image_repeats: int, downsample_ratio: float, source_ratio: float
+) -> tuple[str, str]:
+    """What the projector starts from, and the order of an image's tokens (`tile_repeat_order`).
+
+    Args:
+        asked: one of `PROJECTOR_INITS`; None: "interlaced" where an image is shown once for each of
+            InternVL's blocks in a block of PVC, so that its repeats hold all of them, else "average".
+    """
+    # of InternVL's blocks along a side of PVC's
+    times = next((times for times in range(2, MOST_TIMES) if times**2 == image_repeats), 0)
+    is_whole = times > 0 and abs(times * downsample_ratio - source_ratio) < 1e-6
+    start = asked or ("interlaced" if is_whole else "average")
+
+    # the raster of the model is one of 2x2 patches
+    has_raster = start == "interlaced" and is_whole and round(1 / source_ratio) == INTERNVL_BLOCK
+    return start, "raster" if has_raster else "tile"
 
 
 def meta_model(config: VLMConfig) -> VLMForConditionalGeneration:

@@ -242,8 +242,9 @@ class BatchAnswerer:
 
             prefix = Prefix(keys[:length], layers, span)
             if length and len(span) and prefix.num_bytes <= self.store.max_bytes:
-                copies = [(keys.clone(), values.clone()) for keys, values in layers]
-                self.store.put(prefix._replace(layers=copies))
+                # one block of memory each: small ones of all sizes would leave gaps that nothing fits into
+                copy = torch.stack([x for layer in layers for x in layer])  # (2 * layers, 1, heads, n, width)
+                self.store.put(prefix._replace(layers=list(zip(copy[::2], copy[1::2]))))
 
     def _watch_layers(self) -> None:
         """Lets every layer end the batch where nobody waits any more: a long prompt takes seconds."""

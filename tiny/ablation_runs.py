@@ -158,11 +158,12 @@ def _on_threads(threads: int, function: Callable[..., None], *arguments: Any):
 
 
 def check_same_recipes(folder: Path, recipes: dict):
-    """Keeps the recipes in the folder; a ValueError where it has others."""
+    """Keeps the recipes in the folder, with stages that it lacks; a ValueError where it has others."""
     path = folder / "recipes.json"
-    if not path.exists():
-        write_json(path, recipes)
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if recipes.keys() - there.keys():
+        there = recipes | there
+        write_json(path, there)
     pairs = [(there[stage], recipes[stage]) for stage in recipes]
     differing = sorted({name for old, new in pairs for name in old | new if old.get(name) != new.get(name)})
     if differing:

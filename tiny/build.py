@@ -1,19 +1,31 @@
 """Makes PVC-Tiny, the checkpoint in the repository's root, as the paper makes PVC: from an InternVL.
 
-    python -m pvc.tiny.tokenizer START          the tokenizer's files
-    python -m pvc.tiny.build start START          InternVL-Tiny beside them, random
-    torchrun … -m pvc.tiny.vision_pretraining START              vision pre-training of its ViT
-    python -m pvc.tiny.build internvl START INTERNVL     the same in InternVL2's layout
-    pvc convert INTERNVL PVC --temporal-layers 2 --projector-init random    becomes a PVC
-    torchrun … -m pvc.tiny.vision_pretraining PVC --steps 4000   then videos, and the projector
-    $TRAIN tiny-pretrain --model PVC --output ONE        its LLM, and new parameters
-    $TRAIN tiny-tune --model ONE --output TWO            its LLM, on more tasks
-    $TRAIN tiny-tune --model TWO --output THREE          again, with another seed in the JSON
-    python -m pvc.tiny.build mean TWO THREE TINY  their mean scores better than either
-    python -m pvc.tiny.build install TINY ROOT    the result, in bfloat16
+    python -m pvc.tiny.build all FOLDER
 
-TRAIN is `torchrun --nproc-per-node 2 -m pvc.cli train` with OMP_NUM_THREADS=1 and `--data` the JSON beside
-the recipe: synthetic data, drawn when a row needs them.
+runs the stages below one after another, in one process, and goes on where it was killed; `stages.py` has the
+numbers of steps. START, ANSWERS and so on are folders in FOLDER.
+
+    python -m pvc.tiny.tokenizer START
+    python -m pvc.tiny.build start START
+    python -m pvc.tiny.vision_pretraining START --steps {steps}
+    pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS
+        --set max_steps={steps} --resume
+    python -m pvc.tiny.build internvl ANSWERS INTERNVL
+    pvc convert INTERNVL PVC --temporal-layers 2 --projector-init interlaced
+    python -m pvc.tiny.vision_pretraining PVC --heads START/heads.pt --learning-rate 1e-3 --seed 1
+        --steps {steps}
+    pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE
+        --set max_steps={steps} --resume
+    pvc train run tiny-tune --model ONE --data RECIPES/tiny-tune.json --output TWO
+        --set max_steps={steps} --resume
+    python -m pvc.tiny.build mean ONE TWO TINY
+
+That is: the tokenizer; an InternVL of random weights; its ViT and projector on dense labels; its LLM on
+questions about images; InternVL2's layout; a PVC, whose repeats of an image give InternVL's tokens; temporal
+attention and the projector on dense labels of repeated images and videos; its LLM on all tasks; the same on
+more of what is hard; the mean of the last two, which scores better than either. What remains is
+
+    python -m pvc.tiny.build install TINY ROOT      the result, in bfloat16, into a clone
 
 The classes of PVC at a size that a CPU trains and a repository holds: tiles of 96 pixels, 9 visual tokens a
 tile.
@@ -33,6 +45,7 @@ from pvc.configuration_pvc import PVCConfig
 from pvc.conversion.configs import INTERNVL, INTERNVL_DEFAULTS
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
+from pvc.tiny.stages import build_all
 from pvc.tokenization_internlm2 import InternLM2Tokenizer
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -65,8 +78,8 @@ NUM_FRAMES = 8  # of a video by default: as many as show every state of a synthe
 def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
     """An InternVL2 as a configuration of this code, for the vocabulary of `tokenizer`.
 
-    The ViT is narrow (64) because the AdaLN of PVC's projector grows with its width squared: `5 * (16 *
-    64)^2`, more parameters than ViT and LLM together.
+    The ViT is narrow (80) because the AdaLN of PVC's projector grows with its width squared: `5 * (16 *
+    80)^2`, more parameters than ViT and LLM together.
     """
     image_size = 96
 
@@ -74,9 +87,9 @@ def internvl_tiny_config(tokenizer: InternLM2Tokenizer) -> PVCConfig:
         vision_config={
             "image_size": image_size,
             "patch_size": 8,
-            "hidden_size": 64,
-            "num_attention_heads": 4,
-            "intermediate_size": 256,
+            "hidden_size": 80,
+            "num_attention_heads": 5,
+            "intermediate_size": 320,
             "num_hidden_layers": 8,
             "num_temporal_layers": 0,
         },
@@ -219,6 +232,11 @@ def main():
         command.set_defaults(function=function)
         for name in names:
             command.add_argument(name, type=Path)
+
+    command = commands.add_parser("all", help="All stages that make PVC-Tiny, or those that are left.")
+    command.set_defaults(function=build_all)
+    command.add_argument("folder", type=Path)
+    command.add_argument("--scale", type=float, default=1.0, help="share of the steps, to try it out")
 
     arguments = vars(parser.parse_args())
     arguments.pop("command")

@@ -1,7 +1,8 @@
 """Dense labels of synthetic images and videos, patch by patch, for `vision_pretraining.py`."""
 
+from collections.abc import Mapping
 from itertools import count
-from string import ascii_lowercase, digits
+from string import ascii_letters, digits
 from typing import NamedTuple
 
 import numpy as np
@@ -13,9 +14,9 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pvc.modeling_pvc import PVCModel
 from pvc.preprocess import build_transform, get_index
 from pvc.tiny.synthetic.dataset import SyntheticDataset
-from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE
-from pvc.tiny.synthetic.sampler import SHAPE_SPECS
-from pvc.tiny.synthetic.scenes import COLOURS, Box, Scene, draw, draw_shape, text_extent
+from pvc.tiny.synthetic.image_tasks import ONE_TILE
+from pvc.tiny.synthetic.sampler import SHAPE_SPECS, TILE, tiles_of
+from pvc.tiny.synthetic.scenes import COLOURS, Box, Scene, Text, draw, draw_shape
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.tiny.synthetic.video_tasks import DIRECTIONS, SUFFICIENT_FRAMES, direction_of
 
@@ -24,10 +25,11 @@ ALL_TASKS = (*IMAGE_TASKS, "motion", "tell_order")
 VIDEO_TASKS = ("motion", "colour_change", "moving_shape", "tell_order")
 DIRECTION_CLASSES = ("still", *DIRECTIONS)
 CELLS = (2, 4)  # rows and columns of a patch: a letter may be narrower than a patch
-BLOCK = 4  # patches on a side of what becomes one visual token
-HALVES = 2  # of a block: it may be crossed by two lines of small letters
+BLOCK = 4  # patches on a side of what becomes one visual token of PVC
+SMALL = 2  # and one of InternVL, or a repeat's part of PVC's block
+PARTS = (BLOCK // SMALL) ** 2
 NOTHING = 0
-LETTERS = ["", *ascii_lowercase, *digits]  # the first stands behind the last letter
+LETTERS = ["", *ascii_letters, *digits]  # the first stands behind the last letter
 CLASSES = ["nothing", *LETTERS[1:], *map(str, SHAPE_SPECS), *(f"{colour} bar" for colour in COLOURS)]
 CLASS = {name: number for number, name in enumerate(CLASSES)}
 SHAPES = ["nothing", *map(str, SHAPE_SPECS)]
@@ -43,7 +45,7 @@ class Labels(NamedTuple):
     """
 
     cells: torch.Tensor  # (P, cells of a patch): indices into CLASSES
-    letters: torch.Tensor  # (P / 16, HALVES, MAX_LETTERS): indices into LETTERS
+    letters: torch.Tensor  # (P / 4, MAX_LETTERS), of 2x2 patches: indices into LETTERS
     middle: torch.Tensor  # (P, 2): column and row of patches
     directions: torch.Tensor  # (P,): indices into DIRECTION_CLASSES
     shapes: torch.Tensor  # (P,): indices into SHAPES, of what has its middle there
@@ -78,8 +80,8 @@ def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Item]]:
     for text in scene.texts:
         letters = []
         for i, letter in enumerate(text.text):
-            left, right = (_end(text.text[:n], text.letter_height) for n in (i, i + 1))
-            _, top, _, bottom = text_extent(letter, text.letter_height)
+            left, right = (_end(text, n) for n in (i, i + 1))
+            _, top, _, bottom = text.extent(letter)
             box = (text.x + left, text.baseline + top, text.x + right - 1, text.baseline + bottom - 1)
             on_classes.rectangle(box, fill=CLASS[letter])
             letters.append((letter, box))
@@ -88,8 +90,9 @@ def maps_of(scene: Scene) -> tuple[Image.Image, Image.Image, list[Item]]:
     return classes, numbers, things
 
 
-def _end(text: str, letter_height: int) -> float:
-    return text_extent(text, letter_height)[2] if text else 0
+def _end(text: Text, letters: int) -> float:
+    """Where so many of its first letters end, from its beginning."""
+    return text.extent(text.text[:letters])[2] if letters else 0
 
 
 def _center(box: Box) -> tuple[float, float]:
@@ -98,8 +101,12 @@ def _center(box: Box) -> tuple[float, float]:
 
 def tile_boxes(size: tuple[int, int]) -> list[Box]:
     """The parts of an image that are tiles; of several, the last is the whole, the thumbnail."""
-    width, height = size
-    boxes = [(x, y, x + TILE, y + TILE) for y in range(0, height, TILE) for x in range(0, width, TILE)]
+    (width, height), (columns, rows) = size, tiles_of(size)
+    boxes = [
+        (x * width / columns, y * height / rows, (x + 1) * width / columns, (y + 1) * height / rows)
+        for y in range(rows)
+        for x in range(columns)
+    ]
     return boxes if len(boxes) == 1 else [*boxes, (0, 0, width, height)]
 
 
@@ -108,15 +115,15 @@ def labels_of(scene: Scene, box: Box, patch_size: int, before: Scene | None = No
 
     What was on its patches is left unknown: see `previous_classes`.
     """
-    classes, numbers, things = maps_of(scene)
+    *maps, things = maps_of(scene)
     classes, numbers = (
         rearrange(
-            np.asarray(map_.crop(box).resize(ONE_TILE, Image.Resampling.NEAREST)),
+            np.asarray(map_.resize(ONE_TILE, Image.Resampling.NEAREST, box=box)),
             "(h ph) (w pw) -> (h w) ph pw",
             ph=patch_size,
             pw=patch_size,
         )
-        for map_ in (classes, numbers)
+        for map_ in maps
     )
 
     # of each patch, the thing that most of its pixels show
@@ -145,20 +152,19 @@ def _cells(classes: np.ndarray) -> np.ndarray:
 
 
 def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.ndarray:
-    """Letters, within the box, of the text that has most pixels of each half of a block.
+    """Letters, within the box, of the text that has most pixels of each 2x2 patches.
 
     `pixels (P, 1 + items)` counts the pixels of each item in each patch.
     """
 
-    # pixels of each text in each half of a block
-    of_halves = reduce(
+    # pixels of each text in 2x2 patches
+    of_texts = reduce(
         pixels * [False, *(bool(thing.letters) for thing in things)],
-        "(h half ph w pw) things -> (h w) half things",
+        "(h ph w pw) things -> (h w) things",
         "sum",
-        h=side // BLOCK,
-        half=HALVES,
-        ph=BLOCK // HALVES,
-        pw=BLOCK,
+        h=side // SMALL,
+        ph=SMALL,
+        pw=SMALL,
     )
 
     spelled = np.full((1 + len(things), MAX_LETTERS), UNKNOWN)
@@ -167,7 +173,7 @@ def _letters(pixels: np.ndarray, things: list[Item], box: Box, side: int) -> np.
             letters = [*seen, LETTERS.index("")][:MAX_LETTERS]
             spelled[number, : len(letters)] = letters
 
-    return spelled[of_halves.argmax(-1)]
+    return spelled[of_texts.argmax(-1)]
 
 
 def _shapes(scene: Scene, box: Box, side: int) -> np.ndarray:
@@ -221,7 +227,7 @@ class LabelledClip(NamedTuple):
 
     tiles: torch.Tensor  # (frames, 3, TILE, TILE), as the processor makes them
     grid: torch.Tensor  # (frames, 3): see `InternVisionModel.forward`
-    labels: Labels  # of each time step: of an image that is repeated, those of the tile again and again
+    labels: Labels  # of an image, however often it is repeated, once; of a video, of each frame
 
     def to(self, device: torch.device) -> "LabelledClip":
         """Tiles and labels there; the grid stays, its values are read."""
@@ -235,6 +241,10 @@ class LabelledClips(IterableDataset):
     Args:
         repeats: of an image.
         frames: of a video; 1: it is shown as an image.
+        variations: as of `SyntheticDataset`.
+
+    Attributes:
+        first: index of the first clip.
     """
 
     def __init__(
@@ -245,23 +255,33 @@ class LabelledClips(IterableDataset):
         *,
         repeats: int = 1,
         frames: int = 1,
+        variations: Mapping[str, float] | None = None,
     ):
         self.seed, self.patch_size, self.tasks = seed, patch_size, tasks
-        self.repeats, self.frames = repeats, frames
+        self.repeats, self.frames, self.variations = repeats, frames, variations
+        self.first = 0
 
     @classmethod
-    def for_model(cls, model: PVCModel, seed: int, tasks: tuple[str, ...] | None = None):
+    def for_model(
+        cls,
+        model: PVCModel,
+        seed: int,
+        tasks: tuple[str, ...] | None = None,
+        variations: Mapping[str, float] | None = None,
+    ) -> "LabelledClips":
         """What its ViT is to see: with temporal attention, repeated images and videos."""
         patch_size = model.config.vision_config.patch_size
         if not model.config.vision_config.num_temporal_layers:
-            return cls(seed, patch_size, tasks or ALL_TASKS)
+            return cls(seed, patch_size, tasks or ALL_TASKS, variations=variations)
         tasks = tasks or (*IMAGE_TASKS, *IMAGE_TASKS, *VIDEO_TASKS)
-        return cls(seed, patch_size, tasks, repeats=model.config.image_repeats, frames=SUFFICIENT_FRAMES)
+        repeats = model.config.image_repeats
+        return cls(seed, patch_size, tasks, repeats=repeats, frames=SUFFICIENT_FRAMES, variations=variations)
 
     def __iter__(self):
         worker = get_worker_info()
-        dataset = SyntheticDataset(2**40, seed=self.seed, tasks=self.tasks)
-        for index in count(worker.id if worker else 0, worker.num_workers if worker else 1):
+        dataset = SyntheticDataset(2**40, seed=self.seed, tasks=self.tasks, variations=self.variations)
+        own = worker.id if worker else 0
+        for index in count(self.first + own, worker.num_workers if worker else 1):
             scenes = dataset.sample(index).scenes
             if TASKS[dataset.task_of(index)].media == "video" and self.frames > 1:
                 yield self.video(scenes)
@@ -271,12 +291,12 @@ class LabelledClips(IterableDataset):
                 yield self.image(scene, boxes[index // len(self.tasks) % len(boxes)])
 
     def image(self, scene: Scene, box: Box) -> LabelledClip:
-        tile = build_transform(TILE)(draw(scene).crop(box))
+        shown = draw(scene).resize(ONE_TILE, Image.Resampling.BICUBIC, box=box)
         labels = labels_of(scene, box, self.patch_size)
         return LabelledClip(
-            tile[None],
+            build_transform(TILE)(shown)[None],
             torch.tensor([[1, 1, self.repeats]]),
-            Labels(*(torch.stack([one] * self.repeats) for one in labels)),
+            Labels(*(one[None] for one in labels)),
         )
 
     def video(self, scenes: list[Scene]) -> LabelledClip:
@@ -298,3 +318,9 @@ def collate_clips(clips: list[LabelledClip]) -> LabelledClip:
     """Clips one after another, as one."""
     tiles, grids, labels = zip(*clips)
     return LabelledClip(torch.cat(tiles), torch.cat(grids), Labels(*map(torch.cat, zip(*labels))))
+
+
+def parts_of_patches(side: int) -> torch.Tensor:
+    """`(P,)`: of each patch of a tile, row by row, which 2x2 part of its block it is in."""
+    row = torch.arange(side) // SMALL % (BLOCK // SMALL)
+    return rearrange(row[:, None] * (BLOCK // SMALL) + row, "h w -> (h w)")

@@ -8,10 +8,10 @@ a fixed budget (its Table 6), and whether a number that is sampled in training s
 The last is also asked of PVC, whose patches are pooled before they are projected; its images have no budget,
 so that its runs are on videos.
 
-Every run of a system begins with the same model, `base`: a tiny Dynamic-VLM or a tiny PVC of half a million
+Every run begins with the base of its system and compressor: a tiny Dynamic-VLM or PVC of half a million
 parameters, trained on images of boards (`synthetic/board_tasks.py`). A run trains all of it, on images or on
-videos, with a compressor and a rule for the tokens of a frame, and is then asked held-out boards with several
-numbers of tokens, and of frames. Its seed determines data and samples.
+videos, with a rule for the tokens of a frame, and is then asked held-out boards with several numbers of
+tokens, or with the tokens and frames that it was trained with. Its seed determines data and samples.
 
 Runs and what FOLDER holds are left to `ablation_runs.py`, tables and plots to `dynamic_report.py`.
 """
@@ -62,30 +62,34 @@ BLOCK = 2  # patches on a side of a PVC's token
 
 
 class Configuration(NamedTuple):
-    """What a run trains: a system, its compressor, and the tokens of a frame in training.
+    """What a run trains: a system, its compressor, tokens of a frame and frames of a video in training.
 
     `frame_tokens`: a number, or the least and the most of one that is sampled for each image or video.
+    `frames`: the fewest and the most; None: images.
     """
 
     system: str
     compressor: str
     frame_tokens: int | list[int]
-    on_videos: bool = False
+    frames: tuple[int, int] | None = None
 
 
 SAMPLED, PVC_TOKENS = [1, PATCHES], PATCHES // BLOCK**2
+BUDGET = 36  # tokens of a video
+BUDGET_RUNS = {f"{frames}x{tokens}": (frames, tokens) for frames, tokens in ((2, 16), (4, 9), (8, 4))}
+ALL_FRAMES = (STATES, 2 * STATES)  # all of a video is shown
 CONFIGURATIONS = {
     **{name: Configuration("dynamic", name, SAMPLED) for name in COMPRESSORS},
     "fixed-4": Configuration("dynamic", "pooling", 4),
     "fixed-16": Configuration("dynamic", "pooling", 16),
-    "videos": Configuration("dynamic", "pooling", SAMPLED, on_videos=True),
-    "pvc": Configuration("pvc", "pooling", PVC_TOKENS, on_videos=True),
-    "pvc-sampled": Configuration("pvc", "pooling", [1, PVC_TOKENS], on_videos=True),
+    **{
+        name: Configuration("dynamic", "pooling", tokens, (frames, frames))
+        for name, (frames, tokens) in BUDGET_RUNS.items()
+    },
+    "pvc": Configuration("pvc", "pooling", PVC_TOKENS, ALL_FRAMES),
+    "pvc-sampled": Configuration("pvc", "pooling", [1, PVC_TOKENS], ALL_FRAMES),
 }
 ASKED_TOKENS = {"dynamic": (1, 4, 9, 16, 25, 36), "pvc": (1, 4, 9)}  # of a frame
-BUDGETS = (18, 36, 72)  # tokens of a video that "videos" is also asked with
-FRAMES = (2, 2 * STATES)  # fewest and most of a video that are asked
-TRAINED_FRAMES = {"min_frames": STATES, "max_frames": 2 * STATES}  # all of a video is shown
 
 IMAGES, SPARSE_IMAGES, VIDEOS = ("board",), ("board_sparse",), ("board_parts",)
 SAMPLES = 100_000  # to be drawn from: more than any run sees
@@ -144,7 +148,7 @@ def configuration(name: str, tokenizer: InternLM2Tokenizer) -> DynamicVLMConfig 
             vision_config=vision_config() | {"projection_dim": 32},
             llm_config=llm_config(tokenizer),
             compressor=CONFIGURATIONS[name].compressor,
-            max_video_tokens=FRAMES[1] * PATCHES,
+            max_video_tokens=ALL_FRAMES[1] * PATCHES,
             min_frame_tokens=1,
             max_frame_tokens=PATCHES,
             image_token_id=tokenizer.convert_tokens_to_ids(IMAGE_PAD),
@@ -167,15 +171,11 @@ def system_of(name: str) -> System:
 
 
 def new_model(name: str, tokenizer: InternLM2Tokenizer, base: Path | None = None) -> PreTrainedModel:
-    """The model before a run: that of the folder `base`, or random.
-
-    The selector of pruning, which a base has not, begins as it always does.
-    """
+    """The model before a run: that of the folder `base`, or random."""
     torch.manual_seed(BASE_SEED)
     model = system_of(name).model(configuration(name, tokenizer))
     if base is not None:
-        missing = model.load_state_dict(load_file(base / "model.safetensors"), strict=False).missing_keys
-        model.config.new_parameters = ["compressor"] if missing else []
+        model.load_state_dict(load_file(base / "model.safetensors"))
         return model
 
     init_weights_by_width(model, TABLE_STD)
@@ -205,32 +205,30 @@ def write_start(folder: Path, name: str, base: Path | None = None):
 # ------------------------------------------------------------------------------------------------------- runs
 
 
-def base_path(folder: Path, system: str) -> Path:
-    return folder / "runs" / f"{BASE}-{system}"
+def base_path(folder: Path, name: str) -> Path:
+    """The base of a configuration: one for its system and compressor."""
+    of = CONFIGURATIONS[name]
+    return folder / "runs" / f"{BASE}-{of.system}-{of.compressor}"
 
 
 def run_bases(folder: Path, recipes: dict, names: list[str]):
     """Trains what the runs of `names` begin with, if it is not there yet."""
-    for name in dict.fromkeys(_of_base(name) for name in names):
-        run = base_path(folder, CONFIGURATIONS[name].system).name
+    for name in {base_path(folder, name): name for name in names}.values():
+        run = base_path(folder, name).name
         values = recipes[BASE] | {"frame_tokens": [1, _most_tokens(name)], "seed": BASE_SEED}
         data = training_data([(IMAGES, SAMPLES)], BASE_SEED)
         train_run(folder, run, values, data, partial(write_start, name=name))
 
 
-def _of_base(name: str) -> str:
-    """The configuration that the base of a run has: the first of its system."""
-    system = CONFIGURATIONS[name].system
-    return next(other for other in CONFIGURATIONS if CONFIGURATIONS[other].system == system)
-
-
 def run_one(folder: Path, name: str, seed: int, recipes: dict):
     """Trains and evaluates one configuration and writes its result; goes on where it was cut off."""
-    run, base = f"{name}-{seed}", base_path(folder, CONFIGURATIONS[name].system)
+    run, base = f"{name}-{seed}", base_path(folder, name)
     trained = CONFIGURATIONS[name]
-    rule = {"seed": seed, "frame_tokens": trained.frame_tokens}
-    values = recipes[VIDEO_RUNS if trained.on_videos else RUNS] | TRAINED_FRAMES | rule
-    parts = (SPARSE_IMAGES, VIDEOS) if trained.on_videos else (IMAGES,)
+    values = recipes[VIDEO_RUNS if trained.frames else RUNS]
+    values = values | {"seed": seed, "frame_tokens": trained.frame_tokens}
+    if trained.frames:
+        values |= dict(zip(("min_frames", "max_frames"), trained.frames))
+    parts = (SPARSE_IMAGES, VIDEOS) if trained.frames else (IMAGES,)
     data = training_data([(tasks, SAMPLES) for tasks in parts], seed)
 
     before_s = time.process_time()
@@ -239,8 +237,8 @@ def run_one(folder: Path, name: str, seed: int, recipes: dict):
     scored = scores(folder / "runs" / run, name)
     cpu_seconds = {"training": trained_s - before_s, "scoring": time.process_time() - trained_s}
 
-    result = {"name": name, "seed": seed, "budgets": BUDGETS, "most_frames": FRAMES[1]}
-    write_json(result_path(folder, name, seed), result | facts | scored | {"cpu_seconds": cpu_seconds})
+    result = {"name": name, "seed": seed} | facts | scored | {"cpu_seconds": cpu_seconds}
+    write_json(result_path(folder, name, seed), result)
 
 
 def scores(output: Path, name: str) -> dict:
@@ -276,23 +274,15 @@ def _most_tokens(name: str) -> int:
 
 def questions(name: str) -> list[tuple[int, int]]:
     """Tokens of a frame and frames of a video that a configuration is asked with; of an image 1 frame."""
-    numbers = ASKED_TOKENS[CONFIGURATIONS[name].system]
-    if not CONFIGURATIONS[name].on_videos:
-        return [(tokens, 1) for tokens in numbers]
-
-    asked = [(tokens, STATES) for tokens in numbers]
-    if CONFIGURATIONS[name].system == "dynamic":
-        asked += [(tokens, frames_of(budget, tokens)) for budget in BUDGETS for tokens in numbers]
-    return [(tokens, frames) for tokens, frames in dict.fromkeys(asked) if frames >= FRAMES[0]]
-
-
-def frames_of(budget: int, tokens: int) -> int:
-    """As many frames of so many tokens as a budget allows, at most all of a video."""
-    return min(budget // tokens, FRAMES[1])
+    if name in BUDGET_RUNS:
+        frames, tokens = BUDGET_RUNS[name]
+        return [(tokens, frames)]
+    frames = STATES if CONFIGURATIONS[name].frames else 1
+    return [(tokens, frames) for tokens in ASKED_TOKENS[CONFIGURATIONS[name].system]]
 
 
 def held_out(name: str) -> SyntheticDataset:
-    tasks = VIDEOS if CONFIGURATIONS[name].on_videos else IMAGES
+    tasks = VIDEOS if CONFIGURATIONS[name].frames else IMAGES
     return SyntheticDataset(HELD_OUT, held_out=True, tasks=tasks)
 
 

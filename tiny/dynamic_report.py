@@ -14,6 +14,7 @@ from pvc.tiny.ablation_report import markdown, mean_std
 
 COMPRESSORS = ("pooling", "merging", "pruning")
 TRAINED = {"pooling": "sampled, 1 to 36", "fixed-4": "4", "fixed-16": "16"}
+BUDGETS = {"2x16": "2 frames of 16", "4x9": "4 frames of 9", "8x4": "8 frames of 4"}
 TRAINED_PVC = {"pvc-sampled": "sampled, 1 to 9", "pvc": "9 (no budget)"}
 PAPER = {"pooling": "52.0 / 62.0", "merging": "51.6 / 61.9", "pruning": "47.6 / 59.5"}  # VideoMME, MSVD-QA
 
@@ -45,22 +46,6 @@ def by_tokens(results: Results, name: str) -> dict[int, list[float]]:
         for asked in result["asked"]:
             if asked["frames"] == frames:
                 points.setdefault(asked["tokens"], []).append(asked["share"])
-    return dict(sorted(points.items()))
-
-
-def by_budget(results: Results, name: str, budget: int, most: int) -> dict[int, tuple[int, list[float]]]:
-    """Frames, and the share of each seed, by tokens of a frame, where as many frames are shown as fit.
-
-    Args:
-        budget: tokens of a video.
-        most: frames of a video.
-    """
-    points: dict[int, tuple[int, list[float]]] = {}
-    for result in _of(results, name):
-        for asked in result["asked"]:
-            tokens, frames = asked["tokens"], asked["frames"]
-            if frames == min(budget // tokens, most):
-                points.setdefault(tokens, (frames, []))[1].append(asked["share"])
     return dict(sorted(points.items()))
 
 
@@ -104,24 +89,24 @@ def _trained(results: Results, trained: dict[str, str]) -> str:
     return markdown(["tokens in training", *(f"asked {number}" for number in numbers), "seeds"], lines)
 
 
-def budgets_of(results: Results) -> tuple[list[int], int]:
-    """The budgets that were asked, and the frames of a video."""
-    return results[0]["budgets"], results[0]["most_frames"]
-
-
 def _budgets(results: Results) -> str:
-    budgets, most = budgets_of(results)
-    curves = {budget: by_budget(results, "videos", budget, most) for budget in budgets}
-    numbers = _numbers(curves.values())
-    if not numbers:
+    shares = {name: _shares(results, name) for name in BUDGETS}
+    if not any(shares.values()):
         return ""
+    lines = [[BUDGETS[name], mean_std(of_name), str(len(of_name))] for name, of_name in shares.items()]
+    return markdown(["tokens of a video, 32 to 36", "right cells", "seeds"], lines)
 
-    def cell(budget: int, tokens: int) -> str:
-        frames, shares = curves[budget].get(tokens, (0, []))
-        return f"{mean_std(shares)} ({frames} frames)" if shares else ""
 
-    lines = [[str(number), *(cell(budget, number) for budget in budgets)] for number in numbers]
-    return markdown(["tokens a frame", *(f"{budget} a video" for budget in budgets)], lines)
+def _over_budgets(results: Results) -> dict[int, list[float]]:
+    """The share of each seed by tokens of a frame, from runs with about the same number for a video."""
+    of_name = {name: _of(results, name) for name in BUDGETS}
+    tokens = {name: runs[0]["asked"][0]["tokens"] for name, runs in of_name.items() if runs}
+    return {tokens[name]: _shares(results, name) for name in sorted(tokens, key=tokens.__getitem__)}
+
+
+def _shares(results: Results, name: str) -> list[float]:
+    """Of each seed, of a configuration with one question."""
+    return [result["asked"][0]["share"] for result in _of(results, name)]
 
 
 def _cost(results: Results) -> str:
@@ -143,16 +128,10 @@ def draw_figure(results: Results, path: Path):
 
     SVG or PNG by the path's ending; what has no result is left out. The same results give the same bytes.
     """
-    budgets, most = budgets_of(results)
     panels = {
         "compressors": {name: by_tokens(results, name) for name in COMPRESSORS},
         "tokens in training": {label: by_tokens(results, name) for name, label in TRAINED.items()},
-        "budget of a video": {
-            f"{budget} tokens": {
-                tokens: shares for tokens, (_, shares) in by_budget(results, "videos", budget, most).items()
-            }
-            for budget in budgets
-        },
+        "36 tokens of a video": {"2, 4, 8 frames": _over_budgets(results)},
         "PVC, tokens in training": {label: by_tokens(results, name) for name, label in TRAINED_PVC.items()},
     }
 

@@ -2,6 +2,7 @@
 
     python -m pvc.tiny.scoring MODEL --samples 200      a table of all tasks, held out, as Markdown
     python -m pvc.tiny.scoring MODEL --by-tiles         images of one tile and of several, a column each
+    python -m pvc.tiny.scoring MODEL --copies           beside it, copies of the first repeat's tokens
 
 Greedy decoding gives an answer exactly when, behind the question and each beginning of that answer, the
 likeliest token is the answer's next one, and at the end the token that ends it. One forward pass over
@@ -11,25 +12,29 @@ question and answer computes all these predictions, many samples in a row; nothi
 import argparse
 import copy
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from pvc.clips import ClipLayout
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.processing_pvc import PVCProcessor
 from pvc.reporting.markdown import markdown_table
 from pvc.tiny.synthetic.dataset import SyntheticDataset, SyntheticSample, mean_by_group
-from pvc.tiny.synthetic.image_tasks import ONE_TILE
 from pvc.tiny.synthetic.reader import SceneDataSet
+from pvc.tiny.synthetic.sampler import tiles_of
 from pvc.tiny.synthetic.tasks import TASKS
+from pvc.tiny.synthetic.variations import SHARES
 from pvc.training.data.encoding import Encoded, Encoder
 from pvc.training.data.packing import collate
 from pvc.training.run import load_processor
 from pvc.training.trainer import with_needed_logits
 
 ROW_TOKENS = 1024
+COPIES = "copies of the first repeat"
 ONE_TILE_EACH, SEVERAL_TILES = "one tile", "several tiles"
 
 
@@ -93,6 +98,7 @@ class Selection(SyntheticDataset):
             held_out=dataset.held_out,
             tasks=dataset.tasks,
             turns=dataset.turns,
+            variations=dataset.variations,
         )
         self.dataset, self.indices = dataset, indices
 
@@ -103,7 +109,9 @@ class Selection(SyntheticDataset):
         return self.dataset.task_of(self.indices[index])
 
 
-def split_by_tiles(seed: int, tasks: Sequence[str], samples: int) -> dict[str, Selection]:
+def split_by_tiles(
+    seed: int, tasks: Sequence[str], samples: int, variations: Mapping[str, float] | None = None
+) -> dict[str, Selection]:
     """The first held-out samples of each task whose images are one tile, and those of several tiles.
 
     Both come from the same distribution; only the size of the image decides. A tile is PVC-Tiny's: 96 pixels.
@@ -114,14 +122,14 @@ def split_by_tiles(seed: int, tasks: Sequence[str], samples: int) -> dict[str, S
     if videos := [task for task in tasks if TASKS[task].media == "video"]:
         raise ValueError(f"tasks has {', '.join(videos)}: expected tasks about images, to split by tiles")
 
-    dataset = SyntheticDataset(sys.maxsize, seed=seed, held_out=True, tasks=tasks)
+    dataset = SyntheticDataset(sys.maxsize, seed=seed, held_out=True, tasks=tasks, variations=variations)
     indices: dict[str, list[int]] = {ONE_TILE_EACH: [], SEVERAL_TILES: []}
     missing = {(kind, task): samples for kind in indices for task in tasks}
 
     # several tiles are rarer: samples of one tile are passed over once there are enough of them
     index = 0
     while any(missing.values()):
-        is_one = all(scene.size == ONE_TILE for scene in dataset.sample(index).scenes)
+        is_one = all(tiles_of(scene.size) == (1, 1) for scene in dataset.sample(index).scenes)
         kind = ONE_TILE_EACH if is_one else SEVERAL_TILES
         key = kind, dataset.task_of(index)
         if missing[key]:
@@ -129,6 +137,33 @@ def split_by_tiles(seed: int, tasks: Sequence[str], samples: int) -> dict[str, S
             indices[kind].append(index)
         index += 1
     return {kind: Selection(dataset, chosen) for kind, chosen in indices.items()}
+
+
+@contextmanager
+def copies_of_the_first_repeat(model: PVCForConditionalGeneration) -> Iterator[None]:
+    """Within it, all repeats of an image have the visual tokens of the first: a control.
+
+    What a model gains from its repeats over this, it gains from what they tell differently, and not from the
+    number of tokens that it is used to. Videos stay as they are.
+    """
+    body = model.model
+    project = body.project
+
+    def first_alone(
+        hidden_states: torch.Tensor, clips: ClipLayout, size: tuple[int, int], numbers: Sequence[int]
+    ) -> torch.Tensor:
+        tokens = project(hidden_states, clips, size, numbers)
+        first = torch.arange(len(tokens))
+        for sequences in clips.tile_sequences.values():  # (sequences, T)
+            is_image = clips.source[sequences[:, 0]] == clips.source[sequences[:, -1]]
+            first[sequences[is_image]] = sequences[is_image, :1].expand(-1, sequences.shape[1])
+        return tokens[first.to(tokens.device)]
+
+    body.project = first_alone
+    try:
+        yield
+    finally:
+        del body.project
 
 
 def rows(samples: Iterator[Encoded], row_tokens: int) -> Iterator[list[Encoded]]:
@@ -176,16 +211,20 @@ def table(columns: dict[str, dict[str, float]]) -> str:
 def main() -> None:
     arguments = parse_arguments()
     processor = load_processor(arguments.model)
-    model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=torch.float32)
+    dtype = getattr(torch, arguments.dtype)
+    model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype)
     repeats = arguments.repeats or [processor.image_processor.image_repeats]
 
     # what is asked: all held-out samples, or one part for each kind of image
-    tasks = arguments.tasks
+    tasks, variations = arguments.tasks, SHARES if arguments.varied else None
     if arguments.by_tiles:
-        parts = split_by_tiles(arguments.seed, tasks, arguments.samples)
+        parts = split_by_tiles(arguments.seed, tasks, arguments.samples, variations)
     else:
         number = arguments.samples * len(tasks)
-        parts = {"": SyntheticDataset(number, seed=arguments.seed, held_out=True, tasks=tasks)}
+        dataset = SyntheticDataset(
+            number, seed=arguments.seed, held_out=True, tasks=tasks, variations=variations
+        )
+        parts = {"": dataset}
 
     # a column for each part and number of repeats
     columns = {}
@@ -196,6 +235,10 @@ def main() -> None:
             shown.image_processor.image_repeats = number
             repeated = f"{number} repeats" if number > 1 else "1 repeat"
             columns[heading(repeated, part)] = exact_match(model, shown, dataset, frames=arguments.frames)
+            if arguments.copies and number > 1:
+                with copies_of_the_first_repeat(model):
+                    scores = exact_match(model, shown, dataset, frames=arguments.frames)
+                columns[heading(f"{number} {COPIES}", part)] = scores
     print(table(columns))
 
 
@@ -214,6 +257,13 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--frames", type=int, default=8, help="of a video")
     parser.add_argument(
         "--repeats", type=int, nargs="+", help="of an image, one or several numbers to compare"
+    )
+    parser.add_argument(
+        "--copies", action="store_true", help="a column for as many copies of an image's first repeat"
+    )
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument(
+        "--varied", action="store_true", help="scenes that vary as those of training, in place of plain ones"
     )
     parser.add_argument(
         "--by-tiles",

@@ -8,15 +8,18 @@ thrown away at the end, predict
 
 - for each patch: the class of each of its cells (letter, digit, shape or bar by colour), the centre of the
   shape, text or bar that it is part of, and which shape has its centre there, so that shapes can be counted;
-- for each block of 4x4 patches, which the projector makes one visual token: the letters of the text in its
-  upper half and in its lower half;
+- for each 2x2 patches: the letters of the text that crosses them;
 - for each patch of a video's frames: the direction in which its shape has moved, and the class that was there
   before. Only temporal attention can know this: a ViT without it is shown single frames;
-- for each visual token: what the LLM needs of its block (letters, shapes, directions, previous classes). A
-  projector that begins at random, as PVC's does, learns little of this from answers.
+- for each visual token: what the LLM needs (letters, shapes, directions, previous classes). A projector that
+  begins at random learns little of this from answers.
+
+Repeats of an image are read together, one for each part of a block of 4x4 patches: repeat r tells the r-th
+2x2 patches, on which InternVL's tokens stand, and nothing else is asked of it. Were each repeat asked for
+all, they would become copies of each other. A frame of a video tells all of its blocks.
 
 A tile gives about a thousand labels, an answer a few tokens: minutes on a CPU replace hours of training on
-answers.
+answers. A run that was stopped goes on from its checkpoint.
 
 The labels are made by `dense_labels.py`. Only PVC-Tiny needs this: the paper trains what PVC adds with the
 recipes alone, on millions of samples.
@@ -25,9 +28,12 @@ recipes alone, on millions of samples.
 import argparse
 import math
 import os
+from collections.abc import Iterable, Mapping
 from functools import partial
 from itertools import islice
 from pathlib import Path
+from time import monotonic
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -37,7 +43,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 from transformers.utils import logging
 
-from pvc.clips import ClipLayout
+from pvc.clips import ClipLayout, clips_of_grid
 from pvc.modeling_intern_vit import InternVisionModel
 from pvc.modeling_pvc import PVCForConditionalGeneration, PVCModel, pixel_shuffle
 from pvc.tiny import packed_cpu_attention as cpu_attention
@@ -46,26 +52,60 @@ from pvc.tiny.dense_labels import (
     CELLS,
     CLASSES,
     DIRECTION_CLASSES,
-    HALVES,
     LETTERS,
     MAX_LETTERS,
     NOTHING,
     SHAPES,
+    SMALL,
     SPARSE_LABELS,
     UNKNOWN,
     LabelledClip,
     LabelledClips,
-    Labels,
     collate_clips,
+    parts_of_patches,
 )
-from pvc.tiny.synthetic.image_tasks import TILE
+from pvc.tiny.synthetic.sampler import TILE
+from pvc.tiny.synthetic.variations import SHARES
 from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
 
 logger = logging.get_logger(__name__)
 
-BLOCK_LABELS = ("letters",)  # of the labels; others are of patches
+PART_LABELS = ("letters",)  # of 2x2 patches; other labels are of patches
 SUPERVISED_ON_TOKENS = ("letters", "directions", "shapes", "previous")
-BY_TOKENS = " by tokens"
+BY_TOKENS = " by tokens"  # each of which tells 2x2 patches
+BY_FRAMES = " by tokens of a frame"  # each of which tells a whole block
+CHECKPOINT, HEADS = "vision_pretraining.pt", "heads.pt"  # files of a run, in the model's folder
+SAVE_SECONDS = 300  # between checkpoints
+NORM_RATE = 0.2  # of the learning rate: AdaLN is wide
+
+
+class Told(NamedTuple):
+    """Which rows of the ViT tell which labels; `L` rows of labels, `P` patches of a tile.
+
+    Attributes:
+        rows: `(L, P)`: the row that tells each patch: of an image that is repeated, one for each part of its
+            blocks, else one for all.
+        repeated: `(L,)`: whether an image is shown more than once.
+    """
+
+    rows: torch.Tensor
+    repeated: torch.Tensor
+
+    @classmethod
+    def from_grid(cls, grid: torch.Tensor, side: int) -> "Told":
+        """`grid` as in a `LabelledClip`, of clips of one tile; `side` in patches."""
+        parts = parts_of_patches(side)
+        rows, repeated = [], []
+        first = 0
+        for _, clip in clips_of_grid(grid, len(grid)):
+            if clip.frames == 1:
+                rows.append(first + parts[None] % clip.repeats)
+                repeated.append(clip.repeats > 1)
+            else:
+                rows.append((first + torch.arange(clip.frames))[:, None].expand(-1, side**2))
+                repeated += [False] * clip.frames
+            first += clip.frames * clip.repeats
+        return cls(torch.cat(rows), torch.tensor(repeated))
 
 
 class LinearHead(nn.Module):
@@ -94,66 +134,101 @@ class LinearHead(nn.Module):
 
 
 class DenseLabelModel(nn.Module):
-    """A ViT with linear heads on patches, blocks and visual tokens.
+    """A ViT and a projector with linear heads on patches and visual tokens.
 
-    The projector, and heads on its tokens, are there where a visual token is a block.
+    The projector's blocks are PVC's, or InternVL's, whose tokens tell what a repeat's part of a block does.
     """
 
     def __init__(self, model: PVCModel):
         super().__init__()
-        self.vit, self.side = model.vision_model, TILE // model.config.vision_config.patch_size
-        self.choices = {  # of a patch; letters are of a block
+        config = model.config
+        self.vit, self.projector = model.vision_model, model.projector
+        self.side = TILE // config.vision_config.patch_size
+        self.choices = {
             "cells": (CELLS[0] * CELLS[1], len(CLASSES)),
-            "letters": (HALVES, MAX_LETTERS, len(LETTERS)),
+            "letters": (MAX_LETTERS, len(LETTERS)),
             "middle": (2, self.side),
             "directions": (len(DIRECTION_CLASSES),),
             "shapes": (len(SHAPES),),
             "previous": (len(CLASSES),),
         }
 
-        width, token_width = model.config.vision_config.hidden_size, model.config.llm_config.hidden_size
-        self.patch_heads, self.block_heads, self.token_heads = (nn.ModuleDict() for _ in range(3))
-        self.projector = model.projector if model.projector.block == BLOCK else None
-
         # a linear head for each kind of label
+        width, token_width = config.vision_config.hidden_size, config.llm_config.hidden_size
+        self.patch_heads, self.token_heads, self.frame_heads = (nn.ModuleDict() for _ in range(3))
         for name, choices in self.choices.items():
-            if name in BLOCK_LABELS:
-                self.block_heads[name] = LinearHead(BLOCK**2 * width, choices)
-            else:
-                self.patch_heads[name] = LinearHead(width, choices)
-            if self.projector and name in SUPERVISED_ON_TOKENS:
-                self.token_heads[name] = LinearHead(
-                    token_width, choices, side=1 if name in BLOCK_LABELS else BLOCK
-                )
+            is_of_part = name in PART_LABELS
+            self.patch_heads[name] = LinearHead(SMALL**2 * width if is_of_part else width, choices)
+
+        # of visual tokens
+        shows_repeats = bool(config.vision_config.num_temporal_layers) and config.image_repeats > 1
+        for name in SUPERVISED_ON_TOKENS:
+            choices, side = self.choices[name], 1 if name in PART_LABELS else SMALL
+            if shows_repeats or self.projector.block == SMALL:
+                self.token_heads[name] = LinearHead(token_width, choices, side)
+            # frames have no text
+            if self.projector.block == BLOCK and not (shows_repeats and name in PART_LABELS):
+                self.frame_heads[name] = LinearHead(token_width, choices, side * BLOCK // SMALL)
 
     def forward(self, tiles: torch.Tensor, grid: torch.Tensor) -> dict[str, torch.Tensor]:
         """Logits `(time steps, …, choices)` by name of the labels; `tiles` and `grid` as in a `LabelledClip`.
 
-        Those of visual tokens have `BY_TOKENS` behind the name.
+        Those of visual tokens have `BY_TOKENS` or `BY_FRAMES` behind the name, and rows for images that are
+        repeated or for other time steps alone: see `targets`.
         """
         clips = ClipLayout.from_grid(grid, len(tiles)).to(tiles.device)
-        hidden_states = self.vit(tiles, clips=clips).last_hidden_state
-        patches = hidden_states[:, 1:]
-        blocks = pixel_shuffle(rearrange(patches, "b (h w) c -> b h w c", h=self.side), BLOCK).flatten(1, 2)
+        told = Told.from_grid(grid, self.side)
+        hidden_states = self.vit(tiles, clips=clips).last_hidden_state  # (R, 1 + P, C)
+        patches = hidden_states[:, 1:][told.rows, torch.arange(self.side**2)]  # (L, P, C)
+        parts = rearrange(patches, "l (h w) c -> l h w c", h=self.side)
+        parts = pixel_shuffle(parts, SMALL).flatten(1, 2)  # (L, P / 4, 4 C)
 
-        logits = {name: head(patches) for name, head in self.patch_heads.items()}
-        logits |= {name: head(blocks) for name, head in self.block_heads.items()}
+        logits = {
+            name: head(parts if name in PART_LABELS else patches) for name, head in self.patch_heads.items()
+        }
+        tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))  # (R, N, H)
+        tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
+        return logits | self._by_tokens(tokens, told)
 
-        if self.projector:
-            tokens = self.projector(hidden_states, clips.times, grid=(self.side, self.side))
-            tokens = F.rms_norm(tokens, tokens.shape[-1:])  # as the LLM begins
-            logits |= {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
+    def _by_tokens(self, tokens: torch.Tensor, told: Told) -> dict[str, torch.Tensor]:
+        """What visual tokens `(R, N, H)` tell."""
+        if self.projector.block == SMALL:
+            return {name + BY_TOKENS: head(tokens) for name, head in self.token_heads.items()}
 
+        logits: dict[str, torch.Tensor] = {}
+        if told.repeated.any() and self.token_heads:
+            # of each 2x2 patches, the block that they are in, and the repeat that tells them
+            grid = torch.arange(self.side**2).view(self.side, self.side)[::SMALL, ::SMALL]  # first patches
+            blocks = grid // self.side // BLOCK * (self.side // BLOCK) + grid % self.side // BLOCK
+            rows = told.rows[told.repeated][:, grid.flatten()]  # (images, P / 4)
+            of_parts = tokens[rows, blocks.flatten()]  # (images, P / 4, H)
+            logits |= {name + BY_TOKENS: head(of_parts) for name, head in self.token_heads.items()}
+
+        if not told.repeated.all():
+            of_frames = tokens[told.rows[~told.repeated][:, 0]]  # (frames, N, H)
+            logits |= {name + BY_FRAMES: head(of_frames) for name, head in self.frame_heads.items()}
         return logits
+
+    def targets(self, clip: LabelledClip, names: Iterable[str]) -> dict[str, torch.Tensor]:
+        """The labels that each of the logits `names` is to predict."""
+        repeated = Told.from_grid(clip.grid, self.side).repeated
+        targets = {}
+        for name in names:
+            target = getattr(clip.labels, _label_of(name))
+            if name.endswith(BY_FRAMES):
+                target = target[~repeated]
+            elif name.endswith(BY_TOKENS) and self.projector.block == BLOCK:
+                target = target[repeated]
+            targets[name] = target
+        return targets
 
     def loss(self, clip: LabelledClip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
 
         loss = 0
-        for name, predicted in logits.items():
-            name = name.removesuffix(BY_TOKENS)
-            target = getattr(clip.labels, name)
+        for head, target in self.targets(clip, logits).items():
+            name, predicted = _label_of(head), logits[head]
 
             # most patches are background, which counts less
             weight = predicted.new_ones(predicted.shape[-1])
@@ -169,6 +244,10 @@ class DenseLabelModel(nn.Module):
         return loss, logits
 
 
+def _label_of(head: str) -> str:
+    return head.removesuffix(BY_FRAMES).removesuffix(BY_TOKENS)
+
+
 def _mean_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     """Cross entropy of logits `(…, choices)`, a mean over what is known; `weight (choices,)`."""
     predicted, target = predicted.flatten(0, -2), target.flatten()
@@ -176,12 +255,11 @@ def _mean_loss(predicted: torch.Tensor, target: torch.Tensor, weight: torch.Tens
     return F.cross_entropy(predicted, target, weight, reduction="sum") / size
 
 
-def accuracy(logits: dict[str, torch.Tensor], labels: Labels) -> dict[str, float]:
+def accuracy(logits: dict[str, torch.Tensor], targets: dict[str, torch.Tensor]) -> dict[str, float]:
     """Share of correct predictions by kind of label, background left out; texts count as a whole."""
     shares = {}
     for head, predicted in logits.items():
-        name = head.removesuffix(BY_TOKENS)
-        target = getattr(labels, name)
+        name, target = _label_of(head), targets[head]
         is_correct, is_known = predicted.argmax(-1) == target, target != UNKNOWN
 
         # a text is correct as a whole
@@ -204,28 +282,49 @@ def pretrain(
     learning_rate: float,
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
+    variations: Mapping[str, float] | None = None,
     workers: int = 0,
+    heads: Path | None = None,
+    checkpoint: Path | None = None,
 ) -> DenseLabelModel:
-    """Trains ViT and projector of `model` in place on clips of `tasks`, in bfloat16 autocast.
+    """Trains ViT and projector of `model` in place on clips of `tasks`; on a GPU in bfloat16 autocast.
 
     Loss and accuracy are logged. Each of several processes takes `batch` clips of its own, drawn in `workers`
-    processes beside it. AdaLN in the projector is left to training on answers. Matrices of layers are trained
-    with Muon, which needs a third fewer steps than AdamW here; the rest with AdamW.
+    processes beside it. Matrices of layers are trained with Muon, which needs a third fewer steps than AdamW
+    here; the rest with AdamW.
+
+    Args:
+        variations: as of `SyntheticDataset`.
+        heads: a file of the heads of another run, to begin with; those that are not in it are new.
+        checkpoint: a file where the run is kept every five minutes; one that is there is gone on with.
     """
     torch.manual_seed(seed)
     labeller = DenseLabelModel(model).to(model.device).train()
-    optimizer = make_optimizer(labeller, learning_rate, adapts_norm=model.config.adaptive_compression)
+    if heads is not None:
+        labeller.load_state_dict(torch.load(heads, weights_only=True), strict=False)
+    optimizer = make_optimizer(labeller, learning_rate)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
 
+    first = 0
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, map_location=model.device, weights_only=True)
+        labeller.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        first = state["step"]
+
     # clips of this process
     rank = _rank()
-    labelled = LabelledClips.for_model(model, seed + rank, tasks)
+    labelled = LabelledClips.for_model(model, seed + rank, tasks, variations)
+    labelled.first = first * batch
     clips = DataLoader(labelled, batch_size=batch, collate_fn=collate_clips, num_workers=workers)
 
-    for step, clip in zip(range(1, steps + 1), clips):
+    saved = monotonic()
+    for step, clip in zip(range(first + 1, steps + 1), clips):
         clip = clip.to(model.device)
-        with torch.autocast(model.device.type, torch.bfloat16):
+        # few CPUs have instructions for bfloat16
+        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
             loss, logits = labeller.loss(clip)
 
         # one step with the mean gradient of all processes
@@ -237,23 +336,37 @@ def pretrain(
         optimizer.zero_grad()
 
         if step % 100 == 0 and rank == 0:
-            shares = accuracy(logits, clip.labels)
+            shares = accuracy(logits, labeller.targets(clip, logits))
             target = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
             logger.warning(f"step {step}: loss {loss.item():.3f}; accuracy: {target}")
+
+        if checkpoint is not None and rank == 0 and monotonic() - saved > SAVE_SECONDS:
+            state = {"model": labeller, "optimizer": optimizer, "schedule": schedule}
+            _save(checkpoint, {name: part.state_dict() for name, part in state.items()} | {"step": step})
+            saved = monotonic()
     return labeller
 
 
-def make_optimizer(labeller: DenseLabelModel, learning_rate: float, *, adapts_norm: bool) -> MuonWithAdamW:
-    """Muon for matrices of layers, AdamW for the rest; AdaLN of the projector (`adapts_norm`) is left out."""
+def _save(path: Path, state: dict) -> None:
+    """All of it or nothing."""
+    unfinished = path.with_suffix(".unfinished")
+    torch.save(state, unfinished)
+    os.replace(unfinished, path)
+
+
+def make_optimizer(labeller: DenseLabelModel, learning_rate: float) -> MuonWithAdamW:
+    """Muon for matrices of layers, AdamW for the rest; the projector's AdaLN at a lower rate."""
     matrices: list[nn.Parameter] = []
+    norms: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     for name, parameter in labeller.named_parameters():
-        if not (adapts_norm and name.startswith("projector.norm.")):
-            (matrices if is_matrix(name, parameter) else others).append(parameter)
+        is_norm = name.startswith("projector.norm.")
+        (norms if is_norm else matrices if is_matrix(name, parameter) else others).append(parameter)
 
     return MuonWithAdamW(
         [
             {"params": matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
+            {"params": norms, "lr": NORM_RATE * learning_rate, IS_MATRIX: False, "weight_decay": 0.01},
             {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
         ],
         learning_rate,
@@ -268,6 +381,10 @@ def _rank() -> int:
 def _average_gradients(parameters: list[nn.Parameter]):
     """Of all processes, where there are several."""
     if dist.is_initialized():
+        # what no clip of this process asked for has none
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
         gradients = [parameter.grad for parameter in parameters]
         collate_clips = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(collate_clips)
@@ -275,17 +392,18 @@ def _average_gradients(parameters: list[nn.Parameter]):
 
 
 @torch.no_grad()
-def to_unit_size(vit: InternVisionModel, tiles: torch.Tensor):
+def to_unit_size(vit: InternVisionModel, tiles: torch.Tensor) -> torch.Tensor:
     """Scales, in place, what `vit` makes of `tiles (B, 3, TILE, TILE)` to a root mean square of 1.
 
     What is behind the ViT learns faster from that. The residual stream's size is free: every branch begins
-    with a norm, and so nothing else changes.
+    with a norm, and so nothing else changes. Returns the root mean square that it was.
     """
     size = vit(tiles).last_hidden_state[:, 1:].square().mean().sqrt()
     embeddings = [vit.embeddings.class_embedding, vit.embeddings.position_embedding]
     branches = [scale for layer in vit.encoder.layers for scale in (layer.ls1, layer.ls2)]
     for parameter in (*embeddings, *vit.embeddings.patch_embedding.parameters(), *branches):
         parameter.div_(size)
+    return size
 
 
 def _rate(step: int, *, steps: int) -> float:
@@ -300,6 +418,9 @@ def main():
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
     parser.add_argument("--workers", type=int, default=0, help="processes that draw, for a GPU")
+    parser.add_argument("--plain", action="store_true", help="plain scenes alone, without variations")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--heads", type=Path, help="a file of the heads of an earlier run, to begin with")
     arguments = parser.parse_args()
 
     if "RANK" in os.environ:
@@ -313,20 +434,31 @@ def main():
         attn_implementation=cpu_attention.NAME if device.type == "cpu" else "sdpa",
     ).to(device)
 
-    pretrain(
+    checkpoint = arguments.folder / CHECKPOINT
+    labeller = pretrain(
         model.model,
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
+        seed=arguments.seed,
+        variations={} if arguments.plain else SHARES,
         workers=arguments.workers,
+        heads=arguments.heads,
+        checkpoint=checkpoint,
     )
 
     # the projector is trained later, on features of a known size
     if not model.config.vision_config.num_temporal_layers:
         clips = LabelledClips.for_model(model.model, seed=1)
-        to_unit_size(model.model.vision_model, collate_clips(list(islice(clips, 64))).tiles.to(device))
+        tiles = collate_clips(list(islice(clips, 64))).tiles.to(device)
+        size = to_unit_size(model.model.vision_model, tiles)
+        for head in labeller.patch_heads.values():
+            head.linear.weight.data.mul_(size)
     if _rank() == 0:
         model.save_pretrained(arguments.folder)
+        heads = {name: x for name, x in labeller.state_dict().items() if "_heads." in name}
+        _save(arguments.folder / HEADS, heads)
+        checkpoint.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

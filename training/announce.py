@@ -34,12 +34,20 @@ def describe_run(trainer: PVCTrainer, recipe: Recipe) -> str:
     lines = [
         f"trained     {trained:,} of {every:,} parameters ({', '.join(parts)})",
         f"on          {processes}{arguments.device}, computing in {dtype}",
+        f"attention   {_describe_attention(trainer)}",
         f"data        {_describe_data(dataset)}",
         f"step        {recipe.rows_per_step:,} rows, "
         f"at most {recipe.rows_per_step * recipe.data.max_tokens:,} tokens; {arguments.max_steps:,} steps",
         f"output      {arguments.output_dir}",
     ]
     return "\n".join(lines)
+
+
+def _describe_attention(trainer: PVCTrainer) -> str:
+    """What computes the attention of packed rows, which the recipe names or `packed_attention` chose."""
+    config = trainer.plain_model.config
+    of_vit, of_llm = (part._attn_implementation for part in (config.vision_config, config.llm_config))
+    return f"{of_llm} in the LLM, {of_vit} in the ViT"
 
 
 def _describe_data(dataset: PackedDataset) -> str:

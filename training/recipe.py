@@ -62,8 +62,9 @@ class Recipe:
         rows_per_step: packed rows of one step of the optimizer, over all processes and accumulated batches.
         parallel: how several processes share the work: "ddp", "fsdp2", "zero1", "zero2" or "zero3".
         gradient_checkpointing: compute activations anew in the backward pass instead of keeping them.
+        compile_layers: compile the layers with torch, see `compiling.compile_layers`.
         attn_implementation: as `from_pretrained` takes it, "flash_attention_2" say, or "packed_on_cpu"; None:
-            its own choice.
+            what `attention.packed_attention` chooses for the LLM, and sdpa for the ViT.
         data: see `DataOptions`.
         arguments: further TrainingArguments.
         asked: names of values set beside the recipe (`--set`); others may give way to the data.
@@ -74,6 +75,7 @@ class Recipe:
     rows_per_step: int = 1
     parallel: str = "ddp"
     gradient_checkpointing: bool = False
+    compile_layers: bool = False
     attn_implementation: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
     arguments: dict[str, Any] = field(default_factory=dict)
@@ -96,6 +98,14 @@ class Recipe:
         if self.arguments.get("muon_lr_multiplier") is not None and (self.lora or self.parallel != "ddp"):
             raise ValueError(
                 "muon_lr_multiplier is for whole matrices in one place: expected parallel 'ddp' and no lora"
+            )
+
+        is_selective = self.gradient_checkpointing and self.parallel != "fsdp2"
+        if self.arguments.get("kept_layers") and not is_selective:
+            raise ValueError(
+                f"kept_layers with gradient_checkpointing {self.gradient_checkpointing} and parallel "
+                f"{self.parallel!r}: expected gradient_checkpointing true, and not fsdp2, which computes all "
+                "that it shards anew"
             )
 
         if self.rows_per_step < 1:

@@ -45,6 +45,7 @@ from pvc.training.checkpoint import (
     save_folder,
     weights_of,
 )
+from pvc.training.checkpointing import KeepActivations
 from pvc.training.data.encoding import IGNORED
 from pvc.training.data.loader import PackedDataset, PackLoader, Rows
 from pvc.training.data_wait import DataWait
@@ -89,6 +90,14 @@ class PVCTrainingArguments(TrainingArguments):
         metadata={
             "help": "What counts alike, as in InternVL's training: each 'token' of the answers, each "
             "'sample', or between them 'square' (a sample of n tokens counts n ** 0.5)."
+        },
+    )
+
+    kept_layers: dict[str, int] | None = field(
+        default=None,
+        metadata={
+            "help": "With gradient checkpointing: how many of the last layers of a part keep their "
+            "activations, where memory allows: {language_model: 12, vision_model: 2}."
         },
     )
 
@@ -185,6 +194,19 @@ def parameter_groups(
         }
         for (for_muon, parts, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
     ]
+
+
+def keep_tables_in_32_bits(model: nn.Module) -> None:
+    """Has bitsandbytes' 8-bit optimizers keep the states of embeddings whole, as transformers' Trainer does.
+
+    A table's rows have gradients seldom, and of very different sizes.
+    """
+    import bitsandbytes
+
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
 
 
 def _check_parts(model: nn.Module, new_parameters: list[str], multipliers: Mapping[str, float]) -> None:
@@ -303,6 +325,8 @@ class PVCTrainer(Trainer):
 
         super().__init__(model, args, train_dataset=train_dataset, **kwargs)
 
+        if args.kept_layers:
+            self.add_callback(KeepActivations(model, args.kept_layers))
         self._wait = DataWait(self.args.device)
 
         # set by the Trainer, and would be saved; each row says it for itself
@@ -327,6 +351,8 @@ class PVCTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
             )
             self.optimizer = optimizer(groups, **settings)
+            if settings.get("optim_bits") == 8:
+                keep_tables_in_32_bits(model)
         return self.optimizer
 
     def get_train_dataloader(self) -> PackLoader:
@@ -420,16 +446,17 @@ class PVCTrainer(Trainer):
         """The rates of parts, where they are others than the one that the Trainer logs."""
         assert self.optimizer is not None
         groups = [group for group in self.optimizer.param_groups if not group[IS_MATRIX]]
-        first = groups[0]["initial_lr"]
+        first = float(groups[0]["initial_lr"])  # torchao's are tensors
         if "learning_rate" not in logs:
             return {}
 
         rates = {}
         for group in groups:
             part = group.get(PART, NEW_PARAMETERS)  # a checkpoint of an earlier version has no name
-            if group["initial_lr"] != first:
+            rate = float(group["initial_lr"])
+            if rate != first:
                 name = "learning_rate_" + part.replace(NEW_PARAMETERS, "new")
-                rates[name] = logs["learning_rate"] * group["initial_lr"] / first
+                rates[name] = logs["learning_rate"] * rate / first
         return rates
 
     def _exchange_counts(self):

@@ -77,7 +77,7 @@ def test_logits_with_images_are_the_official_ones(tmp_path):
 @pytest.mark.parametrize("ps_version", ["v1", "v2"])
 def test_average_gives_internvls_token_where_a_block_repeats_itself(ps_version, tmp_path):
     original = remote_code_source(tmp_path / "source", "internlm2", ps_version=ps_version)
-    model = converted(tmp_path / "source", tmp_path / "pvc", TINY())
+    model = converted(tmp_path / "source", tmp_path / "pvc", TINY(projector_init="average"))
     small = torch.randn(3, 2, 2, 32)  # one 2x2 block of tokens
     large = repeat(small, "r h w c -> r (p h) (q w) c", p=2, q=2)
     class_token = torch.randn(3, 1, 32)
@@ -90,7 +90,7 @@ def test_average_gives_internvls_token_where_a_block_repeats_itself(ps_version, 
 @torch.no_grad()
 def test_average_is_the_mean_over_blocks_of_what_goes_into_the_mlp(tmp_path):
     original = remote_code_source(tmp_path / "source", "internlm2")
-    model = converted(tmp_path / "source", tmp_path / "pvc", TINY())
+    model = converted(tmp_path / "source", tmp_path / "pvc", TINY(projector_init="average"))
     linear, norm = original.model.projector.mlp[0], original.model.projector.norm
     grid = torch.randn(1, 4, 4, 32)
     blocks = pixel_shuffle(grid, 2).view(4, -1)  # as if normalised already
@@ -325,6 +325,7 @@ def test_released_pvc_computes_the_same_under_our_names(name, tmp_path):
         assert torch.equal(model.state_dict()[ours], value), ours
     config = model.config
     assert (config.image_repeats, config.video_repeats, config.downsample_ratio) == (3, 2, 0.25)
+    assert config.tile_repeat_order == "tile"
     assert config.new_parameters == []
     pixels, clips = random_clips((1, 2, 3), (4, 1, 1))
     for ours, expected in zip(

@@ -303,7 +303,10 @@ def test_an_llm_whose_numbers_do_not_fit_is_refused(changes, message):
         ({"min_dynamic_patch": 0}, "min_dynamic_patch is 0: expected at least 1"),
         ({"min_dynamic_patch": 9, "max_dynamic_patch": 6}, "min_dynamic_patch 9 .*max_dynamic_patch 6"),
         ({"max_encoder_tiles": 0}, "max_encoder_tiles is 0: expected at least 1"),
-        ({"tile_repeat_order": "row"}, "tile_repeat_order is 'row': expected one of 'tile', 'frame'"),
+        (
+            {"tile_repeat_order": "row"},
+            "tile_repeat_order is 'row': expected one of 'tile', 'frame', 'raster'",
+        ),
         ({"ps_version": "v3"}, "ps_version is 'v3': expected one of 'v1', 'v2'"),
         ({"template": "vicuna"}, "template is 'vicuna': expected one of .*'internlm2-chat'"),
     ],

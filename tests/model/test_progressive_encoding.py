@@ -89,6 +89,8 @@ def test_features_follow_the_equations_of_the_paper(condition, passes, record_pr
     [
         {"adaptive_compression": False},
         {"tile_repeat_order": "frame"},
+        {"tile_repeat_order": "raster"},
+        {"tile_repeat_order": "raster", "ps_version": "v1"},
         {"ps_version": "v1"},
         {"select_layer": -2},
         {"vision_config": {"num_temporal_layers": 0}},

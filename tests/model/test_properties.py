@@ -304,7 +304,7 @@ def test_media_tokens_are_a_number_for_each_image_and_frame(clips, tokens_per_ti
     assert sum(counts) == sum(times * tokens for times, tokens in shown)
 
 
-@given(CLIPS, st.sampled_from(["tile", "frame"]))
+@given(CLIPS, st.sampled_from(["tile", "frame", "raster"]))
 def test_a_layout_shows_every_tile_of_every_clip_as_often_and_when_it_should(clips, order):
     rows = clip_rows(clips)
     layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)
@@ -318,7 +318,7 @@ def test_a_layout_shows_every_tile_of_every_clip_as_often_and_when_it_should(cli
     assert tracks.sort().values.tolist() == list(range(num_rows))
 
 
-@given(CLIPS, st.sampled_from(["tile", "frame"]))
+@given(CLIPS, st.sampled_from(["tile", "frame", "raster"]))
 def test_rows_by_time_step_are_strides_and_come_back_to_prompt_order(clips, order):
     rows = clip_rows(clips)
     layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)
@@ -337,7 +337,7 @@ def test_rows_by_time_step_are_strides_and_come_back_to_prompt_order(clips, orde
     assert is_ordered or layout.time_order is not None
 
 
-@given(CLIPS, st.sampled_from(["tile", "frame"]))
+@given(CLIPS, st.sampled_from(["tile", "frame", "raster"]))
 def test_a_track_is_one_place_of_one_clip_from_its_first_moment_to_its_last(clips, order):
     rows = clip_rows(clips)
     layout = ClipLayout.from_grid(torch.tensor(rows), len(rows), order)

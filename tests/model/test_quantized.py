@@ -2,15 +2,18 @@
 
 import importlib.util
 import logging
+from functools import partial
 
 import pytest
 import torch
+from training_runs import write_dynamic_model
 from transformers import AutoTokenizer
 from typer.testing import CliRunner
 
 from pvc import CHECKPOINT
 from pvc.cli import app
 from pvc.loading import _Once, check_savable, quantization_config, say_casts_once
+from pvc.modeling_dynamic_vlm import DynamicVLMForConditionalGeneration
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.preprocess import load_image
 
@@ -50,6 +53,21 @@ def test_a_quantised_folder_loads_as_the_model_that_was_saved(kind, tmp_path):
     with torch.no_grad():
         assert torch.equal(reloaded(input_ids=ids).logits, at_once(input_ids=ids).logits)
     assert answers(reloaded) == answers(at_once)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_quantised_dynamic_vlm_loads_as_it_was_saved(kind, tmp_path):
+    load = partial(DynamicVLMForConditionalGeneration.from_pretrained, dtype=torch.bfloat16)
+    model = write_dynamic_model(tmp_path / "model")
+    load(model).save_pretrained(model)
+    result = CliRunner().invoke(app, ["quantize", str(model), str(tmp_path / "out"), "--kind", kind])
+    assert result.exit_code == 0, result.stderr
+
+    reloaded, at_once = load(tmp_path / "out"), load(model, quantization_config=quantization_config(kind))
+    ids = torch.arange(3, 60)[None]
+    with torch.no_grad():
+        logits = [each.eval()(input_ids=ids).logits for each in (reloaded, at_once, load(model))]
+    assert torch.equal(logits[0], logits[1]) and not torch.equal(logits[0], logits[2])
 
 
 @pytest.mark.parametrize("kind", KINDS)

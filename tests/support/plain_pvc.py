@@ -27,13 +27,36 @@ class PlainPVC:
         rows, moments = self.hidden_states(clip, repeats)
         grid = (clip.shape[3] // self.vit.patch_size, clip.shape[4] // self.vit.patch_size)
         keys = [(moment, tile) for moment in range(moments) for tile in range(clip.shape[1])]
-        if len(clip) == 1 and self.config.tile_repeat_order == "tile":
+        if len(clip) == 1 and self.config.tile_repeat_order != "frame":
             keys = sorted(keys, key=lambda key: key[1])
         if side is not None:
             small = side * round(1 / self.config.downsample_ratio)
             rows = {key: self.pool(x, grid, small) for key, x in rows.items()}
             grid = (small, small)
-        return torch.cat([self.project(rows[key], time_of(key[0], moments), grid) for key in keys])
+        tokens = {key: self.project(rows[key], time_of(key[0], moments), grid) for key in keys}
+        if len(clip) == 1 and self.config.tile_repeat_order == "raster":
+            block = round(1 / self.config.downsample_ratio)
+            if repeats == (block // 2) ** 2:
+                blocks = (grid[0] // block, grid[1] // block)
+                return torch.cat(
+                    [self.raster(tokens, tile, block // 2, blocks) for tile in range(clip.shape[1])]
+                )
+        return torch.cat(list(tokens.values()))
+
+    def raster(self, tokens: dict, tile: int, side: int, blocks: tuple[int, int]) -> torch.Tensor:
+        """One grid of a tile's repeats: repeat `r` has part (r // side, r % side) of each block."""
+        found = {}
+        for top in range(blocks[0] * side):
+            for left in range(blocks[1] * side):
+                row, column = top // side, left // side
+                place = row * blocks[1] + column
+                if self.config.ps_version == "v1":
+                    place = column * blocks[0] + row
+                found[top, left] = tokens[top % side * side + left % side, tile][place]
+        corners = sorted(found)
+        if self.config.ps_version == "v1":
+            corners = sorted(corners, key=lambda corner: corner[1])
+        return torch.stack([found[corner] for corner in corners])
 
     def pool(self, x: torch.Tensor, grid: tuple[int, int], small: int) -> torch.Tensor:
         """`(N, C)` -> class token and the means of `small` x `small` windows, which may overlap."""

@@ -75,7 +75,7 @@ def test_models_of_other_shapes_have_no_mean(internvl_tiny, tmp_path):
     assert not (tmp_path / "mean").exists()
 
 
-@pytest.mark.parametrize("name", ["tiny-pretrain", "tiny-tune"])
+@pytest.mark.parametrize("name", ["tiny-internvl", "tiny-pretrain", "tiny-tune"])
 def test_each_of_its_recipes_has_data_beside_it_that_can_be_drawn(name):
     recipe = Recipe.from_values(read_recipe(name))
     data_sets = read_meta(RECIPES / f"{name}.json")

@@ -7,7 +7,7 @@ import torch
 
 from pvc import CHECKPOINT
 from pvc.modeling_pvc import PVCForConditionalGeneration
-from pvc.tiny.scoring import SEVERAL_TILES, exact_match, split_by_tiles, table
+from pvc.tiny.scoring import SEVERAL_TILES, copies_of_the_first_repeat, exact_match, split_by_tiles, table
 from pvc.tiny.synthetic.dataset import SyntheticDataset
 from pvc.training.run import load_processor
 
@@ -71,6 +71,19 @@ def test_the_parts_of_a_split_are_scored_as_the_samples_they_hold(pvc_tiny):
     part = split_by_tiles(seed=8, tasks=["shape", "number"], samples=6)[SEVERAL_TILES]
     answers = [chat_says(*pvc_tiny, part, index) for index in range(len(part))]
     assert exact_match(*pvc_tiny, part, frames=1) == part.evaluate(answers)
+
+
+def test_copies_of_the_first_repeat_are_what_each_repeat_of_an_image_gives(pvc_tiny):
+    model, _ = pvc_tiny
+    grid = torch.tensor([[1, 1, 4], [2, 1, 1], [2, 1, 1]])  # an image, and a video
+    tiles = torch.randn(3, 3, 96, 96, generator=torch.Generator().manual_seed(0))
+    plain = model.model.get_image_features(tiles, grid).last_hidden_state
+    with copies_of_the_first_repeat(model):
+        copied = model.model.get_image_features(tiles, grid).last_hidden_state
+
+    assert not torch.allclose(plain[1], plain[0], atol=1e-2)
+    assert torch.equal(copied[:4], plain[:1].expand(4, -1, -1)) and torch.equal(copied[4:], plain[4:])
+    assert torch.equal(model.model.get_image_features(tiles, grid).last_hidden_state, plain)
 
 
 def test_videos_are_not_split_by_tiles():

@@ -12,6 +12,11 @@ RATES = {"matrix": 3e-2, "vector": 1e-2}
 DECAY = 0.1
 
 
+def matrix_of(seed: int) -> torch.Tensor:
+    torch.manual_seed(seed)
+    return torch.randn(6, 4)
+
+
 @pytest.fixture
 def matrix_and_vector():
     torch.manual_seed(0)
@@ -46,8 +51,11 @@ def test_steps_are_those_of_the_two(matrix_and_vector):
     for _ in range(3):
         step(matrix_and_vector, optimizer)
         step(alone, muon, adamw)
-    for name, p in alone.items():
-        assert torch.equal(matrix_and_vector[name], p), name
+    assert torch.equal(matrix_and_vector["vector"], alone["vector"])
+    # torch orthogonalises in bfloat16, this on a CPU in float32
+    before = matrix_of(0)
+    ours, theirs = (x["matrix"] - before for x in (matrix_and_vector, alone))
+    assert (ours - theirs).norm() < 0.02 * theirs.norm() > 0
 
 
 def test_a_schedule_holds_for_both(matrix_and_vector):

@@ -7,8 +7,9 @@ is new, the projector with it, starts as `start` says:
     random-adaln as random, but the last layers of AdaLN's MLPs at random, and TE times `TE_SCALE`
     average      the projector from InternVL's, mean over the 2x2 sub-blocks, as `pvc convert` makes it
     interlaced   the same, one sub-block a repeat
-    reordered    interlaced, the sub-blocks in an order that the LLM does not know, as where a tile has
-                 several blocks
+    reordered    interlaced, the sub-blocks in an order that the LLM does not know
+    raster       interlaced, and the tokens of an image in the order of InternVL's (`tile_repeat_order`); the
+                 same where a tile has one block
 
 The models are the product's classes; training is left to `training.py`.
 """
@@ -37,13 +38,19 @@ BASE = STATIC | {"downsample_ratio": 0.5, "image_repeats": 1}  # InternVL: 4 tok
 TE_SCALE, ADALN_STD = 8.0, 0.5
 REORDERED = (2, 0, 3, 1)  # the repeat that shows each sub-block
 ALL = 1_000_000  # tiles are encoded at once, so that hooks see each layer once
+ROPE_THETA = {data.SIDE: 1e6, data.WIDE: 100.0}  # heads are 8 wide, and questions up to 80 tokens away
+RASTER = {"tile_repeat_order": "raster"}
 
 
-def configuration(changes: Mapping[str, Any]) -> PVCConfig:
-    """A PVC whose tile of 4x4 patches makes one visual token, with some fields changed."""
+def configuration(changes: Mapping[str, Any], side: int = data.SIDE) -> PVCConfig:
+    """A PVC that makes one visual token of 4x4 patches, with some fields changed.
+
+    Args:
+        side: patches along a side of a tile.
+    """
     changes = dict(changes)
     vision = {
-        "image_size": data.SIDE * data.PATCH,
+        "image_size": side * data.PATCH,
         "patch_size": data.PATCH,
         "hidden_size": 24,
         "num_attention_heads": 2,
@@ -60,13 +67,14 @@ def configuration(changes: Mapping[str, Any]) -> PVCConfig:
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
-        "max_position_embeddings": 128,
+        "max_position_embeddings": 256,
+        "rope_theta": ROPE_THETA[side],
         "pad_token_id": data.BEGIN,
     }
     return PVCConfig(
         vision_config=vision,
         llm_config=llm,
-        force_image_size=data.SIDE * data.PATCH,
+        force_image_size=side * data.PATCH,
         max_dynamic_patch=1,
         max_encoder_tiles=ALL,
         image_token_id=data.VISUAL,
@@ -74,10 +82,10 @@ def configuration(changes: Mapping[str, Any]) -> PVCConfig:
     )
 
 
-def random_model(changes: Mapping[str, Any], seed: int) -> PVCForConditionalGeneration:
+def random_model(changes: Mapping[str, Any], seed: int, side: int = data.SIDE) -> PVCForConditionalGeneration:
     """A model whose weights are random by width; AdaLN starts as a LayerNorm, gates at 0."""
     torch.manual_seed(seed)
-    model = PVCForConditionalGeneration(configuration(changes))
+    model = PVCForConditionalGeneration(configuration(changes, side))
     init_weights_by_width(model)
     for module in model.modules():
         init_constant_start(module)
@@ -86,14 +94,18 @@ def random_model(changes: Mapping[str, Any], seed: int) -> PVCForConditionalGene
 
 
 def new_model(
-    changes: Mapping[str, Any], seed: int, base: Mapping[str, torch.Tensor], start: str = "random"
+    changes: Mapping[str, Any],
+    seed: int,
+    base: Mapping[str, torch.Tensor],
+    start: str = "random",
+    side: int = data.SIDE,
 ) -> PVCForConditionalGeneration:
     """The model before a run: with the ViT and the LLM of the weights `base`."""
-    model = random_model(changes, seed)
+    model = random_model({**changes, **(RASTER if start == "raster" else {})}, seed, side)
     kept = {name: value for name, value in base.items() if not name.startswith(PROJECTOR)}
     model.load_state_dict(kept, strict=False)
 
-    if start in ("average", "interlaced", "reordered"):
+    if start in ("average", "interlaced", "reordered", "raster"):
         start_from_internvl(model, base, start)
     else:
         if start == "random-adaln":
@@ -160,10 +172,15 @@ def randomise_adaln(model: PVCForConditionalGeneration):
 @torch.no_grad()
 def scale_visual_tokens(model: PVCForConditionalGeneration):
     """Scales the projector's last layer, so that visual tokens are as large as text tokens."""
-    clips = data.draw_clips(16, 1, np.random.default_rng(0))
+    clips = data.draw_clips(16, 1, np.random.default_rng(0), side_of(model))
     rms = visual_tokens(model, clips, 1).square().mean().sqrt()
     model.model.projector.mlp[2].weight *= TEXT_RMS / rms
     model.model.projector.mlp[2].bias *= TEXT_RMS / rms
+
+
+def side_of(model: PVCForConditionalGeneration) -> int:
+    """Patches along a side of the model's tiles."""
+    return model.config.force_image_size // data.PATCH
 
 
 def visual_tokens(model: PVCForConditionalGeneration, clips: data.Clips, repeats: int) -> torch.Tensor:
@@ -173,16 +190,34 @@ def visual_tokens(model: PVCForConditionalGeneration, clips: data.Clips, repeats
     return tokens.unflatten(0, (len(clips), -1))
 
 
-def answer_logits(model: PVCForConditionalGeneration, tokens: torch.Tensor) -> torch.Tensor:
-    """Logits `(clips, 16, 10)` of the digits: those of the LLM at the questions behind the visual tokens."""
+def answer_logits(model: PVCForConditionalGeneration, tokens: torch.Tensor, frames: int = 1) -> torch.Tensor:
+    """Logits `(clips, 16, 10)` of the digits: those of the LLM at the questions behind the visual tokens.
+
+    Args:
+        tokens: `(clips, time steps, tokens of a tile, width)`, of clips of `frames` frames.
+    """
     embed = model.get_input_embeddings()
-    text = embed(torch.cat([torch.tensor([data.BEGIN]), data.QUESTIONS]))  # (1 + 16, width)
+    visual = in_prompt_order(model, tokens, frames)  # (clips, tokens, width)
+    padding = data.padding(side_of(model), visual.shape[1])
+    text = embed(torch.cat([torch.tensor([data.BEGIN] * (1 + padding)), data.QUESTIONS]))  # (…, width)
     text = text.expand(len(tokens), -1, -1)
-    row = torch.cat([text[:, :1], tokens.flatten(1, 2), text[:, 1:]], dim=1)  # (clips, S, width)
+    row = torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)  # (clips, S, width)
 
     outputs = model.model.language_model(inputs_embeds=row, use_cache=False)
     logits = model.lm_head(outputs.last_hidden_state[:, -data.POSITIONS :])  # (clips, 16, vocabulary)
     return logits[..., data.DIGIT : data.DIGIT + data.DIGITS]
+
+
+def in_prompt_order(model: PVCForConditionalGeneration, tokens: torch.Tensor, frames: int) -> torch.Tensor:
+    """Tokens `(clips, time steps, tokens of a tile, width)` as in a prompt, `(clips, tokens, width)`."""
+    if model.config.tile_repeat_order != "raster":
+        return tokens.flatten(1, 2)
+
+    # the clips of a batch are alike: as the tiles of one
+    clip = Clip(frames, len(tokens), tokens.shape[1] // frames)
+    pixels = model.config.force_image_size
+    ordered = model.model.in_prompt_order(tokens.flatten(0, 2), clip, (pixels, pixels))
+    return ordered.view(len(tokens), -1, tokens.shape[-1])
 
 
 def is_new(name: str) -> bool:

@@ -5,6 +5,7 @@ copies        the control: the tokens of the first repeat four times in place of
 cosine        of the tokens of later repeats to those of the first, less their mean over images
 branch_share  rms(alpha * T-MHA) / rms(x) of each temporal layer
 time_share    the share of the variance of the projector's gamma that is over time
+logits        the largest logit of temporal attention, over images and videos
 """
 
 from collections.abc import Iterator
@@ -17,7 +18,8 @@ import torch.nn.functional as F
 from pvc.modeling_intern_vit import ProgressiveEncoderLayer
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
-from pvc.tiny.digits.models import answer_logits, new_model, visual_tokens
+from pvc.tiny.digits.models import answer_logits, in_prompt_order, new_model, side_of, visual_tokens
+from pvc.training.runaway import LOGITS, largest_values
 
 HELD_OUT_SEED = 2**31  # no training has it
 PROBED = 128  # images that diagnostics are computed from
@@ -43,24 +45,25 @@ def accuracy(
     model: PVCForConditionalGeneration, frames: int, repeats: int, number: int, *, copies: bool = False
 ) -> float:
     """Percent of right digits over `number` held-out clips."""
-    clips = held_out(number, frames)
+    clips = held_out(number, frames, side_of(model))
     tokens = visual_tokens(model, clips, repeats)  # (clips, time steps, tokens of a tile, width)
     if copies:
         tokens = tokens[:, :1].expand_as(tokens)
-    is_right = answer_logits(model, tokens).argmax(-1) == clips.digits
+    is_right = answer_logits(model, tokens, frames).argmax(-1) == clips.digits
     return 100 * is_right.float().mean().item()
 
 
-def held_out(number: int, frames: int) -> data.Clips:
-    return data.draw_clips(number, frames, np.random.default_rng([HELD_OUT_SEED, frames]))
+def held_out(number: int, frames: int, side: int = data.SIDE) -> data.Clips:
+    return data.draw_clips(number, frames, np.random.default_rng([HELD_OUT_SEED, frames]), side)
 
 
 @torch.no_grad()
 def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
-    """`cosine`, `branch_share`, `time_share` of images with the model's own number of repeats."""
+    """`cosine`, `branch_share`, `time_share` of images with the model's own number of repeats; `logits`."""
     repeats = model.config.image_repeats
     with recorded(model) as (shares, gammas):
-        tokens = visual_tokens(model, held_out(PROBED, 1), repeats).flatten(2)  # (n, T, tokens * width)
+        clips = held_out(PROBED, 1, side_of(model))
+        tokens = visual_tokens(model, clips, repeats).flatten(2)  # (n, T, tokens * width)
 
     centred = tokens - tokens.mean(0, keepdim=True)
     cosine = F.cosine_similarity(centred[:, :1], centred[:, 1:], dim=-1).mean(0)  # (T - 1,)
@@ -68,16 +71,27 @@ def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
         "cosine": cosine.tolist(),
         "branch_share": shares,
         "time_share": [time_share(gamma.unflatten(0, (-1, repeats))) for gamma in gammas],
+        "logits": largest_logits(model),
     }
+
+
+@torch.no_grad()
+def largest_logits(model: PVCForConditionalGeneration) -> list[float]:
+    """The largest logit of each layer of temporal attention, of images and videos."""
+    with largest_values(model) as largest:
+        for frames, repeats in ((1, model.config.image_repeats), (data.TIME_STEPS, 1)):
+            visual_tokens(model, held_out(PROBED, frames, side_of(model)), repeats)
+    return [value.item() for (_, what), value in largest.items() if what == LOGITS]
 
 
 @torch.no_grad()
 def interlaced_error(internvl: PVCForConditionalGeneration) -> float:
     """Relative error of four repeats' tokens against InternVL's, at the interlaced start from it."""
-    model = new_model({}, 0, internvl.state_dict(), "interlaced")
-    clips = held_out(PROBED, 1)
-    theirs = visual_tokens(internvl, clips, 1).flatten(1, 2)  # (n, 4, width)
-    ours = visual_tokens(model, clips, model.config.image_repeats).flatten(1, 2)  # (n, 4, width)
+    side = side_of(internvl)
+    model = new_model({}, 0, internvl.state_dict(), "raster", side)
+    clips = held_out(PROBED, 1, side)
+    theirs = visual_tokens(internvl, clips, 1).flatten(1, 2)  # (n, tokens, width)
+    ours = in_prompt_order(model, visual_tokens(model, clips, model.config.image_repeats), 1)
     return ((ours - theirs).norm() / theirs.norm()).item()
 
 

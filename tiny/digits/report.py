@@ -5,12 +5,12 @@ is 10 %. Beside ours are the paper's figures for InfoVQA (detail in images) and 
 it has the row: compare their order, not their size.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 from pvc.tiny.ablation_report import markdown, mean_std
-from pvc.tiny.digits.runs import CONVERTED, RUNS
+from pvc.tiny.digits.runs import ALL_RUNS, CONVERTED, CONVERTED_WIDE, Run
 
 Results = Sequence[dict]
 
@@ -68,27 +68,34 @@ CURVES = (Row("repeated-drawn", "repeated"), Row("pvc-drawn", "PVC"))
 STEPS = ("0", "100", "300", "1000")
 
 
-def report(results: Results, base: dict) -> str:
+def report(results: Results, base: dict | None, wide: dict | None = None) -> str:
     """The tables as Markdown.
 
     Args:
         results: of the runs, as `runs.py` writes them.
-        base: scores of the small InternVL that all begin with.
+        base: scores of the small InternVL that all begin with; None: not yet.
+        wide: scores of that of wide tiles.
     """
-    parts = [
-        f"InternVL that all begin with: images {base['images']['1']:.1f}, "
-        f"videos {_last(base['videos']):.1f}; {base['cpu_seconds']:.0f} CPU s. "
-        f"Relative error of visual tokens at the interlaced start: {base['interlaced_error']:.3f}"
-    ]
+    bases = {"InternVL that all begin with": base, "InternVL of wide tiles": wide}
+    parts = [_base(name, facts) for name, facts in bases.items() if facts]
     parts += [f"### {title}\n\n{_table(rows, results)}" for title, rows in TABLES.items()]
     parts += [
         f"### Over {kind}, drawn from 1 to 4 in training (Figure 3)\n\n{_curves(kind, results)}"
         for kind in ("images", "videos")
     ]
-    parts.append(f"### Starts of a conversion\n\n{_conversions(results)}")
+    parts.append(f"### Starts of a conversion\n\n{_conversions(results, CONVERTED)}")
+    parts.append(f"### Starts of a conversion, four blocks a tile\n\n{_conversions(results, CONVERTED_WIDE)}")
     parts.append(f"### What repeats and temporal attention do\n\n{_diagnostics(results)}")
     parts.append(f"### Cost\n\n{_cost(results)}")
     return "\n\n".join(parts) + "\n"
+
+
+def _base(name: str, facts: dict) -> str:
+    return (
+        f"{name}: images {facts['images']['1']:.1f}, videos {_last(facts['videos']):.1f}; "
+        f"{facts['cpu_seconds']:.0f} CPU s. "
+        f"Relative error of visual tokens at the interlaced start: {facts['interlaced_error']:.3f}"
+    )
 
 
 def _of(results: Results, name: str) -> list[dict]:
@@ -122,9 +129,9 @@ def _curves(kind: str, results: Results) -> str:
     return markdown(["", *numbers], lines)
 
 
-def _conversions(results: Results) -> str:
+def _conversions(results: Results, conversions: Mapping[str, Run]) -> str:
     lines = []
-    for name, run in CONVERTED.items():
+    for name, run in conversions.items():
         runs = _of(results, name)
         for kind in ("images", "videos"):
             measured = [run["by_step"] for run in runs]
@@ -136,7 +143,7 @@ def _conversions(results: Results) -> str:
 def _diagnostics(results: Results) -> str:
     head = ["", "cosine to the first", "alpha * T-MHA / x", "gamma's variance over time"]
     lines = []
-    for name in RUNS | CONVERTED:
+    for name in ALL_RUNS:
         runs = _of(results, name)
         if runs and runs[0]["cosine"]:
             lines.append([name, *(_means(runs, key) for key in ("cosine", "branch_share", "time_share"))])
@@ -156,7 +163,7 @@ def _cost(results: Results) -> str:
         "CPU s": lambda run: run["cpu_seconds"],
     }
     lines = []
-    for name in RUNS | CONVERTED:
+    for name in ALL_RUNS:
         if runs := _of(results, name):
             lines.append([name, *(f"{fmean(map(value, runs)):,.0f}" for value in columns.values())])
     return markdown(["", *columns], lines)

@@ -1,9 +1,10 @@
 """The runs of the digits' ablations, and how each is made and kept.
 
 A run is a configuration, a start and a training (`Run`), and a seed, which determines new parameters and the
-data. All begin with the ViT and the LLM of one base. FOLDER holds
+data. All begin with the ViT and the LLM of one base, of tiles of their size. FOLDER holds
 
     base.safetensors        the small InternVL that all begin with; base.json its scores
+    base-wide.safetensors   that of wide tiles; base-wide.json
     results/NAME-SEED.json  of a run, written last; the report reads these alone
     recipes.json            how much all of them are trained
 
@@ -36,17 +37,28 @@ class Run:
         changes: fields that differ from the whole PVC.
         start: see `models.py`.
         steps_at: steps after which accuracy is also measured, 0 being before training.
+        side: patches along a side of a tile.
     """
 
     changes: Mapping[str, Any] = field(default_factory=dict)
     training: Training = Training()
     start: str = "random"
     steps_at: tuple[int, ...] = ()
+    side: int = data.SIDE
 
 
 # how much is computed, by stage; "shorten" divides the steps of all runs
 RECIPES: dict[str, dict] = {
     "base": {"vit_steps": 150, "dense_steps": 240, "steps": 1800, "learning_rate": 5e-3, "clips": 512},
+    "wide": {
+        "vit_steps": 150,
+        "dense_steps": 100,
+        "steps": 300,
+        "images": 16,
+        "videos": 4,
+        "learning_rate": 5e-3,
+        "clips": 512,
+    },
     "runs": {"clips": 512, "shorten": 1},
 }
 
@@ -94,28 +106,47 @@ RUNS = {
     "llm-alone": Run({}, replace(TRAINING, vit=False), "interlaced"),
 }
 
-CONVERTED = {  # the same InternVL converted in three ways, at a constant rate
-    f"convert-{start}": Run(
-        {}, Training(steps=1000, schedule="constant", learning_rate=1e-3), start, (0, 100, 300, 1000)
-    )
+# the same InternVL converted in several ways, at a constant rate
+CONVERSION = Training(steps=1000, schedule="constant", learning_rate=1e-3)
+MEASURED = (0, 100, 300, 1000)
+CONVERTED = {
+    f"convert-{start}": Run({}, CONVERSION, start, MEASURED)
     for start in ("average", "random", "interlaced", "reordered")
 }
+CONVERTED_WIDE = {  # of several blocks a tile
+    f"wide-{start}": Run({}, replace(CONVERSION, images=12, videos=4), start, MEASURED, data.WIDE)
+    for start in ("average", "random", "interlaced", "raster")
+}
+ALL_RUNS = RUNS | CONVERTED | CONVERTED_WIDE
 
 
-def run_base(folder: Path, recipes: dict):
-    """Trains the base, if it is not there yet: its ViT on single digits, then all of it on answers."""
-    if (folder / "base.json").exists():
+def base_name(side: int) -> str:
+    """The file of the base of tiles of `side` patches, and its stage of the recipes."""
+    return "base" if side == data.SIDE else "base-wide"
+
+
+def run_bases(folder: Path, recipes: dict):
+    """Trains the bases that are not there yet."""
+    for side in (data.SIDE, data.WIDE):
+        run_base(folder, recipes, side)
+
+
+def run_base(folder: Path, recipes: dict, side: int = data.SIDE):
+    """Trains a base, if it is not there yet: its ViT on single digits, then all of it on answers."""
+    path = folder / f"{base_name(side)}.json"
+    if path.exists():
         return
-    recipe = dict(recipes["base"])
+    recipe = dict(recipes["base" if side == data.SIDE else "wide"])
     vit_steps, clips = recipe.pop("vit_steps"), recipe.pop("clips")
-    model = random_model(BASE, BASE_SEED)
+    model = random_model(BASE, BASE_SEED, side)
     loss = pretrain_vit(model, vit_steps, BASE_SEED)
     facts = train(model, Training(dense="interlaced", **recipe), BASE_SEED)
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_file({name: x.contiguous() for name, x in model.state_dict().items()}, folder / "base.safetensors")
+    weights = {name: x.contiguous() for name, x in model.state_dict().items()}
+    save_file(weights, path.with_suffix(".safetensors"))
     facts |= {"vit_loss": loss, "interlaced_error": interlaced_error(model)}
-    write_json(folder / "base.json", facts | scores(model, clips))
+    write_json(path, facts | scores(model, clips))
 
 
 def run_one(folder: Path, name: str, seed: int, recipes: dict):
@@ -123,8 +154,9 @@ def run_one(folder: Path, name: str, seed: int, recipes: dict):
     if result_path(folder, name, seed).exists():
         return
     clips, shorten = (recipes["runs"][key] for key in ("clips", "shorten"))
-    run = (RUNS | CONVERTED)[name]
-    model = new_model(run.changes, seed, load_file(folder / "base.safetensors"), run.start)
+    run = ALL_RUNS[name]
+    base = load_file(folder / f"{base_name(run.side)}.safetensors")
+    model = new_model(run.changes, seed, base, run.start, run.side)
     training = replace(
         run.training,
         steps=-(-run.training.steps // shorten),

@@ -19,7 +19,7 @@ from torch import nn
 
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
-from pvc.tiny.digits.models import WIDTH, answer_logits, is_new, visual_tokens
+from pvc.tiny.digits.models import WIDTH, answer_logits, is_new, side_of, visual_tokens
 
 BETAS, WEIGHT_DECAY, CLIP, WARMUP = (0.9, 0.98), 0.01, 1.0, 20
 SLOW = 0.3  # times the learning rate for what is trained already
@@ -83,6 +83,7 @@ class AnswerStage:
     def __init__(self, model: PVCForConditionalGeneration, training: Training):
         self.model = model
         self.training = training
+        self.side = side_of(model)
         self.steps = training.steps
         self.parameters: list[nn.Parameter] = []  # beside the model's
 
@@ -91,7 +92,7 @@ class AnswerStage:
         if self.training.drawn:
             repeats = frames = int(rng.integers(1, data.TIME_STEPS + 1))
 
-        images = data.draw_clips(self.training.images, 1, rng)
+        images = data.draw_clips(self.training.images, 1, rng, self.side)
         tokens = visual_tokens(self.model, images, repeats)
         if self.training.drop_repeats:
             is_kept = rng.random(repeats) < 0.5
@@ -100,9 +101,9 @@ class AnswerStage:
         loss = digit_loss(answer_logits(self.model, tokens), images.digits)
 
         if self.training.videos:
-            videos = data.draw_clips(self.training.videos, frames, rng)
+            videos = data.draw_clips(self.training.videos, frames, rng, self.side)
             tokens = visual_tokens(self.model, videos, 1)
-            loss = loss + digit_loss(answer_logits(self.model, tokens), videos.digits)
+            loss = loss + digit_loss(answer_logits(self.model, tokens, frames), videos.digits)
         return loss
 
 
@@ -117,24 +118,26 @@ class DenseStage:
     def __init__(self, model: PVCForConditionalGeneration, training: Training, seed: int):
         self.model = model
         self.training = training
+        self.side = side_of(model)
         self.steps = training.dense_steps
         torch.manual_seed(seed)
         self.head = nn.Linear(WIDTH, data.POSITIONS * data.DIGITS)
 
-        tokens = model.config.image_repeats * round(data.SIDE * model.config.downsample_ratio) ** 2
+        tokens = model.config.image_repeats * round(self.side * model.config.downsample_ratio) ** 2
         scores = torch.randn(data.POSITIONS, tokens)
         if training.dense == "interlaced":
             scores = torch.full_like(scores, -torch.inf)
-            scores[torch.arange(data.POSITIONS), data.sub_grids()] = 0.0
+            scores[torch.arange(data.POSITIONS), data.sub_grids(self.side)] = 0.0
         self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (16, tokens)
         self.parameters = [*self.head.parameters(), self.scores]
 
     def loss(self, rng: np.random.Generator) -> torch.Tensor:
-        images = data.draw_clips(self.training.images, 1, rng)
+        images = data.draw_clips(self.training.images, 1, rng, self.side)
         loss = self._loss(images, self.model.config.image_repeats)
         if self.training.videos:
             frames = self.model.config.image_repeats  # as many visual tokens as an image has
-            loss = loss + self._loss(data.draw_clips(self.training.videos, frames, rng), 1)
+            videos = data.draw_clips(self.training.videos, frames, rng, self.side)
+            loss = loss + self._loss(videos, 1)
         return loss
 
     def _loss(self, clips: data.Clips, repeats: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ processor.
 import argparse
 import json
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,7 +23,8 @@ from pvc.tiny.synthetic import board_tasks, image_tasks, video_tasks  # noqa: F4
 from pvc.tiny.synthetic.follow_ups import ask_follow_ups
 from pvc.tiny.synthetic.sampler import SceneSampler
 from pvc.tiny.synthetic.scenes import Scene, draw
-from pvc.tiny.synthetic.tasks import ALL_TASKS, SAMPLERS, TASKS, phrasings
+from pvc.tiny.synthetic.tasks import ALL_TASKS, SAMPLERS, TASKS, further_phrasings, phrasings
+from pvc.tiny.synthetic.variations import check_shares
 from pvc.tiny.synthetic.video_files import write_video
 
 SPLITS = ("training", "held-out")
@@ -79,6 +80,8 @@ class SyntheticDataset(Dataset):
         tasks: names from `ALL_TASKS`, by default those of PVC-Tiny; one that is named twice comes twice as
             often.
         turns: most questions about a scene, of the task's own kind or others; `evaluate` asks the first.
+        variations: the share of samples that have each of the variations of `variations.py`, by its name;
+            without it all are plain.
 
     Items are dicts like the lines of InternVL's JSONL, with a PIL image or a list of them under "image" or
     "video", the task under "task" and the index under "id".
@@ -92,6 +95,7 @@ class SyntheticDataset(Dataset):
         held_out: bool = False,
         tasks: Sequence[str] = tuple(TASKS),
         turns: int = 1,
+        variations: Mapping[str, float] | None = None,
     ):
         if length < 1 or turns < 1 or not tasks:
             raise ValueError(f"length={length}, turns={turns}, tasks={tasks}: expected at least one of each")
@@ -100,7 +104,8 @@ class SyntheticDataset(Dataset):
                 f"tasks has {', '.join(map(repr, unknown))}: expected some of {', '.join(ALL_TASKS)}"
             )
         self.length, self.seed, self.held_out, self.tasks = length, seed, held_out, tuple(tasks)
-        self.turns = turns
+        self.turns, self.variations = turns, dict(variations or {})
+        check_shares(self.variations)
 
     def __len__(self) -> int:
         return self.length
@@ -118,11 +123,14 @@ class SyntheticDataset(Dataset):
         if not 0 <= index < self.length:
             raise IndexError(f"index {index}: expected 0 to {self.length - 1}")
         task = self.task_of(index)
-        rng = SceneSampler(f"{self.seed}/{index}/{task}", held_out=self.held_out)
+        key = f"{self.seed}/{index}/{task}"
+        rng = SceneSampler(key, held_out=self.held_out, shares=self.variations)
         sampled = SAMPLERS[task](rng)
 
         def asked(task: str, slots: dict[str, str]) -> str:
-            return rng.choice(phrasings(task, held_out=self.held_out)).format(**slots)
+            form = rng.choice(phrasings(task, held_out=self.held_out))
+            further = further_phrasings(task, held_out=self.held_out)
+            return rng.variations.question(form, further).format(**slots)
 
         question = asked(task, sampled.slots)
         more = ask_follow_ups(rng, task, sampled, self.turns - 1)

@@ -2,28 +2,18 @@
 
 Each function samples scenes, the values of the question's slots, and the answer. Where answers are few, the
 answer is sampled first and the scenes to fit it, so that all answers are equally frequent. The forms of
-questions are in `tasks.py`. Sides are multiples of PVC-Tiny's tile: an image has one to six tiles.
+questions are in `tasks.py`. An image has one to six tiles of PVC-Tiny; sides of plain ones are multiples of a
+tile, others have any size (`SceneSampler.image_size`).
 """
 
 from collections.abc import Sequence
-from math import prod
+from math import ceil, floor, prod
 from typing import NamedTuple
 
-from pvc.tiny.synthetic.sampler import MARGIN, SHAPE_SPECS, SceneSampler
-from pvc.tiny.synthetic.scenes import (
-    COLOURS,
-    KINDS,
-    LETTER_HEIGHTS,
-    Bar,
-    Scene,
-    Shape,
-    ShapeSpec,
-    Text,
-    text_extent,
-)
+from pvc.tiny.synthetic.sampler import MARGIN, SHAPE_SPECS, TILE, SceneSampler
+from pvc.tiny.synthetic.scenes import COLOURS, KINDS, Bar, Scene, Shape, ShapeSpec, Text
 from pvc.tiny.synthetic.tasks import task
 
-TILE = 96
 ONE_TILE = (TILE, TILE)
 SIZES = [ONE_TILE] * 20 + [(2 * TILE, TILE), (TILE, 2 * TILE), (2 * TILE, 2 * TILE), (3 * TILE, 2 * TILE)]
 MAX_SHAPES = 5
@@ -63,7 +53,7 @@ def with_distractors(
 def _size(rng: SceneSampler) -> tuple[int, int]:
     """Of an image. Several tiles are harder than one, and come more often in training."""
     size = rng.choice(SIZES)
-    return size if rng.held_out else max(size, rng.choice(SIZES), key=prod)
+    return rng.image_size(size if rng.held_out else max(size, rng.choice(SIZES), key=prod))
 
 
 # -------------------------------------------------------------------------------------------------- reading
@@ -84,7 +74,7 @@ def _one_text(rng: SceneSampler, text: str) -> SceneSample:
     written = rng.text(text, size)
     specs = rng.specs(rng.choice((0, 0, 0, 1, 2)))
     shapes = rng.shapes(specs, size, avoid=[written.box], crowd=MAX_SHAPES)
-    return SceneSample([Scene(size, rng.background(), tuple(shapes), (written,))], {}, text)
+    return SceneSample([rng.scene(size, shapes, [written])], {}, text)
 
 
 ROWS = {2: ("at the top", "at the bottom"), 3: ("at the top", "in the middle", "at the bottom")}
@@ -107,8 +97,7 @@ def word_at(rng: SceneSampler) -> SceneSample:
     ]
 
     asked = rng.randrange(len(places))
-    scene = Scene(size, rng.background(), texts=tuple(texts))
-    return SceneSample([scene], {"at": places[asked]}, texts[asked].text)
+    return SceneSample([rng.scene(size, texts=texts)], {"at": places[asked]}, texts[asked].text)
 
 
 ROW_HEIGHT = 24  # pixels: enough for the smallest letters
@@ -118,39 +107,38 @@ ROW_HEIGHT = 24  # pixels: enough for the smallest letters
 def read_all(rng: SceneSampler) -> SceneSample:
     """Rows of one or two words or numbers each, which stand on one line."""
     size = _size(rng)
-    rows = rng.randint(1, min(4, size[1] // ROW_HEIGHT))
+    rows = rng.randint(1, min(4, int(size[1] / (ROW_HEIGHT * rng.unit))))
     texts = []
     for row in range(rows):
         # one or two texts of one height side by side
         columns = rng.randint(1, 2)
         width, height = size[0] // columns, size[1] // rows
-        placed = [rng.text(_short_text(rng, width - 2 * MARGIN), (width, height)) for _ in range(columns)]
+        placed = [rng.text(_short_text(rng, width - 2 * rng.margin), (width, height)) for _ in range(columns)]
         letters = min(text.letter_height for text in placed)
 
         # smaller letters where the row is too low for these
-        while (room := height - 2 * MARGIN - _line_height(letters)) < 0:
+        while (room := height - 2 * rng.margin - _line_height(rng, letters)) < 0:
             letters -= 1
 
-        line = row * height + MARGIN - int(text_extent("h", letters)[1]) + rng.randint(0, room)
+        line = row * height + rng.margin - floor(rng.extent("h", letters)[1]) + rng.randint(0, room)
         texts += [
             text._replace(x=text.x + column * width, baseline=line, letter_height=letters)
             for column, text in enumerate(placed)
         ]
 
-    scene = Scene(size, rng.background(), texts=tuple(texts))
-    return SceneSample([scene], {}, " ".join(text.text for text in texts))
+    return SceneSample([rng.scene(size, texts=texts)], {}, " ".join(text.text for text in texts))
 
 
-def _line_height(letter_height: int) -> int:
-    _, above, _, below = text_extent("hp", letter_height)
-    return int(below - above)
+def _line_height(rng: SceneSampler, letter_height: int) -> int:
+    _, above, _, below = rng.extent("hp", letter_height)
+    return ceil(below - above)
 
 
 def _short_text(rng: SceneSampler, width: float) -> str:
     """A word, or now and then a number, that fits into `width` in the smallest letters."""
     while True:
         text = rng.word() if rng.random() < 0.8 else rng.number()
-        left, _, right, _ = text_extent(text, LETTER_HEIGHTS[0])
+        left, _, right, _ = rng.extent(text, rng.letter_heights[0])
         if right - left <= width:
             return text
 
@@ -164,7 +152,7 @@ def _scene(rng: SceneSampler, specs: list[ShapeSpec]) -> Scene:
     has_word = len(specs) <= 3 and rng.random() < 0.2
     texts = [rng.text(rng.word(3, 5), size)] if has_word else []
     shapes = rng.shapes(specs, size, avoid=[text.box for text in texts])
-    return Scene(size, rng.background(), tuple(shapes), tuple(texts))
+    return rng.scene(size, shapes, texts)
 
 
 @task("colour")
@@ -253,10 +241,10 @@ def place(rng: SceneSampler) -> SceneSample:
     area = (left * width, top * height, right * width, bottom * height)
     placed = rng.shape(it, size, crowd=crowd, centre_in=area)
     shapes = [placed, *rng.shapes(others, size, avoid=[placed.box], crowd=crowd)]
-    return SceneSample([Scene(size, rng.background(), tuple(shapes))], {"it": str(it)}, answer)
+    return SceneSample([rng.scene(size, shapes)], {"it": str(it)}, answer)
 
 
-MIN_STEP = 6  # pixels from each shape to the next, where they are named from left to right
+MIN_STEP = 6  # pixels of tiles from each shape to the next, where they are named from left to right
 
 
 @task("name_all")
@@ -264,14 +252,14 @@ def name_all(rng: SceneSampler) -> SceneSample:
     specs = rng.specs(rng.randint(1, MAX_SHAPES))
     while True:
         scene = _scene(rng, specs)
-        if names := names_from_left(scene.shapes):
+        if names := names_from_left(scene.shapes, MIN_STEP * rng.unit):
             return SceneSample([scene], {}, names)
 
 
-def names_from_left(shapes: Sequence[Shape]) -> str | None:
+def names_from_left(shapes: Sequence[Shape], min_step: float = MIN_STEP) -> str | None:
     """All shapes from left to right; None where two are hardly one before the other, or there is none."""
     shapes = sorted(shapes, key=lambda shape: shape.x)
-    if any(right.x - left.x < MIN_STEP for left, right in zip(shapes, shapes[1:])):
+    if any(right.x - left.x < min_step for left, right in zip(shapes, shapes[1:])):
         return None
     return ", ".join(str(shape.spec) for shape in shapes) or None
 
@@ -318,10 +306,10 @@ def _chart(rng: SceneSampler) -> Scene:
     for i, (colour, value) in enumerate(zip(colours, values)):
         slot = (size[0] * i / count, size[0] * (i + 1) / count)
         label = _label(rng, slot[1] - slot[0] - 2 * MARGIN, letter_height, {bar.label for bar in bars})
-        bar, *written = _bar(label, value, colour, slot, size[1], letter_height)
+        bar, *written = _bar(rng, label, value, colour, slot, size[1], letter_height)
         bars, texts = [*bars, bar], [*texts, *written]
 
-    return Scene(size, rng.background(), texts=tuple(texts), bars=tuple(bars))
+    return rng.scene(size, texts=texts, bars=bars)
 
 
 def _values(rng: SceneSampler, count: int) -> list[int]:
@@ -336,33 +324,39 @@ def _label(rng: SceneSampler, width: float, letter_height: int, taken: set[str])
     """A word that fits into `width` and is none of the labels in `taken`."""
     while True:
         label = rng.word(3, 4)
-        left, _, right, _ = text_extent(label, letter_height)
+        left, _, right, _ = rng.extent(label, letter_height)
         if right - left <= width and label not in taken:
             return label
 
 
 def _bar(
-    label: str, value: int, colour: str, slot: tuple[float, float], height: int, letter_height: int
+    rng: SceneSampler,
+    label: str,
+    value: int,
+    colour: str,
+    slot: tuple[float, float],
+    height: int,
+    letter_height: int,
 ) -> tuple[Bar, Text, Text]:
     """A bar in the middle of its slot (left, right), in a chart of `height`, with its value and label."""
-    _, above, _, below = text_extent("hp", letter_height)
-    floor = height - (below - above) - 3 * MARGIN
+    _, above, _, below = rng.extent("hp", letter_height)
+    ground = floor(height - (below - above) - 3 * MARGIN)
     ceiling = -above + 2 * MARGIN
-    top = round(floor - (floor - ceiling) * value / 100)
+    top = round(ground - (ground - ceiling) * value / 100)
 
     middle, width = sum(slot) / 2, slot[1] - slot[0]
-    box = (round(middle - 0.3 * width), top, round(middle + 0.3 * width), floor)
+    box = (round(middle - 0.3 * width), top, round(middle + 0.3 * width), ground)
 
     return (
         Bar(label, value, colour, box),
-        _centred(str(value), middle, top - MARGIN, letter_height),
-        _centred(label, middle, height - MARGIN - below, letter_height),
+        _centred(rng, str(value), middle, top - MARGIN, letter_height),
+        _centred(rng, label, middle, height - MARGIN - below, letter_height),
     )
 
 
-def _centred(text: str, middle: float, baseline: int, letter_height: int) -> Text:
-    left, _, right, _ = text_extent(text, letter_height)
-    return Text(text, round(middle - (left + right) / 2), round(baseline), letter_height)
+def _centred(rng: SceneSampler, text: str, middle: float, baseline: float, letter_height: int) -> Text:
+    left, _, right, _ = rng.extent(text, letter_height)
+    return rng.written(text, middle - (left + right) / 2, baseline, letter_height)
 
 
 # ----------------------------------------------------------------------------------------- several images
@@ -372,7 +366,7 @@ SIZES_OF_SEVERAL = [ONE_TILE] * 5 + [(2 * TILE, TILE)]  # all images of a scene 
 
 
 def _small_scene(rng: SceneSampler, specs: list[ShapeSpec], size: tuple[int, int]) -> Scene:
-    return Scene(size, rng.background(), tuple(rng.shapes(specs, size)))
+    return rng.scene(size)._replace(shapes=tuple(rng.shapes(specs, size)))
 
 
 @task("same")

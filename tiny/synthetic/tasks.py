@@ -27,6 +27,8 @@ class Task(NamedTuple):
     answers: str
     training: tuple[str, ...]
     held_out: tuple[str, ...]
+    further: tuple[str, ...] = ()  # where wording varies: words that other forms have not
+    further_held_out: tuple[str, ...] = ()
 
 
 def read_tasks(path: Path = FILE) -> dict[str, Task]:
@@ -43,7 +45,8 @@ def read_tasks(path: Path = FILE) -> dict[str, Task]:
 
 
 def _task(fields: dict[str, Any], patterns: dict[str, str], where: str) -> Task:
-    if set(fields) != set(Task._fields):
+    needed = set(Task._fields) - set(Task._field_defaults)
+    if not needed <= set(fields) <= set(Task._fields):
         raise ValueError(f"{where} has fields {', '.join(fields)}: expected {', '.join(Task._fields)}")
     if fields["media"] not in MEDIA:
         raise ValueError(f"{where} has media {fields['media']!r}: expected one of {', '.join(MEDIA)}")
@@ -51,8 +54,8 @@ def _task(fields: dict[str, Any], patterns: dict[str, str], where: str) -> Task:
         raise ValueError(f"{where} has no questions: expected some for training and some held out")
 
     answers = _filled(fields["answers"], patterns, where)
-    training, held_out = tuple(fields["training"]), tuple(fields["held_out"])
-    return Task(fields["group"], fields["media"], answers, training, held_out)
+    forms = {name: tuple(fields.get(name, ())) for name in Task._fields[3:]}
+    return Task(fields["group"], fields["media"], answers, **forms)
 
 
 def _filled(pattern: str, patterns: dict[str, str], where: str) -> str:
@@ -74,6 +77,11 @@ ALL_TASKS = TASKS | BOARD_TASKS
 def phrasings(task: str, *, held_out: bool) -> tuple[str, ...]:
     """The ways of asking a task, each a format string."""
     return ALL_TASKS[task].held_out if held_out else ALL_TASKS[task].training
+
+
+def further_phrasings(task: str, *, held_out: bool) -> tuple[str, ...]:
+    """Those that only samples of varied wording have; of most tasks none."""
+    return ALL_TASKS[task].further_held_out if held_out else ALL_TASKS[task].further
 
 
 def task(name: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:

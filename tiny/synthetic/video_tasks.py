@@ -25,8 +25,8 @@ MAX_EVENTS = 4  # with the gaps between them seven states, which fit into eight 
 
 
 def _film(rng: SceneSampler, frames: list[list[Shape]]) -> list[Scene]:
-    background = rng.background()
-    return [Scene(ONE_TILE, background, tuple(shapes)) for shapes in frames]
+    first = rng.scene(ONE_TILE)
+    return [first._replace(shapes=tuple(shapes)) for shapes in frames]
 
 
 def _play(rng: SceneSampler, states: list[list[Shape]], *, loose_ends: bool = False) -> list[Scene]:

@@ -18,6 +18,9 @@ the rows out in turn. A worker that needs some rows of a stream plans all of the
 and headers, and decodes its own. After the head, none plans in vain where `streams` is a multiple of workers
 times ranks.
 
+With `match_rows` the rows of a step (`rows_ahead` of each rank) are the same, but ranks share them out by
+what they cost the ViT. Then every worker plans all streams.
+
 A step takes one row: what a batch of rows would pad, a row of more tokens fills, and attention kernels that
 know packed samples know them in a single row. More samples a step come by `max_tokens` and gradient
 accumulation. There is thus nothing to collate.
@@ -30,7 +33,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, replace
-from itertools import count
+from itertools import count, islice
 from math import ceil
 from os import PathLike
 from typing import NamedTuple, TypeVar
@@ -42,8 +45,9 @@ from transformers.utils import logging
 from pvc.conversion.printable import in_a_line
 from pvc.processing_pvc import PVCProcessor
 from pvc.training.data.encoding import Encoded, Encoder
+from pvc.training.data.matching import shared_out, vit_cost
 from pvc.training.data.meta import read_meta
-from pvc.training.data.mixing import AUGMENT, FRAMES, MissingKind, Mixture, make_rng
+from pvc.training.data.mixing import AUGMENT, FRAMES, SHARES, MissingKind, Mixture, make_rng
 from pvc.training.data.packing import PackPlan, Stream, StreamState, collate, num_labels
 from pvc.training.data.samples import BrokenSample
 
@@ -79,6 +83,7 @@ class DataOptions:
         skip_broken: how many samples may be broken before it is an error, on each rank.
         streams: that plan rows after the head; see above.
         pool: most rows that are planned together, as a window; see `packing.Stream`.
+        match_rows: whether ranks take rows of like cost at the same time; see `matching.shared_out`.
     """
 
     max_tokens: int = 8192
@@ -95,6 +100,7 @@ class DataOptions:
     skip_broken: int = 0
     streams: int = 64
     pool: int = 16
+    match_rows: bool = False
 
     def __post_init__(self):
         for name, least in (("seed", 0), ("skip_broken", 0), ("streams", 1), ("pool", 1)):
@@ -192,13 +198,39 @@ class PackedDataset(IterableDataset):
 
     def _plans(self, workers: int, id: int) -> Iterator[tuple[int, PackPlan]]:
         """Numbers and plans of the rows that the worker `id` of `workers` hands out."""
+        if self.rows_of_matched_step:
+            yield from islice(self._matched_plans(), id, None, workers)
+            return
+
         first = self.first_pack + self.rank + id * self.world_size
         streams: dict[int, Stream] = {}
         for number in count(first, workers * self.world_size):
-            name, index = self.options.stream_of(number)
-            stream = self._stream(name, streams)
-            _advance(stream, index)  # others hand out the rows before
-            yield number, stream.plan()
+            yield number, self._plan(number, streams)
+
+    def _matched_plans(self) -> Iterator[tuple[int, PackPlan]]:
+        """Numbers and plans of the rows of this rank, step by step, as ranks share each step's out."""
+        rows = self.rows_of_matched_step
+        streams: dict[int, Stream] = {}
+        for first in count(self.first_pack, rows):
+            plans = {number: self._plan(number, streams) for number in range(first, first + rows)}
+            costs = [vit_cost([sample for _, sample in plan.samples]) for plan in plans.values()]
+
+            rng = make_rng(self.options.seed, SHARES, first)
+            own = [first + i for i in shared_out(costs, self.world_size, rng)[self.rank]]
+            plans = {number: plans[number] for number in own}  # those of others are not held
+            yield from plans.items()
+
+    def _plan(self, number: int, streams: dict[int, Stream]) -> PackPlan:
+        """A row by its number, with `streams` that have planned no later one."""
+        name, index = self.options.stream_of(number)
+        stream = self._stream(name, streams)
+        _advance(stream, index)  # others hand out the rows before
+        return stream.plan()
+
+    @property
+    def rows_of_matched_step(self) -> int:
+        """Rows of a step of all ranks, where they share them out by cost; else 0."""
+        return self.rows_ahead * self.world_size if self.options.match_rows and self.world_size > 1 else 0
 
     def _stream(self, name: int, streams: dict[int, Stream]) -> Stream:
         """The stream of that number, kept in `streams`."""
@@ -343,8 +375,9 @@ class PackLoader(DataLoader):
         """The inputs of a row; the loader's state is then the one after it."""
         self._skip(pack.broken)
         name, _ = self.dataset.options.stream_of(pack.number)
-        self.states[name] = pack.after
-        self.next_pack = pack.number - self.dataset.rank + self.dataset.world_size
+        if name not in self.states or pack.after.packs > self.states[name].packs:
+            self.states[name] = pack.after
+        self.next_pack += self.dataset.world_size
 
         inputs = dict(pack.inputs)
         if "pixel_values" in inputs and not self.as_bytes:
@@ -367,7 +400,13 @@ class PackLoader(DataLoader):
 
         Each rank has its own. With another's, or on another number of ranks, a rank goes on just as exactly,
         but first plans the streams that are not in it from their start.
+
+        Raises:
+            ValueError: within a step whose rows are shared out by cost, which are in no order.
         """
+        rows = self.dataset.rows_of_matched_step
+        if rows and (self.next_pack - self.dataset.first_pack) % rows:
+            raise ValueError(f"{self.next_pack} rows end within a step of {rows}: expected whole steps")
         return {
             "settings": self._settings(),
             "next_pack": self.next_pack,

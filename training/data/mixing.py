@@ -25,7 +25,7 @@ from filelock import FileLock
 from pvc.training.data.samples import IMAGE, KINDS, VIDEO, SampleSet
 
 # what random numbers are drawn for
-ORDER, PART, FRAMES, AUGMENT, ROWS = range(5)
+ORDER, PART, FRAMES, AUGMENT, ROWS, SHARES = range(6)
 
 
 def make_rng(seed: int, purpose: int, *numbers: int) -> np.random.Generator:

@@ -1,0 +1,53 @@
+"""The attention of packed rows: what trains the LLM where a recipe names nothing.
+
+A row's samples do not see each other. flash-attn takes their borders (varlen); flex attention takes a block
+mask and skips its empty blocks; sdpa computes all of a row and masks it, which runs everywhere. In the ViT
+nothing is masked, so that it keeps sdpa.
+"""
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, TrainingArguments
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.masking_utils import flex_attention_mask
+from transformers.utils import is_flash_attn_2_available, is_torch_flex_attn_available
+from transformers.utils.import_utils import is_triton_available
+
+VARLEN, BLOCK_SPARSE, MASKED = "flash_attention_2", "packed_flex_attention", "sdpa"
+
+
+def packed_attention(arguments: TrainingArguments) -> str:
+    """The `attn_implementation` of an LLM for packed rows: the fastest that trains on this machine.
+
+    flash-attn computes in half precision alone; flex attention's backward pass needs CUDA and Triton.
+    """
+    if arguments.device.type != "cuda":
+        return MASKED
+    if is_flash_attn_2_available() and (arguments.bf16 or arguments.fp16):
+        return VARLEN
+    if is_torch_flex_attn_available() and is_triton_available():
+        return BLOCK_SPARSE
+    return MASKED
+
+
+def packed_flex_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: object,
+    **kwargs,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """transformers' flex attention, under autocast in its dtype, as sdpa and flash-attn compute.
+
+    Rotated queries and keys are float32 then and values are not, which flex attention refuses before torch
+    2.13.
+    """
+    kind = query.device.type
+    if torch.is_autocast_enabled(kind):
+        dtype = torch.get_autocast_dtype(kind)
+        query, key, value = query.to(dtype), key.to(dtype), value.to(dtype)
+    return flex_attention_forward(module, query, key, value, attention_mask, **kwargs)
+
+
+AttentionInterface.register(BLOCK_SPARSE, packed_flex_attention)
+AttentionMaskInterface.register(BLOCK_SPARSE, flex_attention_mask)
