@@ -318,7 +318,7 @@ class NativeLlavaOnevision(Peer):
     def encode(self, model: Any, media: Tensors) -> torch.Tensor:
         if "pixel_values" in media:
             return torch.cat(model.get_image_features(**media).pooler_output)
-        return model.get_video_features(**media).pooler_output
+        return model.get_video_features(media["pixel_values_videos"]).pooler_output
 
 
 @dataclass(frozen=True)

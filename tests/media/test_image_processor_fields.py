@@ -42,7 +42,7 @@ def test_an_image_processor_that_is_no_object_is_refused_by_name(tmp_path, text)
 
 @pytest.mark.attack("F13")
 @pytest.mark.parametrize(
-    "name, value", [("_media_policy", {"files": None}), ("image", "x"), ("_tiles", None)]
+    "name, value", [("_media_policy", {"files": None}), ("threads", 9), ("image", "x"), ("_tiles", None)]
 )
 def test_a_file_replaces_neither_the_policy_nor_a_method(name, value):
     fields = PVCImageProcessor().to_dict() | {name: value}
