@@ -118,8 +118,8 @@ LMMS_EVAL = accelerate aiohttp datasets evaluate hf_transfer httpx jsonlines lat
 	touch .venv-lmms/ready
 
 # bitsandbytes and torchao in an environment of their own: transformers imports torchao wherever it is installed
-test-quantized: .venv-quantized/ready ## the LLM in 8 and 4 bits: answers, saving, loading
-	.venv-quantized/bin/python -m pytest --numprocesses=0 tests/model/test_quantized.py
+test-quantized: .venv-quantized/ready ## the LLM in 8 and 4 bits, and optimizers in 8
+	.venv-quantized/bin/python -m pytest --numprocesses=0 tests/model/test_quantized.py tests/training/test_low_bit_optimizers.py
 
 .venv-quantized/ready: constraints.txt pyproject.toml
 	$(call make_venv,.venv-quantized,constraints.txt)

@@ -7,7 +7,6 @@ and call `generate`. What is given (tokenizer, settings, history) is left unchan
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from threading import Thread
-from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,8 +21,7 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from .clips import Clip, clip_grid_of, integers, media_tokens, released_clips
-from .configuration_checks import require, require_integers
+from .clips import Clip, chosen_repeats, clip_grid_of, integers, media_tokens, released_clips
 from .conversation import (
     IMAGE_PLACEHOLDER,
     AnswerTokenizer,
@@ -37,8 +35,8 @@ from .conversation import (
 from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
 from .loading import input_device
+from .media_policy import check_whole
 
-MOST_REPEATS = 1024  # of an image: memory and time grow with them
 OF_THE_ANSWER = {  # options of generate, and the value that turns each off
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
     "no_repeat_ngram_size": (0, NoRepeatNGramLogitsProcessor),
@@ -261,14 +259,10 @@ class ChatMixin:
         self, pixel_values: torch.Tensor | None, image_repeats, max_video_tokens, frame_tokens
     ) -> Showing:
         given = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
-        budget = {name: value for name, value in given.items() if value is not None}
-        require_integers(SimpleNamespace(**budget), *budget)
+        budget = {name: check_whole(name, value) for name, value in given.items() if value is not None}
 
-        own_repeats = self.config.image_repeats
-        repeats = own_repeats if image_repeats is None else image_repeats
-        require_integers(SimpleNamespace(image_repeats=repeats), "image_repeats", most=MOST_REPEATS)
-        repeats_images = "image_repeats" in vars(self.config)
-        require(repeats_images or repeats == 1, f"image_repeats is {repeats}: this model shows an image once")
+        is_field = "image_repeats" in vars(self.config)
+        repeats = chosen_repeats(image_repeats, self.config.image_repeats, can_repeat=is_field)
 
         own = 0 if pixel_values is None else self.model.tokens_per_tile(*pixel_values.shape[2:])
         return Showing(own, repeats, budget)

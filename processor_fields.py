@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
+from .clips import MOST_REPEATS, chosen_repeats
 from .json_files import check_json_files
 from .media_policy import check_whole, shown
 from .preprocess import MAX_TILES
@@ -23,8 +24,8 @@ LARGEST_FIELDS = {
     "patch_size": 4096,
     "min_tiles": 1024,
     "max_tiles": 1024,
-    "image_repeats": 1024,
-    "video_repeats": 1024,
+    "image_repeats": MOST_REPEATS,
+    "video_repeats": MOST_REPEATS,
 }
 
 
@@ -59,14 +60,8 @@ def check_other_fields(fields: dict, kind: type) -> None:
 
 def repeats_of(processor: Any, asked: int | None) -> int:
     """How often an image is shown; None: the processor's own number."""
-    if asked is None:
-        return processor.image_repeats
-    most = LARGEST_FIELDS["image_repeats"]
-    if check_whole("image_repeats", asked) > most:
-        raise ValueError(f"image_repeats={asked}: expected at most {most}")
-    if asked > 1 and "image_repeats" not in processor._models_fields:
-        raise ValueError(f"image_repeats={asked}: this model shows an image once")
-    return asked
+    is_field = "image_repeats" in processor._models_fields
+    return chosen_repeats(asked, processor.image_repeats, can_repeat=is_field)
 
 
 def tile_limits(processor: Any, max_tiles: int | None) -> tuple[int, int]:

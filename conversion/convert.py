@@ -43,6 +43,7 @@ from pvc.conversion.files import (
 )
 from pvc.conversion.matching import read_key_map
 from pvc.conversion.plan import (
+    INTERLACED,
     Plan,
     choose_start,
     main_dtype,
@@ -149,6 +150,8 @@ class Conversion:
             )
             self._check_config(config, weights)
             plan = plan_internvl(config, weights, ratio, start)
+            if order == "raster":
+                plan.remarks.append(INTERLACED)
 
         config.dtype = main_dtype(weights)
         return plan

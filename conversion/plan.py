@@ -34,6 +34,7 @@ from pvc.modeling_pvc import INTERNVL_BLOCK, PVCForConditionalGeneration
 from pvc.modeling_vlm import VLMForConditionalGeneration
 
 INITIALISATION = "The result is an initialisation: its new parameters are untrained, fine-tune it before use."
+INTERLACED = "images start with the source's own visual tokens, a video's frame with a quarter of them"
 NEW_IN_LAYERS = ("temporal_attn", "temporal_norm", "temporal_gate")
 PROJECTOR_NORM = "model.projector.norm."
 REINITIALISED = "the projector starts anew"

@@ -62,6 +62,7 @@ class Recipe:
         rows_per_step: packed rows of one step of the optimizer, over all processes and accumulated batches.
         parallel: how several processes share the work: "ddp", "fsdp2", "zero1", "zero2" or "zero3".
         gradient_checkpointing: compute activations anew in the backward pass instead of keeping them.
+        compile_layers: compile the layers with torch, see `compiling.compile_layers`.
         attn_implementation: as `from_pretrained` takes it, "flash_attention_2" say, or "packed_on_cpu"; None:
             what `attention.packed_attention` chooses for the LLM, and sdpa for the ViT.
         data: see `DataOptions`.
@@ -74,6 +75,7 @@ class Recipe:
     rows_per_step: int = 1
     parallel: str = "ddp"
     gradient_checkpointing: bool = False
+    compile_layers: bool = False
     attn_implementation: str | None = None
     data: DataOptions = field(default_factory=DataOptions)
     arguments: dict[str, Any] = field(default_factory=dict)

@@ -44,8 +44,10 @@ from pvc.training.announce import (
 from pvc.training.arguments import on_this_machine, training_arguments
 from pvc.training.attention import packed_attention
 from pvc.training.checkpoint import last_checkpoint, trained_steps
+from pvc.training.compiling import compile_layers
 from pvc.training.data.loader import PackedDataset, with_kinds_there_are
 from pvc.training.recipe import NEW, PARTS, LoraOptions, Recipe, as_yaml
+from pvc.training.runaway import WarnOfRunaways
 from pvc.training.trainer import PVCTrainer, is_new, new_parameters_of
 
 logger = logging.get_logger(__name__)
@@ -267,7 +269,11 @@ def _trainer(
     _keep_layers_there_are(net)
     choose_trained(net, recipe.train)
     net = with_lora(net, recipe.lora) if recipe.lora else net
+    if recipe.compile_layers:
+        compile_layers(net)
     trainer = PVCTrainer(net, arguments, dataset, processor, save_dtype=dtype, callbacks=callbacks)
+    if arguments.should_log and not arguments.torch_compile:  # hooks would compile the model anew
+        trainer.add_callback(WarnOfRunaways())
     if arguments.should_save:
         (output / "recipe.yaml").write_text(as_yaml(written), encoding="utf-8")
     return trainer

@@ -196,6 +196,19 @@ def parameter_groups(
     ]
 
 
+def keep_tables_in_32_bits(model: nn.Module) -> None:
+    """Has bitsandbytes' 8-bit optimizers keep the states of embeddings whole, as transformers' Trainer does.
+
+    A table's rows have gradients seldom, and of very different sizes.
+    """
+    import bitsandbytes
+
+    manager = bitsandbytes.optim.GlobalOptimManager.get_instance()
+    for module in model.modules():
+        if isinstance(module, nn.Embedding):
+            manager.register_module_override(module, "weight", {"optim_bits": 32})
+
+
 def _check_parts(model: nn.Module, new_parameters: list[str], multipliers: Mapping[str, float]) -> None:
     names = [name for name, _ in model.named_parameters()]
     unknown = [part for part in new_parameters if not any(is_new(name, [part]) for name in names)]
@@ -338,6 +351,8 @@ class PVCTrainer(Trainer):
                 weight_decay=self.args.weight_decay,
             )
             self.optimizer = optimizer(groups, **settings)
+            if settings.get("optim_bits") == 8:
+                keep_tables_in_32_bits(model)
         return self.optimizer
 
     def get_train_dataloader(self) -> PackLoader:
@@ -431,16 +446,17 @@ class PVCTrainer(Trainer):
         """The rates of parts, where they are others than the one that the Trainer logs."""
         assert self.optimizer is not None
         groups = [group for group in self.optimizer.param_groups if not group[IS_MATRIX]]
-        first = groups[0]["initial_lr"]
+        first = float(groups[0]["initial_lr"])  # torchao's are tensors
         if "learning_rate" not in logs:
             return {}
 
         rates = {}
         for group in groups:
             part = group.get(PART, NEW_PARAMETERS)  # a checkpoint of an earlier version has no name
-            if group["initial_lr"] != first:
+            rate = float(group["initial_lr"])
+            if rate != first:
                 name = "learning_rate_" + part.replace(NEW_PARAMETERS, "new")
-                rates[name] = logs["learning_rate"] * group["initial_lr"] / first
+                rates[name] = logs["learning_rate"] * rate / first
         return rates
 
     def _exchange_counts(self):

@@ -9,7 +9,15 @@ import torch
 from pvc.tiny import ablation_runs
 from pvc.tiny.digits import __main__ as command
 from pvc.tiny.digits import data, report, runs
-from pvc.tiny.digits.models import BASE, STATIC, answer_logits, new_model, random_model, visual_tokens
+from pvc.tiny.digits.models import (
+    BASE,
+    STATIC,
+    answer_logits,
+    in_prompt_order,
+    new_model,
+    random_model,
+    visual_tokens,
+)
 from pvc.tiny.digits.probes import diagnostics, held_out, time_share
 from pvc.tiny.digits.training import DenseStage, Training, train
 
@@ -35,6 +43,12 @@ def base():
     return random_model(BASE, 0).state_dict()
 
 
+@pytest.fixture(scope="module")
+def wide_base():
+    """The same for wide tiles."""
+    return random_model(BASE, 0, data.WIDE).state_dict()
+
+
 # ---- data
 
 
@@ -55,6 +69,14 @@ def test_questions_are_about_the_first_frame_alone():
     assert (gap.argmin(1) == 0).all()
 
 
+def test_a_digit_of_a_wide_tile_stands_on_four_patches():
+    small, wide = (data.draw_clips(1, 1, np.random.default_rng(0), side) for side in (4, 8))
+    assert wide.pixels.shape == (1, 3, 64, 64) and torch.equal(small.digits, wide.digits)
+    digits = wide.digits.view(4, 4).repeat_interleave(2, 0).repeat_interleave(2, 1).numpy()
+    again = data.render(digits.reshape(1, 1, 8, 8), np.random.default_rng(1))
+    assert (wide.pixels - again).square().mean() < 0.1 < again.square().mean()
+
+
 def test_held_out_clips_are_the_same_each_time():
     assert torch.equal(held_out(2, 1).pixels, held_out(2, 1).pixels)
 
@@ -62,10 +84,11 @@ def test_held_out_clips_are_the_same_each_time():
 # ---- models
 
 
-@pytest.mark.parametrize("name", runs.RUNS | runs.CONVERTED)
-def test_each_run_has_the_vit_and_the_llm_of_the_base(base, name):
-    run = (runs.RUNS | runs.CONVERTED)[name]
-    weights = new_model(run.changes, 1, base, run.start).state_dict()
+@pytest.mark.parametrize("name", runs.ALL_RUNS)
+def test_each_run_has_the_vit_and_the_llm_of_the_base(base, wide_base, name):
+    run = runs.ALL_RUNS[name]
+    base = base if run.side == data.SIDE else wide_base
+    weights = new_model(run.changes, 1, base, run.start, run.side).state_dict()
     kept = {name for name in base if not name.startswith("model.projector.")}
     assert kept < weights.keys()
     assert not [name for name in kept if not torch.equal(weights[name], base[name])]
@@ -96,6 +119,20 @@ def test_interlaced_repeats_carry_the_tokens_of_the_base(base):
     error = (ours - theirs).norm() / theirs.norm()
     shuffled = (ours - theirs.flip(1)).norm() / theirs.norm()
     assert error < 0.5 * shuffled
+
+
+def test_wide_tiles_have_the_tokens_of_their_base_in_its_order_by_raster_alone(wide_base):
+    internvl = random_model(BASE, 0, data.WIDE)
+    internvl.load_state_dict(wide_base)
+    clips = held_out(8, 1, data.WIDE)
+    theirs = visual_tokens(internvl, clips, 1).flatten(1, 2)  # (8, 16, width)
+    errors = {}
+    for start in ("interlaced", "raster"):
+        model = new_model({}, 0, wide_base, start, data.WIDE)
+        ours = in_prompt_order(model, visual_tokens(model, clips, 4), 1)
+        errors[start] = ((ours - theirs).norm() / theirs.norm()).item()
+    assert errors["raster"] < 0.3 * errors["interlaced"]
+    assert answer_logits(model, visual_tokens(model, clips, 4)).shape == (8, 16, 10)
 
 
 def test_a_reordered_start_has_the_same_tokens_in_another_order(base):
@@ -182,9 +219,7 @@ def test_the_command_runs_what_it_is_asked_for(monkeypatch, tmp_path):
 
 
 def test_a_result_has_curves_controls_and_accuracy_on_the_way(folder):
-    results = {
-        result["name"]: result for result in ablation_runs.read_results(folder, runs.RUNS | runs.CONVERTED)
-    }
+    results = {result["name"]: result for result in ablation_runs.read_results(folder, runs.ALL_RUNS)}
     assert list(results["pvc"]["images"]) == list(results["pvc"]["videos"]) == ["1", "2", "3", "4"]
     assert 0 <= results["pvc"]["copies"] <= 100
     assert set(results["convert-interlaced"]["by_step"]) <= {"0", "1000"}
@@ -202,15 +237,15 @@ BASE_SCORES = {"images": {"1": 95.0}, "videos": {"4": 94.0}, "cpu_seconds": 9.0,
 
 
 def test_the_report_has_means_and_standard_deviations(folder):
-    results = ablation_runs.read_results(folder, runs.RUNS | runs.CONVERTED)
+    results = ablation_runs.read_results(folder, runs.ALL_RUNS)
     of_pvc = next(result for result in results if result["name"] == "pvc")
     shown = [
         of_pvc | {"seed": seed, "images": {"1": 10.0, "4": share}} for seed, share in enumerate((60.0, 80.0))
     ]
     for result in shown:
         result["images"] |= {"2": 0.0, "3": 0.0}
-    text = report.report(shown, BASE_SCORES)
-    assert "| + both: PVC | 70.0 ± 14.1 |" in text and "images 95.0, videos 94.0" in text
+    text = report.report(shown, BASE_SCORES, BASE_SCORES)
+    assert "| + both: PVC | 70.0 ± 14.1 |" in text and text.count("images 95.0, videos 94.0") == 2
     assert "| + progressive encoding |  |  |  | 0 |  |" in text
 
 

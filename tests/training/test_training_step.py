@@ -4,6 +4,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from builders import random_clips
+from torch.utils.flop_counter import FlopCounterMode
 from training_runs import losses, new_model, rows, run
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -12,6 +14,7 @@ from pvc.training.announce import describe_run
 from pvc.training.arguments import training_arguments
 from pvc.training.attention import BLOCK_SPARSE, MASKED, VARLEN, packed_attention
 from pvc.training.checkpointing import KeepActivations
+from pvc.training.compiling import compile_layers, compiled_modules
 from pvc.training.recipe import Recipe
 from pvc.training.trainer import with_needed_logits
 
@@ -181,3 +184,58 @@ def test_kept_layers_need_checkpointing_of_layers(changes, said, tmp_path):
 def test_more_layers_than_there_are_cannot_be_kept(kept):
     with pytest.raises(ValueError, match="kept_layers has .* but the model has [013] layers of that part"):
         KeepActivations(new_model(), kept)
+
+
+# ---- compiled layers
+
+
+@pytest.mark.slow
+def test_compiled_layers_are_few_graphs_and_leave_loss_and_gradients(row):
+    """Layers that are checkpointed as a whole, the LLM's, and the parts of one with time."""
+    model, graphs = checkpointed(), []
+    expected = loss_and_gradients(model, row)
+    for part in (model.model.language_model, model.model.vision_model.encoder.layers[3]):
+        compile_layers(part, backend=lambda graph, inputs: graphs.append(graph) or graph)
+
+    assert_equal_gradients(loss_and_gradients(model, row), expected)
+    assert len(graphs) == 4  # of all the LLM's layers one; of attention, AdaLN and MLP one each
+    torch._dynamo.reset()
+
+
+def test_what_is_compiled_has_no_time_in_it():
+    modules = [type(module).__name__ for module in compiled_modules(new_model())]
+    spatial = ["InternVisionEncoderLayer"] * 2
+    temporal = ["InternAttention", "AdaLN", "InternMLP"] * 2
+    assert modules == [*spatial, *temporal, "AdaptiveCompression", *["InternLM2DecoderLayer"] * 3]
+
+
+def test_a_recipe_compiles_the_layers_of_the_whole_run(model, data, monkeypatch, tmp_path):
+    compiled = []
+    monkeypatch.setattr("pvc.training.run.compile_layers", compiled.append)
+    trainer = run(model, data, tmp_path / "run", max_steps=1, compile_layers=True)
+    assert compiled == [trainer.model]
+
+
+# ---- a step's cost
+
+
+def test_the_backward_pass_of_a_repeated_tile_computes_once_what_the_forward_pass_does():
+    """FLOPs of three tiles shown 4 times over the same shown once; the first two layers have no time."""
+    forward, once, four = flops_of_layers(1, backward=False), flops_of_layers(1), flops_of_layers(4)
+    for name in ("0.attn", "1.mlp", "2.attn"):  # up to the first temporal attention
+        assert four[name] == once[name] and once[name] == pytest.approx(3 * forward[name], rel=0.1)
+    assert four["2.mlp"] == 4 * once["2.mlp"] and four["3.attn"] == 4 * once["3.attn"]
+
+
+def flops_of_layers(repeats: int, backward=True) -> dict[str, int]:
+    """Of attention and MLP of each layer of the ViT."""
+    model = new_model().model
+    with FlopCounterMode(display=False) as counter:
+        features = model.get_image_features(*random_clips((1, 3, repeats))).last_hidden_state
+        if backward:
+            features.square().sum().backward()
+    return {
+        name.partition("encoder.layers.")[2]: sum(flops.values())
+        for name, flops in counter.get_flop_counts().items()
+        if name.endswith((".attn", ".mlp"))
+    }

@@ -38,6 +38,7 @@ BASE = STATIC | {"downsample_ratio": 0.5, "image_repeats": 1}  # InternVL: 4 tok
 TE_SCALE, ADALN_STD = 8.0, 0.5
 REORDERED = (2, 0, 3, 1)  # the repeat that shows each sub-block
 ALL = 1_000_000  # tiles are encoded at once, so that hooks see each layer once
+ROPE_THETA = {data.SIDE: 1e6, data.WIDE: 100.0}  # heads are 8 wide, and questions up to 80 tokens away
 RASTER = {"tile_repeat_order": "raster"}
 
 
@@ -60,13 +61,14 @@ def configuration(changes: Mapping[str, Any], side: int = data.SIDE) -> PVCConfi
     } | changes.pop("vision_config", {})
 
     llm = {
-        "vocab_size": data.vocabulary(side),
+        "vocab_size": data.VOCABULARY,
         "hidden_size": WIDTH,
         "intermediate_size": 4 * WIDTH,
         "num_hidden_layers": 3,
         "num_attention_heads": 2,
         "num_key_value_heads": 2,
         "max_position_embeddings": 256,
+        "rope_theta": ROPE_THETA[side],
         "pad_token_id": data.BEGIN,
     }
     return PVCConfig(
@@ -152,8 +154,7 @@ def start_from_internvl(model: PVCForConditionalGeneration, base: Mapping[str, t
 
         # gamma's rows of a sub-block are alike: each sub-block takes those of another
         if start == "reordered":
-            block = data.sub_grids(model.model.projector.block)
-            sub_block = block.repeat_interleave(norm.width // len(block))  # (width,)
+            sub_block = data.sub_grids().repeat_interleave(norm.width // data.POSITIONS)  # (width,)
             first_row = torch.stack([(sub_block == other).nonzero()[0, 0] for other in REORDERED])
             norm.gamma[2].weight.copy_(norm.gamma[2].weight[first_row[sub_block]])
 
@@ -190,21 +191,21 @@ def visual_tokens(model: PVCForConditionalGeneration, clips: data.Clips, repeats
 
 
 def answer_logits(model: PVCForConditionalGeneration, tokens: torch.Tensor, frames: int = 1) -> torch.Tensor:
-    """Logits `(clips, positions, 10)` of the digits: the LLM's at the questions behind the visual tokens.
+    """Logits `(clips, 16, 10)` of the digits: those of the LLM at the questions behind the visual tokens.
 
     Args:
         tokens: `(clips, time steps, tokens of a tile, width)`, of clips of `frames` frames.
     """
-    side = side_of(model)
     embed = model.get_input_embeddings()
-    text = embed(torch.cat([torch.tensor([data.BEGIN]), data.questions(side)]))  # (1 + positions, width)
-    text = text.expand(len(tokens), -1, -1)
     visual = in_prompt_order(model, tokens, frames)  # (clips, tokens, width)
+    padding = data.padding(side_of(model), visual.shape[1])
+    text = embed(torch.cat([torch.tensor([data.BEGIN] * (1 + padding)), data.QUESTIONS]))  # (…, width)
+    text = text.expand(len(tokens), -1, -1)
     row = torch.cat([text[:, :1], visual, text[:, 1:]], dim=1)  # (clips, S, width)
 
     outputs = model.model.language_model(inputs_embeds=row, use_cache=False)
-    logits = model.lm_head(outputs.last_hidden_state[:, -(side**2) :])  # (clips, positions, vocabulary)
-    return logits[..., data.answers(side)]
+    logits = model.lm_head(outputs.last_hidden_state[:, -data.POSITIONS :])  # (clips, 16, vocabulary)
+    return logits[..., data.DIGIT : data.DIGIT + data.DIGITS]
 
 
 def in_prompt_order(model: PVCForConditionalGeneration, tokens: torch.Tensor, frames: int) -> torch.Tensor:

@@ -5,6 +5,7 @@ copies        the control: the tokens of the first repeat four times in place of
 cosine        of the tokens of later repeats to those of the first, less their mean over images
 branch_share  rms(alpha * T-MHA) / rms(x) of each temporal layer
 time_share    the share of the variance of the projector's gamma that is over time
+logits        the largest logit of temporal attention, over images and videos
 """
 
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from pvc.modeling_intern_vit import ProgressiveEncoderLayer
 from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny.digits import data
 from pvc.tiny.digits.models import answer_logits, in_prompt_order, new_model, side_of, visual_tokens
+from pvc.training.runaway import LOGITS, largest_values
 
 HELD_OUT_SEED = 2**31  # no training has it
 PROBED = 128  # images that diagnostics are computed from
@@ -57,7 +59,7 @@ def held_out(number: int, frames: int, side: int = data.SIDE) -> data.Clips:
 
 @torch.no_grad()
 def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
-    """`cosine`, `branch_share`, `time_share` of images with the model's own number of repeats."""
+    """`cosine`, `branch_share`, `time_share` of images with the model's own number of repeats; `logits`."""
     repeats = model.config.image_repeats
     with recorded(model) as (shares, gammas):
         clips = held_out(PROBED, 1, side_of(model))
@@ -69,7 +71,17 @@ def diagnostics(model: PVCForConditionalGeneration) -> dict[str, list[float]]:
         "cosine": cosine.tolist(),
         "branch_share": shares,
         "time_share": [time_share(gamma.unflatten(0, (-1, repeats))) for gamma in gammas],
+        "logits": largest_logits(model),
     }
+
+
+@torch.no_grad()
+def largest_logits(model: PVCForConditionalGeneration) -> list[float]:
+    """The largest logit of each layer of temporal attention, of images and videos."""
+    with largest_values(model) as largest:
+        for frames, repeats in ((1, model.config.image_repeats), (data.TIME_STEPS, 1)):
+            visual_tokens(model, held_out(PROBED, frames, side_of(model)), repeats)
+    return [value.item() for (_, what), value in largest.items() if what == LOGITS]
 
 
 @torch.no_grad()

@@ -52,12 +52,12 @@ RECIPES: dict[str, dict] = {
     "base": {"vit_steps": 150, "dense_steps": 240, "steps": 1800, "learning_rate": 5e-3, "clips": 512},
     "wide": {
         "vit_steps": 150,
-        "dense_steps": 240,
-        "steps": 2000,
+        "dense_steps": 100,
+        "steps": 300,
         "images": 16,
         "videos": 4,
         "learning_rate": 5e-3,
-        "clips": 256,
+        "clips": 512,
     },
     "runs": {"clips": 512, "shorten": 1},
 }

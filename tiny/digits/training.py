@@ -108,7 +108,7 @@ class AnswerStage:
 
 
 def digit_loss(logits: torch.Tensor, digits: torch.Tensor) -> torch.Tensor:
-    """Mean cross entropy of logits `(clips, positions, 10)` for digits `(clips, positions)`."""
+    """Mean cross entropy of logits `(clips, 16, 10)` for digits `(clips, 16)`."""
     return F.cross_entropy(logits.flatten(0, 1), digits.flatten())
 
 
@@ -120,16 +120,15 @@ class DenseStage:
         self.training = training
         self.side = side_of(model)
         self.steps = training.dense_steps
-        positions = self.side**2
         torch.manual_seed(seed)
-        self.head = nn.Linear(WIDTH, positions * data.DIGITS)
+        self.head = nn.Linear(WIDTH, data.POSITIONS * data.DIGITS)
 
         tokens = model.config.image_repeats * round(self.side * model.config.downsample_ratio) ** 2
-        scores = torch.randn(positions, tokens)
+        scores = torch.randn(data.POSITIONS, tokens)
         if training.dense == "interlaced":
             scores = torch.full_like(scores, -torch.inf)
-            scores[torch.arange(positions), data.sub_grids(self.side)] = 0.0
-        self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (positions, tokens)
+            scores[torch.arange(data.POSITIONS), data.sub_grids(self.side)] = 0.0
+        self.scores = nn.Parameter(scores, requires_grad=training.dense == "attend")  # (16, tokens)
         self.parameters = [*self.head.parameters(), self.scores]
 
     def loss(self, rng: np.random.Generator) -> torch.Tensor:
@@ -145,7 +144,7 @@ class DenseStage:
         tokens = visual_tokens(self.model, clips, repeats).flatten(1, 2)
         tokens = F.rms_norm(tokens, tokens.shape[-1:])  # (clips, tokens, width)
 
-        logits = self.head(tokens).unflatten(-1, (-1, data.DIGITS))  # (clips, tokens, positions, 10)
+        logits = self.head(tokens).unflatten(-1, (data.POSITIONS, data.DIGITS))  # (clips, tokens, 16, 10)
         read = torch.einsum("pt,ntpd->npd", self.scores.softmax(-1), logits)
         return digit_loss(read, clips.digits)
 
@@ -222,8 +221,8 @@ def pretrain_vit(model: PVCForConditionalGeneration, steps: int, seed: int) -> f
     optimizer = torch.optim.AdamW(parameters, lr=3e-3, betas=BETAS, weight_decay=WEIGHT_DECAY, fused=True)
 
     for _ in range(steps):
-        images = data.draw_clips(48, 1, rng, side_of(model))
-        states = vit(images.pixels).last_hidden_state[:, 1:]  # (n, positions, C)
+        images = data.draw_clips(48, 1, rng)
+        states = vit(images.pixels).last_hidden_state[:, 1:]  # (n, 16, C)
         loss = digit_loss(head(states), images.digits)
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, CLIP)
