@@ -8,6 +8,8 @@ from pvc.tiny import robustness
 from pvc.tiny.robustness import HUES, LOOKS, PLAIN, TASKS, Scenes, cases, render, table
 from pvc.tiny.synthetic.tasks import TASKS as STATED
 
+pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
+
 
 def pixels(image) -> np.ndarray:
     return np.asarray(image, dtype=float)
