@@ -49,12 +49,12 @@ def check_image_fields(processor: Any) -> None:
 
 
 def check_other_fields(fields: dict, kind: type) -> None:
-    """Raises a ValueError for a field that would replace a method of `kind` or the media policy.
+    """Raises a ValueError for a field that would replace a method of `kind`, the media policy or `threads`.
 
     All fields become attributes.
     """
     for name in fields:
-        if name == "_media_policy" or callable(getattr(kind, name, None)):
+        if name in ("_media_policy", "threads") or callable(getattr(kind, name, None)):
             raise ValueError(f"{name} is no field of an image processor: remove it")
 
 
