@@ -26,6 +26,7 @@ from .configuration_pvc import llm_family
 from .fast_decode import as_dynamic, check_settings, fast_decode_options
 
 SAMPLED_VALUES = 8  # of each parameter, see `_sample`
+BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}  # by the bytes of a value
 
 
 class PrefixCache:
@@ -178,13 +179,14 @@ def _state(model: PreTrainedModel) -> tuple:
 
 def _sample(model: PreTrainedModel) -> tuple:
     """A few values of each parameter: what is written through `.data` does not count as a version."""
-    of_device: dict[torch.device, list[torch.Tensor]] = {}
+    alike: dict[tuple, list[torch.Tensor]] = {}  # by device and type, which are gathered by one operation
     for values in (values for parameter in model.parameters() for values in _plain_tensors(parameter)):
         is_readable = values.device.type != "meta" and values.is_contiguous() and values.numel() > 0
         if is_readable:
             step = -(-values.numel() // SAMPLED_VALUES)
-            of_device.setdefault(values.device, []).append(values.view(-1)[::step].float())
-    return tuple(torch.cat(values).cpu().numpy().tobytes() for values in of_device.values())
+            bits = values.view(-1).view(BITS[values.itemsize])
+            alike.setdefault((bits.device, bits.dtype), []).append(bits[::step])
+    return tuple(torch.cat(values).cpu().numpy().tobytes() for values in alike.values())
 
 
 def _plain_tensors(parameter: torch.Tensor) -> list[torch.Tensor]:

@@ -14,10 +14,10 @@ from PIL import Image
 
 try:
     from .media_policy import Budget, check_number, check_real, check_whole, shown
-    from .video_readers import Frames, MediaFile, Video, open_video
+    from .video_readers import Frames, MediaFile, ScaledSize, Video, open_video
 except ImportError:  # in a clone, where this folder is not a package
     from media_policy import Budget, check_number, check_real, check_whole, shown
-    from video_readers import Frames, MediaFile, Video, open_video
+    from video_readers import Frames, MediaFile, ScaledSize, Video, open_video
 
 # Frames are looked up this much late, for containers that round times: WebM and FLV to milliseconds.
 TIME_ROUNDING_S = 1e-3
@@ -166,10 +166,16 @@ class ChosenFrames(NamedTuple):
 
 @contextmanager
 def frames_of_video(
-    file: MediaFile, choice: FrameChoice, backend: str, budget: Budget
+    file: MediaFile,
+    choice: FrameChoice,
+    backend: str,
+    budget: Budget,
+    scaled_size: ScaledSize | None = None,
 ) -> Iterator[ChosenFrames]:
-    """The chosen frames of a video file, as players show them."""
+    """The chosen frames of a video file, as players show them; `scaled_size`: see `open_frames`."""
     video = open_video(file, backend, budget)
+    if scaled_size is not None:
+        video = video.scaled_by(scaled_size)
     indices = choice.of_video(video)
     times_s = [float(video.times_s[index]) for index in indices]
 

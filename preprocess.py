@@ -16,9 +16,9 @@ Tensors: tiles are (num_tiles, 3, S, S) float32 RGB, normalised; an image's row 
 
 import os
 import re
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache, partial
 from typing import Any, NamedTuple, TypeAlias
@@ -39,6 +39,7 @@ try:
         ChooseIndices,
         Frames,
         MediaFile,
+        ScaledSize,
         Video,
         open_video,
         read_video,
@@ -55,6 +56,7 @@ except ImportError:  # in a clone, where this folder is not a package
         ChooseIndices,
         Frames,
         MediaFile,
+        ScaledSize,
         Video,
         open_video,
         read_video,
@@ -495,16 +497,36 @@ def read_frames(
 
 
 def open_frames(
-    source: VideoSource, *, backend: str = "pyav", budget: Budget | None = None, **options
+    source: VideoSource,
+    *,
+    backend: str = "pyav",
+    budget: Budget | None = None,
+    scaled_size: ScaledSize | None = None,
+    **options,
 ) -> AbstractContextManager[ChosenFrames]:
-    """`read_frames`, but the frames come one at a time, so that only one is held at its full size."""
+    """`read_frames`, but the frames come one at a time, so that only one is held at its full size.
+
+    Args:
+        scaled_size: from width and height of a frame as shown to those that the decoder scales it to: faster
+            than to resize it later, but other bits. Of a video file that PyAV reads in this process; others
+            come whole.
+
+    Raises:
+        ValueError: also for `scaled_size` with another backend.
+    """
+    if scaled_size is not None and backend != "pyav":
+        raise ValueError(f"backend={backend!r} does not scale frames: use 'pyav', or no scaled_size")
     choice = FrameChoice(**({"num_frames": 32} | options))
-    return _open_chosen(source, choice, backend, budget)
+    return _open_chosen(source, choice, backend, budget, scaled_size)
 
 
 @contextmanager
 def _open_chosen(
-    source: VideoSource, choice: FrameChoice, backend: str, budget: Budget | None
+    source: VideoSource,
+    choice: FrameChoice,
+    backend: str,
+    budget: Budget | None,
+    scaled_size: ScaledSize | None = None,
 ) -> Iterator[ChosenFrames]:
     budget = Budget(OWN_FILES) if budget is None else budget
     choice = choice._replace(limit=budget.policy.max_frames).checked()
@@ -512,8 +534,11 @@ def _open_chosen(
     with opened(source, budget, kind="video") as found:
         # an encoded video: decoded here, or in a process of its own
         if hasattr(found, "read"):
-            frames_of = isolated_frames if budget.policy.isolate else frames_of_video
-            with frames_of(found, choice, backend, budget) as chosen:
+            if budget.policy.isolate:
+                frames = isolated_frames(found, choice, backend, budget)
+            else:
+                frames = frames_of_video(found, choice, backend, budget, scaled_size)
+            with frames as chosen:
                 yield chosen
             return
 
@@ -530,16 +555,19 @@ def _open_chosen(
 
 
 def frame_tiles(
-    chosen: ChosenFrames, cut: Callable[[Image.Image], torch.Tensor], budget: Budget
+    chosen: ChosenFrames, cut: Callable[[Image.Image], torch.Tensor], budget: Budget, threads: int = 1
 ) -> torch.Tensor:
-    """Tiles `(frames, tiles, 3, S, S)` of chosen frames; one at a time is held at its full size."""
+    """Tiles `(frames, tiles, 3, S, S)` of chosen frames.
+
+    One frame at a time is held at its full size. More `threads` cut as many frames, and one is decoded
+    meanwhile; tiles are the same.
+    """
     rows: dict[int, list[int]] = {}  # index in the video -> rows of the clip: it may be chosen repeatedly
     for row, index in enumerate(chosen.indices):
         rows.setdefault(index, []).append(row)
 
     tiles: torch.Tensor | None = None
-    for index, frame in chosen.frames:
-        of_frame = cut(frame)  # (tiles, 3, S, S)
+    for index, of_frame in _cut_frames(chosen.frames, cut, threads):  # (tiles, 3, S, S)
         if tiles is None:  # all frames have the size of the first, and so its number of tiles
             budget.use_tiles(len(chosen.indices) * len(of_frame))
             tiles = of_frame.new_empty(len(chosen.indices), *of_frame.shape)
@@ -547,6 +575,26 @@ def frame_tiles(
 
     assert tiles is not None  # at least one frame is chosen
     return tiles
+
+
+def _cut_frames(
+    frames: Iterator[tuple[int, Image.Image]], cut: Callable[[Image.Image], torch.Tensor], threads: int
+) -> Iterator[tuple[int, torch.Tensor]]:
+    """Index and tiles of each frame, in order."""
+    if threads == 1:
+        for index, frame in frames:
+            yield index, cut(frame)
+        return
+
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque[tuple[int, Future]] = deque()
+        for index, frame in frames:
+            waiting.append((index, pool.submit(cut, frame)))
+            if len(waiting) > threads:
+                index, tiles = waiting.popleft()
+                yield index, tiles.result()
+        for index, tiles in waiting:
+            yield index, tiles.result()
 
 
 def _read_listed(listed: Sequence, indices: list[int], budget: Budget) -> Iterator[tuple[int, Image.Image]]:

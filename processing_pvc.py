@@ -104,7 +104,6 @@ from .processor_fields import (
 )
 
 logger = logging.get_logger(__name__)
-
 read_picture = read_image  # its name in version 0.1
 
 
@@ -125,6 +124,7 @@ class PVCImageProcessor(BaseImageProcessor):
 
     model_input_names = ["pixel_values", "clip_grid"]
     _media_policy = MediaPolicy()
+    threads = 1  # that cut the frames of a video; see docs/speed.md
     pixel_mean, pixel_std = IMAGENET_MEAN, IMAGENET_STD
     # fields of config.json, which `chat` goes by, and those of them that may be none
     _models_fields: tuple[str, ...] = ("image_repeats", "video_repeats", "max_video_tokens")
@@ -195,7 +195,7 @@ class PVCImageProcessor(BaseImageProcessor):
     def to_dict(self) -> dict:
         """What is saved: all but the media policy, and limits of tokens where there are none."""
         fields = super().to_dict()
-        left_out = {"_media_policy"} | {name for name in TOKEN_OPTIONS if fields.get(name) is None}
+        left_out = {"_media_policy", "threads"} | {name for name in TOKEN_OPTIONS if fields.get(name) is None}
         return {name: value for name, value in fields.items() if name not in left_out}
 
     @property
@@ -298,7 +298,8 @@ class PVCImageProcessor(BaseImageProcessor):
             if frame_times and chosen.times_s is None:
                 raise ValueError("frame_times: the frames of a list or folder have no times")
             most = 1 if max_tiles is None else max_tiles
-            tiles = frame_tiles(chosen, partial(self._tiles, max_tiles=most, as_bytes=as_bytes), budget)
+            cut = partial(self._tiles, max_tiles=most, as_bytes=as_bytes)
+            tiles = frame_tiles(chosen, cut, budget, self.threads)
 
         num_frames, tiles_per_frame = tiles.shape[:2]
         clip = Clip(num_frames, tiles_per_frame, self.video_repeats)

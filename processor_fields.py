@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from .clips import MOST_REPEATS, chosen_repeats
+from .configuration_checks import MOST_REPEATS, chosen_repeats
 from .json_files import check_json_files
 from .media_policy import check_whole, shown
 from .preprocess import MAX_TILES
@@ -49,12 +49,12 @@ def check_image_fields(processor: Any) -> None:
 
 
 def check_other_fields(fields: dict, kind: type) -> None:
-    """Raises a ValueError for a field that would replace a method of `kind` or the media policy.
+    """Raises a ValueError for a field that would replace a method of `kind`, the media policy or `threads`.
 
     All fields become attributes.
     """
     for name in fields:
-        if name == "_media_policy" or callable(getattr(kind, name, None)):
+        if name in ("_media_policy", "threads") or callable(getattr(kind, name, None)):
             raise ValueError(f"{name} is no field of an image processor: remove it")
 
 

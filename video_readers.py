@@ -55,6 +55,8 @@ MediaFile: TypeAlias = str | os.PathLike | BinaryIO
 # (number of frames, average frames a second) -> indices of the frames to read, in any order, repeats allowed.
 ChooseIndices = Callable[[int, float], Sequence[int]]
 Frames = Iterator[tuple[int, np.ndarray]]  # (index, frame), indices rising
+# (width, height) of an upright frame as shown -> those that the decoder scales it to
+ScaledSize = Callable[[int, int], tuple[int, int]]
 
 # For one's own files: a limit of pixels, and others that no video reaches.
 OWN_FILES = MediaPolicy(max_frames=2**20, max_tiles=2**20, deadline_s=None)
@@ -68,7 +70,11 @@ class Video(NamedTuple):
     times_s: list[float]  # when each frame is shown, the first at 0
     end_s: float  # when the last one ends
     num_readable: int  # less than there are times where the file is cut short
-    decode: Callable[[list[int], bool], Frames]  # of distinct frames, rising; whether as shown
+    decode: Callable[..., Frames]  # (distinct frames, rising; whether as shown)
+
+    def scaled_by(self, scaled_size: ScaledSize) -> "Video":
+        """The same video, whose frames the decoder scales as it makes them RGB; for PyAV alone."""
+        return self._replace(decode=partial(self.decode, scaled_size=scaled_size))
 
     def read(self, indices: Sequence[int], *, as_shown: bool = False) -> Frames:
         """Reads frames, each once; the iterator raises a ValueError for one that turns out to be damaged.
@@ -347,7 +353,12 @@ def _decoded_frames(container: Any, stream: Any, start: int | None) -> Iterator:
 
 
 def _read_frames(
-    file: MediaFile, index: _VideoIndex, budget: Budget, wanted: list[int], as_shown: bool = False
+    file: MediaFile,
+    index: _VideoIndex,
+    budget: Budget,
+    wanted: list[int],
+    as_shown: bool = False,
+    scaled_size: ScaledSize | None = None,
 ) -> Frames:
     """Reads the `wanted` frames, in rising order."""
     name = file_name(file)
@@ -364,7 +375,10 @@ def _read_frames(
             if i in missing:
                 missing.remove(i)
                 check_pixels(name, frame.width, frame.height, max_pixels)
-                pixels = _pixels(frame, aspect, as_shown, max_pixels)
+                if scaled_size is None:
+                    pixels = _pixels(frame, aspect, as_shown, max_pixels)
+                else:
+                    pixels = _scaled_pixels(frame, aspect, scaled_size, max_pixels)
                 yield i, np.rot90(pixels, frame.rotation // 90)
             if not missing:
                 return
@@ -381,16 +395,35 @@ def _pixels(frame: Any, aspect: float, as_shown: bool, max_pixels: int) -> np.nd
     return square_pixels(pixels, aspect, max_pixels)
 
 
+def _scaled_pixels(frame: Any, aspect: float, scaled_size: ScaledSize, max_pixels: int) -> np.ndarray:
+    """`_pixels` of a frame as shown, scaled by FFmpeg to the size that is asked for."""
+    width, height = _shown_width(frame.width, frame.height, aspect, max_pixels), frame.height
+    is_turned = frame.rotation % 180 != 0
+    size = scaled_size(*((height, width) if is_turned else (width, height)))
+    size = size[::-1] if is_turned else size
+
+    has_alpha = frame.format.has_palette or any(x.is_alpha for x in frame.format.components)
+    if has_alpha or size == (width, height):
+        return _pixels(frame, aspect, True, max_pixels)
+    scaled = frame.reformat(width=size[0], height=size[1], format="rgb24", interpolation="AREA")
+    return scaled.to_ndarray()
+
+
 def square_pixels(pixels: np.ndarray, aspect: float, max_pixels: int) -> np.ndarray:
     """Scales the width by the aspect ratio of a pixel, as players do."""
     height, width = pixels.shape[:2]
-    if aspect == 1 or not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
-        return pixels
-
-    shown_width = max(1, round(width * aspect))
-    if shown_width * height > max_pixels:
+    shown_width = _shown_width(width, height, aspect, max_pixels)
+    if shown_width == width:
         return pixels
     return np.asarray(Image.fromarray(pixels).resize((shown_width, height), Image.Resampling.BICUBIC))
+
+
+def _shown_width(width: int, height: int, aspect: float, max_pixels: int) -> int:
+    """The width of a frame in square pixels; its own where the aspect ratio is a mistake, or too large."""
+    if not 1 / MAX_PIXEL_ASPECT <= aspect <= MAX_PIXEL_ASPECT:
+        return width
+    shown_width = max(1, round(width * aspect))
+    return width if shown_width * height > max_pixels else shown_width
 
 
 def _open_with_pyav(file: MediaFile, budget: Budget) -> Video:
@@ -439,7 +472,14 @@ def _open_webp(file: MediaFile, budget: Budget) -> Video:
     return Video(file_name(file), fps, times_s, ends_s[-1] or 1.0, len(times_s), decode)
 
 
-def _read_webp(file: MediaFile, budget: Budget, wanted: list[int], as_shown: bool) -> Frames:
+def _read_webp(
+    file: MediaFile,
+    budget: Budget,
+    wanted: list[int],
+    as_shown: bool,
+    scaled_size: ScaledSize | None = None,
+) -> Frames:
+    """Reads frames whole: PIL does not scale as it decodes, whatever `scaled_size` says."""
     name = file_name(file)
     with open_file(file, budget.policy.max_bytes) as opened:
         try:

@@ -30,8 +30,9 @@ SECONDS = {  # part, in order -> what it may take of nine minutes, its start inc
     "correctness": 100,
     "inference": 190,
     "profile": 30,
-    "training": 125,
-    "throughput": 65,
+    "training": 110,
+    "throughput": 60,
+    "attention": 20,
 }
 NAME = "on_gpu"
 KILL_AFTER_S = 5  # past its limit: a part looks at the clock itself between two steps

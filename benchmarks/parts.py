@@ -362,6 +362,26 @@ def _compiled_row(spec: PVC, layer, name: str, timer: DeviceTimer) -> Row:
     }
 
 
+# ---------------------------------------------------------------------------------------------- 7. attention
+
+
+def temporal_attention(part: Part):
+    """Layouts and kernels of short temporal sequences; the shares of a layer's time."""
+    from pvc.benchmarks import attention, layer_profile
+
+    is_cuda = part.timer.is_cuda  # on a CPU this is a test of itself
+    for steps in attention.STEPS:
+        measure = partial(attention.row, steps, part.timer, tokens=None if is_cuda else 256)
+        row = part.step(f"T = {steps}", measure)
+        if row is not None:
+            part.row("Temporal attention", row)
+
+    patches = layer_profile.PATCHES if is_cuda else 16
+    measure = partial(layer_profile.rows, part.preset.chunk_tiles, part.timer, patches=patches)
+    for row in part.step("layers", measure) or []:
+        part.row("A layer of the ViT at the width of the 8B", row)
+
+
 PARTS = {
     "device": device,
     "correctness": correctness,
@@ -369,4 +389,5 @@ PARTS = {
     "profile": profiled,
     "training": training,
     "throughput": throughput,
+    "attention": temporal_attention,
 }

@@ -9,10 +9,12 @@ needed, as bytes that are normalised last (as `PVCTrainer` does). Nothing is tra
 each time in a process of its own, on one core and without workers. Times are those of the processor, so that
 other processes do not disturb them.
 
-`--decoding` compares JPEG files of several sizes decoded whole with the option `reduced_jpegs`.
+`--decoding` compares JPEG files and videos of several sizes decoded whole with the options `reduced_jpegs`
+and `reduced_frames`.
 """
 
 import argparse
+import importlib
 import json
 import resource
 import statistics
@@ -20,6 +22,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -33,20 +36,43 @@ from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.training.data.encoding import Encoder
 from pvc.training.data.loader import DataOptions, PackedDataset, PackLoader
 from pvc.training.data.samples import Sample
-from pvc.training.data.sources import FileSource
+from pvc.training.data.sources import FileSource, VideoFileSource
 
 WAYS = {"all": "all rows first, float32", "needed": "each when needed, bytes"}
 COLUMNS = ("CPU s to the first row", "CPU s for the step", "memory MB")
 IMAGE = (800, 600)  # 12 tiles and a thumbnail
 FILES = 8
 PHOTOGRAPHS = ((1600, 1200), (3000, 2000), (6000, 4000))
+VIDEOS = ((640, 360), (1280, 720), (1920, 1080))
+VIDEO_FRAMES = 16
 
 
 def write_image(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
     """A JPEG file as smooth as a photograph."""
+    smooth_image(size, rng).save(path, quality=90)
+
+
+def smooth_image(size: tuple[int, int], rng: np.random.Generator) -> Image.Image:
+    """An image whose colours change over ten pixels."""
     width, height = size
     coarse = Image.fromarray(rng.integers(0, 256, (height // 10, width // 10, 3), np.uint8))
-    coarse.resize(size, Image.Resampling.BICUBIC).save(path, quality=90)
+    return coarse.resize(size, Image.Resampling.BICUBIC)
+
+
+def write_video(path: Path, size: tuple[int, int], rng: np.random.Generator) -> None:
+    """An H.264 file of a smooth image that moves."""
+    av = importlib.import_module("av")
+    width, height = size
+    scene = smooth_image((width + 2 * VIDEO_FRAMES, height + 2 * VIDEO_FRAMES), rng)
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=30)
+        stream.width, stream.height = size
+        stream.pix_fmt = "yuv420p"
+        for i in range(VIDEO_FRAMES):
+            frame = av.VideoFrame.from_image(scene.crop((2 * i, i, 2 * i + width, i + height)))
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode())
 
 
 def write_data(folder: Path) -> Path:
@@ -121,18 +147,32 @@ def measure(rows: int, pairs: int, tile_size: int, folder: Path) -> dict[str, li
     return found
 
 
+def samples_to_decode(folder: Path) -> Iterator[tuple[str, Sample]]:
+    """A photograph or a video of each size, written as it is asked for."""
+    for size in PHOTOGRAPHS:
+        path = folder / f"{size[0]}.jpg"
+        write_image(path, size, np.random.default_rng(0))
+        images = (FileSource(str(path)),)
+        yield f"JPEG {size[0]} x {size[1]}", Sample("a:1", (("<image>", "It."),), images=images)
+
+    for size in VIDEOS:
+        path = folder / f"{size[0]}.mp4"
+        write_video(path, size, np.random.default_rng(0))
+        video = VideoFileSource(str(path))
+        yield f"H.264 {size[0]} x {size[1]}", Sample("a:1", (("<video>", "It."),), video=video)
+
+
 def compare_decoding(pairs: int, folder: Path) -> str:
     """A table of the times of both ways to decode an image into tiles, and of how much they differ."""
     processor = make_processor(448)
-    whole, reduced = (Encoder(processor, reduced_jpegs=option) for option in (False, True))
+    frames = {"min_frames": VIDEO_FRAMES, "max_frames": VIDEO_FRAMES}
+    whole = Encoder(processor, **frames)
+    reduced = Encoder(processor, **frames, reduced_jpegs=True, reduced_frames=True)
     lines = [
-        "| image | tiles | whole CPU ms | reduced CPU ms | ratio | mean difference of 255 |",
+        "| file | tiles | whole CPU ms | reduced CPU ms | ratio | mean difference of 255 |",
         "|---" * 6 + "|",
     ]
-    for size in PHOTOGRAPHS:
-        write_image(folder / "photograph.jpg", size, np.random.default_rng(0))
-        source = FileSource(str(folder / "photograph.jpg"))
-        sample = Sample("a:1", (("<image>", "It."),), images=(source,))
+    for name, sample in samples_to_decode(folder):
         encoded = whole.encode(sample, None, np.random.default_rng(0))
 
         times: list[list[float]] = []
@@ -148,7 +188,7 @@ def compare_decoding(pairs: int, folder: Path) -> str:
         medians = [1000 * statistics.median(column) for column in zip(*times)]
         ratio = statistics.median(pair[1] / pair[0] for pair in times)
         difference = (one.float() - other.float()).abs().mean().item()
-        cells = [f"{size[0]} x {size[1]}", len(one), *(f"{ms:.0f}" for ms in medians)]
+        cells = [name, len(one), *(f"{ms:.0f}" for ms in medians)]
         lines.append("| " + " | ".join(map(str, [*cells, f"{ratio:.2f}", f"{difference:.2f}"])) + " |")
     return "\n".join(lines)
 
@@ -173,7 +213,9 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=96, help="packed rows of a step of one process")
     parser.add_argument("--pairs", type=int, default=3, help="how often each way is taken")
     parser.add_argument("--tile-size", type=int, default=448, help="side of a tile in pixels")
-    parser.add_argument("--decoding", action="store_true", help="compare reduced_jpegs instead")
+    parser.add_argument(
+        "--decoding", action="store_true", help="compare reduced_jpegs and reduced_frames instead"
+    )
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--data", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()

@@ -7,6 +7,7 @@ import io
 import struct
 import sys
 import wave
+from functools import partial
 from threading import Event
 from types import SimpleNamespace
 
@@ -19,7 +20,17 @@ from numbered_videos import HEIGHT, WIDTH, copy_packets, number_of, numbered, pa
 from PIL import Image
 
 from pvc import preprocess, video_readers
-from pvc.preprocess import get_index, image_tiles, load_image, load_video, load_video_ahead, read_frames
+from pvc.media_policy import Budget, MediaPolicy
+from pvc.preprocess import (
+    frame_tiles,
+    get_index,
+    image_tiles,
+    load_image,
+    load_video,
+    load_video_ahead,
+    open_frames,
+    read_frames,
+)
 
 UNEVEN_MS = [0, 100, 200, 1500, 1600, 3100, 3200, 3300]  # when the frames of an uneven video are shown
 
@@ -210,6 +221,41 @@ def test_a_rotated_video_comes_upright(video):
     for before, after in zip(upright.frames, turned.frames):
         assert after.size == (HEIGHT, WIDTH)
         assert np.array_equal(np.asarray(after), np.rot90(np.asarray(before), -1))
+
+
+def test_the_decoder_scales_frames_as_they_are_shown(video, tmp_path):
+    asked = []
+
+    def half(width, height):
+        asked.append((width, height))
+        return width // 2, height // 2
+
+    rotated = write_rotated(tmp_path / "rotated.mp4", video)
+    for path, size in ((video, (WIDTH, HEIGHT)), (rotated, (HEIGHT, WIDTH))):
+        whole = read_frames(path, num_frames=1).frames[0]
+        with open_frames(path, num_frames=1, scaled_size=half) as chosen:
+            ((_, frame),) = chosen.frames
+        assert asked[-1] == whole.size == size
+        assert frame.size == (size[0] // 2, size[1] // 2)
+        difference = np.asarray(frame, float) - np.asarray(whole.resize(frame.size, Image.Resampling.BOX))
+        assert abs(difference).mean() < 6
+
+    with pytest.raises(ValueError, match="backend='decord' does not scale frames"):
+        open_frames(video, backend="decord", scaled_size=half)
+
+
+def test_frames_cut_in_threads_are_those_cut_one_by_one(video):
+    def tiles(threads, cut=partial(image_tiles, input_size=28)):  # noqa: B008
+        with open_frames(video, num_frames=9) as chosen:
+            return frame_tiles(chosen, cut, Budget(MediaPolicy()), threads)
+
+    assert torch.equal(tiles(3), tiles(1))
+
+    def fails(frame):
+        raise ValueError("no tiles")
+
+    with pytest.raises(ValueError, match="no tiles"):
+        tiles(2, fails)
 
 
 def test_a_file_object_gives_the_frames_of_its_path(video):

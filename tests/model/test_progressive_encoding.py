@@ -7,6 +7,7 @@ import pytest
 import torch
 from builders import move_off_start, random_clips, tiny_config, tiny_model
 from plain_pvc import PlainPVC
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pvc.clips import ClipLayout
@@ -518,6 +519,14 @@ def test_attention_functions_agree_and_switch_at_run_time(attention, monkeypatch
     monkeypatch.setattr(torch.nn.functional, "scaled_dot_product_attention", None)  # must not be called
     with torch.compiler.set_stance("force_eager"):  # flex: its meaning, not its compiled kernel
         assert_close(vit_rows(model, *clips), with_sdpa)
+
+
+@pytest.mark.parametrize("kernel", [SDPBackend.MATH, SDPBackend.FLASH_ATTENTION], ids=str)
+def test_kernels_of_sdpa_agree_and_are_chosen_by_torchs_own_context(kernel):
+    model, clips = tiny_model(), random_clips(*MIXED)
+    chosen_by_torch = vit_rows(model, *clips)
+    with sdpa_kernel(kernel):
+        assert_close(vit_rows(model, *clips), chosen_by_torch)
 
 
 # ---- training

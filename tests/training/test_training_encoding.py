@@ -22,7 +22,7 @@ from pvc.conversation import (
     with_placeholders,
 )
 from pvc.preprocess import image_tiles, read_frames
-from pvc.processing_pvc import PVCProcessor
+from pvc.processing_pvc import PVCImageProcessor, PVCProcessor
 from pvc.training.data.encoding import IGNORED, Encoder, as_jpeg
 from pvc.training.data.samples import BrokenSample, Sample
 from pvc.training.data.sources import FileSource, VideoFileSource, image_size_of
@@ -367,6 +367,34 @@ def test_a_jpeg_may_be_decoded_at_the_scale_of_its_tiles(tmp_path, size, orienta
         tiles, expected = (encoder.load(one, as_bytes=True).float() for encoder in (reduced, plain))
         assert tiles.shape == expected.shape
         assert (tiles - expected).abs().mean() < (4 if is_smaller else 1e-9)
+
+
+@pytest.mark.parametrize(
+    "size, frame_tiles", [((160, 120), 1), ((40, 30), 1), ((160, 120), 4), ((161, 91), 6)]
+)
+def test_frames_may_be_scaled_by_the_decoder_to_their_tiles(tmp_path, size, frame_tiles, monkeypatch):
+    write_video(tmp_path / "a.mp4", size=size)
+    options = {"min_frames": 2, "max_frames": 2, "frame_tiles": frame_tiles}
+    plain, reduced = (Encoder(tiny_processor(), **options, reduced_frames=is_on) for is_on in (False, True))
+    sample = Sample("a:1", (("<video>", "A"),), video=VideoFileSource(str(tmp_path / "a.mp4")))
+    encoded = plain.encode(sample, None, rng())
+
+    seen = []
+    cut = PVCImageProcessor._tiles
+
+    def recording(self, image, *arguments, **more):
+        seen.append(image.size)
+        return cut(self, image, *arguments, **more)
+
+    monkeypatch.setattr(PVCImageProcessor, "_tiles", recording)
+    tiles, expected = (encoder.load(encoded, as_bytes=True).float() for encoder in (reduced, plain))
+    assert tiles.shape == expected.shape
+    assert (tiles - expected).abs().mean() < 4
+
+    side = plain.images.image_size
+    columns, rows = plain.images.grid_of(*size, frame_tiles)
+    assert seen[0] == (min(size[0], columns * side), min(size[1], rows * side))
+    assert seen[-1] == size
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,7 @@ OF_ENCODER = (  # the options that `encoding.Encoder` takes
     "max_video_tokens",
     "frame_tokens",
     "reduced_jpegs",
+    "reduced_frames",
 )
 SHARED_FROM = 100_000  # samples of an epoch, from which on workers share its order
 PACKING = "windows"  # how rows are made: what another version made cannot be gone on with
@@ -76,8 +77,8 @@ class DataOptions:
     Attributes:
         max_tokens: of a row.
         image_to_video: see `mixing.Mixture`.
-        min_frames, max_frames, fps, frame_tiles, max_video_tokens, frame_tokens, reduced_jpegs: see
-            `encoding.Encoder`.
+        min_frames, max_frames, fps, frame_tiles, max_video_tokens, frame_tokens, reduced_jpegs,
+            reduced_frames: see `encoding.Encoder`.
         seed: of the order, the frames and the augmentation.
         skip_broken: how many samples may be broken before it is an error, on each rank.
         streams: that plan rows after the head; see above.
@@ -94,6 +95,7 @@ class DataOptions:
     max_video_tokens: int | None = None
     frame_tokens: int | list[int] | None = None
     reduced_jpegs: bool = False
+    reduced_frames: bool = False
     seed: int = 0
     skip_broken: int = 0
     streams: int = 64

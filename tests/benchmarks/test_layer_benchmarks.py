@@ -1,0 +1,26 @@
+"""Ways of temporal attention compute the same, and a layer's time is split by what its operators are."""
+
+import torch
+
+from pvc.benchmarks import attention, layer_profile
+from pvc.benchmarks.measure import DeviceTimer
+
+CPU = DeviceTimer(torch.device("cpu"), torch.float32)
+
+
+def test_all_layouts_and_kernels_of_temporal_attention_agree():
+    row = attention.row(4, CPU, tokens=64, runs=1)
+    assert (row["T"], row["sequences"]) == (4, 16)
+    assert {f"{name} ms" for name in ("gathered", "mask", "two products", "kernel: math")} < row.keys()
+    assert row["largest difference"] < 1e-5
+
+
+def test_a_layers_time_is_matrix_products_attention_and_the_rest():
+    names = {"aten::addmm": "matrix products %", "aten::gelu": "rest %"}
+    names["aten::_scaled_dot_product_flash_attention_for_cpu"] = "attention %"
+    assert {name: layer_profile.group_of(name) for name in names} == names
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "time_embed_dim": 16}
+    for row in layer_profile.rows(2, CPU, patches=16, **sizes):
+        shares = [row[name] for name in ("matrix products %", "attention %", "rest %")]
+        assert min(shares) > 0 and abs(sum(shares) - 100) < 1e-6
