@@ -21,7 +21,8 @@ from transformers import (
     TextIteratorStreamer,
 )
 
-from .clips import Clip, chosen_repeats, clip_grid_of, integers, media_tokens, released_clips
+from .clips import Clip, clip_grid_of, integers, media_tokens, released_clips
+from .configuration_checks import chosen_repeats, require_integer
 from .conversation import (
     IMAGE_PLACEHOLDER,
     AnswerTokenizer,
@@ -35,7 +36,6 @@ from .conversation import (
 from .dialogue_cache import DialogueCache
 from .fast_decode import generate_setting
 from .loading import input_device
-from .media_policy import check_whole
 
 OF_THE_ANSWER = {  # options of generate, and the value that turns each off
     "repetition_penalty": (1.0, RepetitionPenaltyLogitsProcessor),
@@ -259,7 +259,7 @@ class ChatMixin:
         self, pixel_values: torch.Tensor | None, image_repeats, max_video_tokens, frame_tokens
     ) -> Showing:
         given = {"max_video_tokens": max_video_tokens, "frame_tokens": frame_tokens}
-        budget = {name: check_whole(name, value) for name, value in given.items() if value is not None}
+        budget = {name: require_integer(name, value) for name, value in given.items() if value is not None}
 
         is_field = "image_repeats" in vars(self.config)
         repeats = chosen_repeats(image_repeats, self.config.image_repeats, can_repeat=is_field)

@@ -27,10 +27,7 @@ from typing import NamedTuple
 import torch
 from einops import repeat
 
-from .media_policy import check_whole
-
 ONE_IMAGE, SEVERAL_IMAGES, VIDEO = 1, 2, 3  # values of the released data_flag
-MOST_REPEATS = 1024  # of an image or a frame: memory and time grow with them
 
 
 class Clip(NamedTuple):
@@ -260,25 +257,6 @@ def _rows_of_clip(clip: Clip, tile_repeat_order: str) -> tuple[torch.Tensor, tor
     # time step after time step
     tile_sequences = torch.arange(num_steps * tiles).view(num_steps, tiles).T
     return tile.flatten(), step.flatten(), tile_sequences
-
-
-def chosen_repeats(asked: int | None, own: int, can_repeat: bool) -> int:
-    """How often an image is shown: as a call asks, or `own` where it asks for nothing.
-
-    Args:
-        can_repeat: whether the model can show an image more than once.
-
-    Raises:
-        ValueError: where `asked` is no number that the model can show.
-    """
-    if asked is None:
-        return own
-    asked = check_whole("image_repeats", asked)
-    if asked > MOST_REPEATS:
-        raise ValueError(f"image_repeats={asked}: expected at most {MOST_REPEATS}")
-    if asked > 1 and not can_repeat:
-        raise ValueError(f"image_repeats={asked}: this model shows an image once")
-    return asked
 
 
 # ---- arguments of the released chat

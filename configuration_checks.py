@@ -4,9 +4,11 @@ Left to the configurations: which fields there are, and how their numbers relate
 """
 
 import math
+import operator
 import reprlib
 from collections.abc import Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from typing import Any
 
 import torch
 from transformers.activations import ACT2FN
@@ -17,6 +19,7 @@ except ImportError:  # an older hub: transformers then raises TypeError
     StrictDataclassError = TypeError
 
 LARGEST_INTEGER = 2**31 - 1  # of any field: no model has larger sizes or token ids
+MOST_REPEATS = 1024  # of an image or a frame: memory and time grow with them
 MOST_LABELS = 100_000
 SHORT = reprlib.Repr()
 SHORT.maxstring, SHORT.maxother, SHORT.maxlevel = 60, 60, 3
@@ -31,12 +34,36 @@ def require(condition: bool, message: str):
 def require_integers(config, *names: str, least: int = 1, most: int = LARGEST_INTEGER):
     """Raises a ValueError unless these fields are whole numbers in that range."""
     for name in names:
-        value = getattr(config, name)
-        require(
-            type(value) is int and least <= value <= most,
-            f"{name} is {shown(value)}: expected at least {least}"
-            f"{'' if most == LARGEST_INTEGER else f' and at most {most}'}, a whole number",
-        )
+        require_integer(name, getattr(config, name), least, most)
+
+
+def require_integer(name: str, value: Any, least: int = 1, most: int = LARGEST_INTEGER) -> int:
+    """The value; raises a ValueError unless it is a whole number in that range."""
+    require(
+        type(value) is int and least <= value <= most,
+        f"{name} is {shown(value)}: expected at least {least}"
+        f"{'' if most == LARGEST_INTEGER else f' and at most {most}'}, a whole number",
+    )
+    return value
+
+
+def chosen_repeats(asked: int | None, own: int, can_repeat: bool) -> int:
+    """How often an image is shown: as a call asks, or `own` where it asks for nothing.
+
+    Args:
+        can_repeat: whether the model can show an image more than once.
+
+    Raises:
+        ValueError: where `asked` is no number that the model can show.
+    """
+    if asked is None:
+        return own
+    if not isinstance(asked, bool):
+        with suppress(TypeError):  # what is no number is named below
+            asked = operator.index(asked)  # NumPy's too
+    require_integer("image_repeats", asked, most=MOST_REPEATS)
+    require(can_repeat or asked == 1, f"image_repeats is {asked}: this model shows an image once")
+    return asked
 
 
 def require_numbers(config, *names: str, least: float = 0.0, most: float = math.inf):

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PretrainedConfig
 from transformers.utils import logging
 
-from .clips import MOST_REPEATS, chosen_repeats
+from .configuration_checks import MOST_REPEATS, chosen_repeats
 from .json_files import check_json_files
 from .media_policy import check_whole, shown
 from .preprocess import MAX_TILES

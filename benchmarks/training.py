@@ -39,6 +39,7 @@ from pvc.benchmarks.report import Request, Row, Say, Tables
 from pvc.clips import Clip, clip_rows, media_tokens, tokens_of_tile
 from pvc.conversion.plan import meta_model, new_parameters
 from pvc.training.arguments import training_arguments
+from pvc.training.attention import packed_attention
 from pvc.training.data.encoding import IGNORED, Encoded, MediaFile
 from pvc.training.data.packing import Stream, collate
 from pvc.training.data.samples import Sample
@@ -237,12 +238,15 @@ def make_trainer(
     folder: Path,
     clock: StepClock,
     *,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> StepTrainer:
-    """Ready to train a model made on the timer's device, in float32; `attention` is the LLM's."""
+    """Ready to train a model made on the timer's device, in float32.
+
+    `attention` is the LLM's; None: what `pvc train` would choose.
+    """
     arguments = training_arguments(recipe, folder)
     model = spec.build(timer.device, torch.float32)
-    model.set_attn_implementation({"llm_config": attention})
+    model.set_attn_implementation({"llm_config": attention or packed_attention(arguments)})
     model.config.new_parameters = new_parameters("average")
     choose_trained(model, recipe.train)
     trainer = StepTrainer(model, arguments, rows, None, callbacks=[clock])
@@ -358,9 +362,9 @@ def measure_steps(
     peak_rate: float | None,
     folder: Path,
     say: Say,
-    attention: str = "sdpa",
+    attention: str | None = None,
 ) -> tuple[Row, list[Row]]:
-    """What the timed steps come to, and a row for each; `attention` is the LLM's implementation.
+    """What the timed steps come to, and a row for each; `attention`: see `make_trainer`.
 
     `matmul_rate` is the device's measured FLOP/s, `peak_rate` what its maker says (None: not known).
     """
@@ -378,7 +382,7 @@ def measure_steps(
     seconds = sum(row["s"] for row in each)
     flops_per_s = sum(row["TFLOP"] for row in each) * 1e12 / seconds
     total = {
-        "attention": attention,
+        "attention": trainer.plain_model.config.llm_config._attn_implementation,
         "steps": len(each),
         "s a step": seconds / len(each),
         "tokens/s": sum(row["tokens"] for row in each) / seconds,

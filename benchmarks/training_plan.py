@@ -25,10 +25,12 @@ from pvc.benchmarks.training import BACK_AND_FORTH, PEAK_FLOPS_PER_S, RandomRows
 from pvc.conversion.plan import meta_model
 from pvc.training.data.encoding import Encoded
 from pvc.training.data.matching import shared_out, vit_cost
+from pvc.training.data.packing import num_labels
 from pvc.training.recipe import Recipe, read_recipe
 
 STATES = {"AdamW, float32": 8.0, "AdamW, 8 bits": 2.03}  # bytes a parameter: two moments, a scale a block
 GPU = "NVIDIA H100 80GB HBM3"
+BYTES_A_LOGIT = 2 + 4 + 4 + 4 + 2
 STAGES = ("pretrain", "tune")
 SECONDS_A_DAY = 86_400
 
@@ -166,6 +168,16 @@ def balance_rows(rows: Sequence[Sequence[Encoded]], rows_per_step: int, gpus: in
     return found
 
 
+def logits_rows(spec: PVC, rows: Sequence[Sequence[Encoded]]) -> list[Row]:
+    """Labels of a row, and GB of the logits, their float32 copy and softmax, and both gradients."""
+    labels = [sum(num_labels(sample) for sample in samples) for samples in rows]
+    found: list[Row] = []
+    for name, number in (("mean", np.mean(labels)), ("95th percentile", np.percentile(labels, 95))):
+        size = number * spec.config.llm_config.vocab_size * BYTES_A_LOGIT
+        found.append({"row": name, "labels": round(float(number)), "logits GB": float(size) / 1e9})
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the tables as Markdown."""
     parser = argparse.ArgumentParser(description="What a training run needs, from sizes alone.")
@@ -189,6 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"Time at an assumed MFU of {chosen.mfu:g} on {chosen.gpus} x {GPU}": [
             time_row(spec, recipe, stage, **options) for stage, recipe in recipes.items()
         ],
+        "Labels of a row": logits_rows(spec, drawn),
         "Cost of the ViT, rank by rank": balance_rows(drawn, first.rows_per_step, chosen.gpus),
     }
     command = shlex.join(["python", "-m", "pvc.benchmarks.training_plan", *given])

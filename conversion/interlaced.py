@@ -9,6 +9,8 @@ takes the r-th 2x2 sub-block of each block: gamma is 1 on it and 0 on the other 
 `w`, `beta` are of InternVL's LayerNorm. `h_r` is the hat function: 1 at the time of sub-block r, 0 at that
 of every other, linear between. So a frame of a video has two neighbouring sub-blocks, weighed by its time.
 
+`tile_repeat_order` "raster" puts the tokens of the repeats into InternVL's order.
+
 LayerNorm runs over a whole block where InternVL's runs over 2x2. Its shift is undone by `I - 11'/4C`. Its
 scale is not: sub-block r comes out multiplied by its own standard deviation over that of its block.
 

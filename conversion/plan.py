@@ -260,8 +260,13 @@ def meta_model(config: VLMConfig) -> VLMForConditionalGeneration:
 
 
 def new_parameters(projector_init: str) -> list[str]:
-    """Parts of the names of new parameters, which the training reads in the configuration."""
-    return [*NEW_IN_LAYERS, "projector" if projector_init == "random" else "projector.norm"]
+    """Parts of the names of new parameters, which the training reads in the configuration.
+
+    The norm of an interlaced start is not among them: it is made to give InternVL's tokens, and a higher
+    learning rate would undo that within a few steps.
+    """
+    parts = {"random": ["projector"], "average": ["projector.norm"]}
+    return [*NEW_IN_LAYERS, *parts.get(projector_init, [])]
 
 
 def _is_new(name: str) -> bool:

@@ -76,7 +76,7 @@ BY_TOKENS = " by tokens"  # each of which tells 2x2 patches
 BY_FRAMES = " by tokens of a frame"  # each of which tells a whole block
 CHECKPOINT, HEADS = "vision_pretraining.pt", "heads.pt"  # files of a run, in the model's folder
 SAVE_SECONDS = 300  # between checkpoints
-NORM_RATE = 0.2  # of the learning rate: AdaLN is wide
+NORM_RATE = 0.02  # of the learning rate: AdaLN is wide, and starts as a selection of parts
 
 
 class Told(NamedTuple):

@@ -5,6 +5,7 @@ the state of what stands around them, so that schedules, checkpoints and the Tra
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,7 +17,11 @@ def is_matrix(name: str, parameter: torch.Tensor) -> bool:
     return ".layers." in name and parameter.dim() == 2
 
 
-class Muon(torch.optim.Muon):
+# before torch 2.9 there is none: then nothing but importing this module works
+TorchMuon: Any = getattr(torch.optim, "Muon", torch.optim.Optimizer)
+
+
+class Muon(TorchMuon):
     """torch's Muon, which on a CPU orthogonalises in float32.
 
     torch does so in bfloat16. Few CPUs have instructions for that; on others it takes several times as long

@@ -135,7 +135,7 @@ def describe(what: str, step: int, values: dict[str, float]) -> str:
     consequence = "its output is that of a single time step" if what == LOGITS else "it magnifies every error"
     rounding = ""
     if math.isfinite(value):
-        spacing = 2.0 ** (math.floor(math.log2(value)) - 7)
+        spacing = 2.0 ** (math.floor(math.log2(max(value, 2**-100))) - 7)
         rounding = f", where numbers in bfloat16 are {spacing:g} apart"
     return (
         f"step {step}: {what} of {name} reach {value:,.0f} (limit {LIMITS[what]:,.0f}){rounding}: "

@@ -13,9 +13,11 @@ from pvc.benchmarks.training_plan import (
     bytes_a_parameter,
     imbalance,
     kept_bytes,
+    logits_rows,
     memory_rows,
     recipe_of,
 )
+from pvc.training.data.encoding import IGNORED
 
 SMALL = PVC("PVC", PRESETS["2B"])
 
@@ -51,6 +53,13 @@ def test_checkpointing_keeps_the_inputs_of_the_layers(rows):
     showings = sum(clip.frames * clip.tiles * clip.repeats for clip in clips)
     of_llm = 25 * 2048 * sum(map(len, row))
     assert kept_bytes(SMALL, row) == 4 * ((17 * tiles + 8 * showings) * 1025 * 1024 + of_llm)
+
+
+def test_logits_of_a_row_are_those_of_its_labels(rows):
+    mean, most = logits_rows(SMALL, rows)
+    labels = [sum(int((sample.labels[1:] != IGNORED).sum()) for sample in samples) for samples in rows]
+    assert mean["labels"] == round(np.mean(labels)) < most["labels"] <= max(labels)
+    assert mean["logits GB"] == pytest.approx(np.mean(labels) * 92_553 * 16 / 1e9)
 
 
 def test_the_slowest_rank_is_set_against_the_mean():

@@ -20,7 +20,7 @@ from transformers import AutoModel, AutoProcessor, AutoTokenizer
 
 from pvc.conversion.files import DTYPES, SourceWeights
 from pvc.conversion.matching import UnmatchedParameters
-from pvc.conversion.plan import meta_model
+from pvc.conversion.plan import choose_start, meta_model
 from pvc.convert_weights import Conversion, Options
 from pvc.modeling_intern_vit import sinusoid
 from pvc.modeling_pvc import PVCForConditionalGeneration, pixel_shuffle
@@ -140,6 +140,27 @@ def test_interlaced_time_selects_sub_blocks_whatever_the_features_are(dtype, tmp
     assert_close(at_knots, weights[[0, 2, 3, 4], :, None].expand_as(at_knots), atol=0.02, rtol=0)
 
 
+@pytest.mark.parametrize(
+    ("asked", "repeats", "ratio", "source", "expected"),
+    [
+        (None, 4, 0.25, 0.5, ("interlaced", "raster")),
+        (None, 16, 0.125, 0.5, ("interlaced", "raster")),
+        (None, 4, 0.5, 1.0, ("interlaced", "tile")),  # of other blocks than the raster's
+        (None, 2, 0.25, 0.5, ("average", "tile")),
+        (None, 4, 0.125, 0.5, ("average", "tile")),
+        (None, 1, 0.5, 0.5, ("average", "tile")),
+        ("interlaced", 3, 0.25, 0.5, ("interlaced", "tile")),
+        ("average", 4, 0.25, 0.5, ("average", "tile")),
+        ("random", 4, 0.25, 0.5, ("random", "tile")),
+    ],
+)
+def test_repeats_start_with_internvls_tokens_where_they_hold_all_of_them(
+    asked, repeats, ratio, source, expected
+):
+    found = choose_start(asked, image_repeats=repeats, downsample_ratio=ratio, source_ratio=source)
+    assert found == expected
+
+
 def test_interlaced_needs_time_in_the_projector(tmp_path):
     remote_code_source(tmp_path / "source", "internlm2")
     with pytest.raises(ValueError, match="several of InternVL's"):
@@ -214,16 +235,17 @@ def test_every_tensor_is_accounted_for(layout, projector_init, tmp_path):
 
 @pytest.mark.parametrize(
     ("projector_init", "expected"),
-    [("average", "projector.norm"), ("interlaced", "projector.norm"), ("random", "projector")],
+    [("average", ["projector.norm"]), ("interlaced", []), ("random", ["projector"])],
 )
 def test_configuration_tells_which_parameters_are_new(projector_init, expected, tmp_path):
     golden_source(tmp_path / "source")
     conversion = Conversion(tmp_path / "source", tmp_path / "pvc", GOLDEN(projector_init=projector_init))
     conversion.run()
     saved = json.loads((tmp_path / "pvc" / "config.json").read_text())["new_parameters"]
-    assert saved == ["temporal_attn", "temporal_norm", "temporal_gate", expected]
+    assert saved == ["temporal_attn", "temporal_norm", "temporal_gate", *expected]
     told = [name for name in conversion.plan.recipes if any(f".{part}" in name for part in saved)]
-    assert told == conversion.plan.new
+    made = [name for name in conversion.plan.new if name.startswith("model.projector.") and not expected]
+    assert told == [name for name in conversion.plan.new if name not in made]
 
 
 def test_summary_counts_new_and_copied_parameters_and_says_that_the_result_is_untrained(tmp_path):
@@ -360,9 +382,12 @@ def test_report_names_every_match_of_the_released_pvc_with_its_reason(tmp_path):
     assert "mlp_add_ops" in plan.summary()
 
 
-def test_unknown_order_of_repeated_tiles_is_refused(tmp_path):
+def test_order_of_repeated_tiles_is_kept_and_an_unknown_one_refused(tmp_path):
     released_source(tmp_path / "source", SCHEMES["flat"])
     config = json.loads((tmp_path / "source" / "config.json").read_text())
+    write_json(tmp_path / "source" / "config.json", config | {"tile_repeat_way": "frame"})
+    plan = Conversion(tmp_path / "source", tmp_path / "pvc", TINY()).plan
+    assert plan.config.tile_repeat_order == "frame"
     write_json(tmp_path / "source" / "config.json", config | {"tile_repeat_way": "interleave"})
     with pytest.raises(ValueError, match="'interleave'.*'tile'.*'frame'"):
         Conversion(tmp_path / "source", tmp_path / "pvc", TINY())

@@ -77,6 +77,6 @@ def test_wrong_numbers_are_named(wrong, model, tokenizer):
 def test_a_model_that_shows_images_once_says_so():
     once = DynamicVLMImageProcessor(image_size=84)
     assert once.image(IMAGE, image_repeats=1).clip.repeats == 1
-    with pytest.raises(ValueError, match="image_repeats=2: this model shows an image once"):
+    with pytest.raises(ValueError, match="image_repeats is 2: this model shows an image once"):
         once.image(IMAGE, image_repeats=2)
     assert PVCImageProcessor(image_size=56).image(IMAGE, 1, image_repeats=2).clip.repeats == 2

@@ -307,6 +307,10 @@ def test_an_llm_whose_numbers_do_not_fit_is_refused(changes, message):
             {"tile_repeat_order": "row"},
             "tile_repeat_order is 'row': expected one of 'tile', 'frame', 'raster'",
         ),
+        (
+            {"tile_repeat_order": "raster", "downsample_ratio": 1.0},
+            "'raster' needs blocks of 2x2 patches, but downsample_ratio 1.0 makes blocks of 1x1",
+        ),
         ({"ps_version": "v3"}, "ps_version is 'v3': expected one of 'v1', 'v2'"),
         ({"template": "vicuna"}, "template is 'vicuna': expected one of .*'internlm2-chat'"),
     ],

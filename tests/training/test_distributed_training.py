@@ -58,8 +58,9 @@ def test_two_processes_take_the_steps_of_one(alone, model, data, tmp_path):
 
 
 @pytest.mark.slow
-def test_two_processes_weigh_samples_as_one_does(model, data, tmp_path):
-    settings = {"loss_reduction": "sample", "max_steps": 2, "save_strategy": "no"}
+def test_two_processes_that_match_rows_weigh_samples_as_one_does(model, data, tmp_path):
+    settings = {"loss_reduction": "sample", "rows_per_step": 4, "match_rows": True}
+    settings |= {"max_steps": 2, "save_strategy": "no"}
     alone = run(model, data, tmp_path / "alone", **SAVING | settings)
     assert in_two(model, data, tmp_path / "run", **settings) == pytest.approx(losses(alone), rel=1e-5)
 

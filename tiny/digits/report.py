@@ -141,18 +141,20 @@ def _conversions(results: Results, conversions: Mapping[str, Run]) -> str:
 
 
 def _diagnostics(results: Results) -> str:
-    head = ["", "cosine to the first", "alpha * T-MHA / x", "gamma's variance over time"]
+    head = ["", "cosine to the first", "alpha * T-MHA / x", "gamma's variance over time", "largest logits"]
     lines = []
     for name in ALL_RUNS:
         runs = _of(results, name)
         if runs and runs[0]["cosine"]:
-            lines.append([name, *(_means(runs, key) for key in ("cosine", "branch_share", "time_share"))])
+            cells = [_means(runs, key) for key in ("cosine", "branch_share", "time_share")]
+            logits = [run for run in runs if "logits" in run]  # not of results of an earlier version
+            lines.append([name, *cells, _means(logits, "logits", decimals=0)])
     return markdown(head, lines)
 
 
-def _means(runs: Results, key: str) -> str:
+def _means(runs: Results, key: str, decimals: int = 2) -> str:
     """Means over seeds of the values of a list, side by side."""
-    return ", ".join(f"{fmean(values):.2f}" for values in zip(*(run[key] for run in runs)))
+    return ", ".join(f"{fmean(values):.{decimals}f}" for values in zip(*(run[key] for run in runs)))
 
 
 def _cost(results: Results) -> str:
