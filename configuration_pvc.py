@@ -105,6 +105,8 @@ class InternVisionConfig(PretrainedConfig):
         temporal_condition: what AdaLN is conditioned on, here and in the projector: "x+te" (tokens plus
             time embedding, the paper's), "te" (time embedding alone) or "none" (a LayerNorm without
             parameters).
+        temporal_qk_norm: RMSNorm over queries and keys of temporal attention, which bounds its logits; not
+            the paper's.
 
     Raises:
         ValueError: where numbers do not fit each other (width and heads, image and patch size, temporal
@@ -136,6 +138,7 @@ class InternVisionConfig(PretrainedConfig):
         num_temporal_layers=8,
         time_embed_dim=256,
         temporal_condition="x+te",
+        temporal_qk_norm=False,
         **kwargs,
     ):
         # tiles and patches
@@ -167,6 +170,7 @@ class InternVisionConfig(PretrainedConfig):
         self.num_temporal_layers = num_temporal_layers
         self.time_embed_dim = time_embed_dim
         self.temporal_condition = temporal_condition
+        self.temporal_qk_norm = temporal_qk_norm
 
         self._check()
         require_common_fields(kwargs)
@@ -181,7 +185,7 @@ class InternVisionConfig(PretrainedConfig):
         require_integers(self, "num_temporal_layers", "time_embed_dim", least=-MOST_LAYERS)
         require_numbers(self, "initializer_range", "initializer_factor")
         require_numbers(self, "layer_norm_eps", "dropout", "attention_dropout", "drop_path_rate", most=1)
-        require_booleans(self, "qkv_bias", "qk_normalization")
+        require_booleans(self, "qkv_bias", "qk_normalization", "temporal_qk_norm")
         require_activation("hidden_act", self.hidden_act)
         require_one_of("norm_type", self.norm_type, ("layer_norm", "rms_norm"))
         require_one_of("temporal_condition", self.temporal_condition, ("x+te", "te", "none"))

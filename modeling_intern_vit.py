@@ -212,7 +212,7 @@ class TemporalAttention(InternAttention):
     is_causal = True
 
     def __init__(self, config: InternVisionConfig):
-        super().__init__(config, qkv_bias=True, qk_normalization=False)
+        super().__init__(config, qkv_bias=True, qk_normalization=config.temporal_qk_norm)
 
     def forward(  # type: ignore[override]
         self,
@@ -235,6 +235,7 @@ class TemporalAttention(InternAttention):
         for num_steps, part in zip(tile_sequences, qkv.split(rows)):
             part = rearrange(part, "(t s) n c -> (s n) t c", t=num_steps)  # (S * N, T, 3 C), a view
             q, k, v = part.chunk(3, dim=-1)  # (S * N, T, C) each
+            q, k = self.q_norm(q), self.k_norm(k)
             if past is None:
                 out = self.attend_in_groups(q, k, v, recorder)
             else:

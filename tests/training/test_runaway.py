@@ -15,9 +15,10 @@ def hooks_of(model) -> int:
     return sum(len(module._forward_hooks) for module in model.modules())
 
 
-def test_logits_are_those_of_attention(monkeypatch):
+@pytest.mark.parametrize("qk_norm", [False, True])
+def test_logits_are_those_of_attention(qk_norm, monkeypatch):
     monkeypatch.setattr(runaway, "POSITIONS", 17)
-    config = tiny_model().config.vision_config
+    config = tiny_model(vision_config={"temporal_qk_norm": qk_norm}).config.vision_config
     config._attn_implementation = "eager"
     attention = TemporalAttention(config)
     x, grid = torch.randn(8, 17, 32), random_clips((1, 2, 3), (2, 1, 1))[1]
