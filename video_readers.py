@@ -485,6 +485,7 @@ def _read_webp(
         try:
             image = with_canvas_alpha(Image.open(opened, formats=["WEBP"]))
             check_pixels(name, *image.size, budget.policy.max_pixels)
+
             for frame in wanted:
                 budget.remaining_s()
                 image.seek(frame)

@@ -103,6 +103,7 @@ class SyntheticDataset(Dataset):
             raise ValueError(
                 f"tasks has {', '.join(map(repr, unknown))}: expected some of {', '.join(ALL_TASKS)}"
             )
+
         self.length, self.seed, self.held_out, self.tasks = length, seed, held_out, tuple(tasks)
         self.turns, self.variations = turns, dict(variations or {})
         check_shares(self.variations)
