@@ -3,11 +3,16 @@
 from pvc.benchmarks import training_rows
 
 
-def test_a_reduced_jpeg_is_compared_with_the_whole(tmp_path, monkeypatch):
+def test_files_decoded_at_their_tiles_scale_are_compared_with_whole_ones(tmp_path, monkeypatch):
     monkeypatch.setattr(training_rows, "PHOTOGRAPHS", ((900, 900),))
-    (row,) = training_rows.compare_decoding(1, tmp_path).splitlines()[2:]
-    image, tiles, _, _, _, difference = row.strip("| ").split(" | ")
-    assert (image, tiles) == ("900 x 900", "5") and float(difference) == 0  # half of it would be too small
+    monkeypatch.setattr(training_rows, "VIDEOS", ((640, 480),))
+    monkeypatch.setattr(training_rows, "VIDEO_FRAMES", 2)
+    table = training_rows.compare_decoding(1, tmp_path)
+    photograph, video = [line.strip("| ").split(" | ") for line in table.splitlines()[2:]]
+
+    assert photograph[:2] == ["JPEG 900 x 900", "5"]
+    assert float(photograph[-1]) == 0  # half of it would be too small
+    assert video[:2] == ["H.264 640 x 480", "2"] and float(video[-1]) > 0
 
 
 def test_both_ways_are_measured_and_compared(tmp_path):

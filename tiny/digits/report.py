@@ -51,6 +51,10 @@ TABLES = {
         Row("pvc", "2 of 3", "58.5", "62.4"),
         Row("layers-all", "3 of 3", "58.8", "62.5"),
     ),
+    "Queries and keys of temporal attention": (
+        Row("pvc", "as they are"),
+        Row("qk-norm", "with an RMSNorm (`temporal_qk_norm`)"),
+    ),
     "What tells the repeats apart": (
         Row("random", "projector at random: answers alone"),
         Row("plain-longer", "three times the steps, norm at the full rate"),

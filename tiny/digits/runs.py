@@ -97,6 +97,8 @@ RUNS = {
     # temporal layers (Table 11)
     "layers-one": Run(temporal_layers(1), TRAINING, "interlaced"),
     "layers-all": Run(temporal_layers(LAYERS), TRAINING, "interlaced"),
+    # temporal attention with bounded logits
+    "qk-norm": Run({"vision_config": {"temporal_qk_norm": True}}, TRAINING, "interlaced"),
     # repeats and frames drawn in training (Figure 3)
     "repeated-drawn": Run(STATIC, replace(TRAINING, drawn=True), "average"),
     "pvc-drawn": Run({}, replace(TRAINING, drawn=True), "interlaced"),
