@@ -1,8 +1,8 @@
 """Published sizes of the models that PVC's cost is compared with: fields of their configurations.
 
-Sources: the `config.json` of each repository on the Hugging Face Hub, named beside its fields. What is not
-here is the default of transformers' configuration class. `NUM_PARAMETERS` holds what the repositories say of
-their size, in 10^9; tests hold that the fields give it.
+Each repository of the Hugging Face Hub is named beside its fields; its files were not at hand. What is not
+here is the default of transformers' configuration class. `NUM_PARAMETERS` holds the published sizes, in 10^9;
+tests hold that the fields give them to two decimals.
 """
 
 from typing import Any
