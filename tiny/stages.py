@@ -15,7 +15,6 @@ begin anew.
 """
 
 import json
-import os
 import runpy
 import shlex
 import shutil
@@ -27,6 +26,7 @@ from pathlib import Path
 from threading import Event, Thread
 from typing import Any, NamedTuple
 
+from pvc.tiny.ablation_runs import write_json
 from pvc.training.recipe import RECIPES
 
 HEARTBEAT_SECONDS = 60
@@ -146,18 +146,11 @@ def _check_plan(folder: Path, scale: float) -> None:
             f"{folder} has {', '.join(changed)} by another command, see plan.json: choose another folder, or "
             "the same scale"
         )
-    _write(path, plan)
+    write_json(path, plan)
 
 
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-
-
-def _write(path: Path, values: dict[str, Any]) -> None:
-    """All of it or nothing: a file that is there is whole."""
-    unfinished = path.with_suffix(".unfinished")
-    unfinished.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    os.replace(unfinished, path)
 
 
 def _run(words: list[str]) -> None:
@@ -193,7 +186,7 @@ def _timed(folder: Path, name: str) -> Iterator[None]:
     def write() -> None:
         taken = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
         hours[name] = {key: round(before[key] + value, 3) for key, value in taken.items()}
-        _write(path, hours)
+        write_json(path, hours)
 
     def beat() -> None:
         while not ended.wait(HEARTBEAT_SECONDS):
