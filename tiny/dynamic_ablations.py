@@ -75,8 +75,9 @@ class Configuration(NamedTuple):
 
 
 SAMPLED, PVC_TOKENS = [1, PATCHES], PATCHES // BLOCK**2
-BUDGET = 36  # tokens of a video
-BUDGET_RUNS = {f"{frames}x{tokens}": (frames, tokens) for frames, tokens in ((2, 16), (4, 9), (8, 4))}
+BUDGET_RUNS = {  # frames of a video and tokens of each, 36 together at most
+    f"{frames}x{tokens}": (frames, tokens) for frames, tokens in ((2, 16), (4, 9), (8, 4))
+}
 ALL_FRAMES = (STATES, 2 * STATES)  # all of a video is shown
 CONFIGURATIONS = {
     **{name: Configuration("dynamic", name, SAMPLED) for name in COMPRESSORS},
