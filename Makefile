@@ -119,12 +119,14 @@ LMMS_EVAL = accelerate aiohttp datasets evaluate hf_transfer httpx jsonlines lat
 	touch .venv-lmms/ready
 
 # bitsandbytes and torchao in an environment of their own: transformers imports torchao wherever it is installed
-test-quantized: .venv-quantized/ready ## the LLM in 8 and 4 bits, and optimizers in 8
+test-quantized: .venv-quantized/ready ## the LLM in 8 and 4 bits, optimizers in 8, and Liger's loss
 	.venv-quantized/bin/python -m pytest --numprocesses=0 tests/model/test_quantized.py tests/training/test_low_bit_optimizers.py
+	TRITON_INTERPRET=1 .venv-quantized/bin/python -m pytest --numprocesses=0 tests/training/test_liger_loss.py
 
 .venv-quantized/ready: constraints.txt pyproject.toml
 	$(call make_venv,.venv-quantized,constraints.txt)
 	.venv-quantized/bin/pip install --quiet --constraint constraints.txt bitsandbytes torchao==0.18.0
+	.venv-quantized/bin/pip install --quiet --constraint constraints.txt triton==3.9.0 liger-kernel==0.8.5
 	touch .venv-quantized/ready
 
 lint: .venv/ready types ## ruff and mypy

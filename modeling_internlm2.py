@@ -288,13 +288,23 @@ class InternLM2ForCausalLM(InternLM2PreTrainedModel, GenerationMixin):
         return causal_lm_output(self, self.output, outputs, labels, logits_to_keep, **kwargs)
 
 
-def causal_lm_output(model, head, outputs, labels, logits_to_keep, **kwargs) -> CausalLMOutputWithPast:
-    """Logits of the kept positions, and the loss of shifted labels as transformers computes it."""
+def causal_lm_output(
+    model, head, outputs, labels, logits_to_keep, head_loss=None, **kwargs
+) -> CausalLMOutputWithPast:
+    """Logits of the kept positions, and the loss of shifted labels as transformers computes it.
+
+    With `head_loss` the loss is `head_loss(head, hidden states of the kept positions)`, and `logits` is None.
+    """
     keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-    logits = head(outputs.last_hidden_state[:, keep])
-    loss = None
-    if labels is not None:
-        loss = model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
+    states = outputs.last_hidden_state[:, keep]
+
+    loss = logits = None
+    if head_loss is not None:
+        loss = head_loss(head, states)
+    else:
+        logits = head(states)
+        if labels is not None:
+            loss = model.loss_function(logits=logits, labels=labels, vocab_size=logits.shape[-1], **kwargs)
     return CausalLMOutputWithPast(
         loss=loss,
         logits=logits,

@@ -10,7 +10,7 @@ What it does with tiles, and prompts, are left to the other files; loading's own
 Shapes: `B` rows of `S` tokens, a prompt of `L`; `H` width of the LLM.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -303,11 +303,13 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        head_loss: Callable[[nn.Module, torch.Tensor], torch.Tensor] | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
         """As the body, with `logits (B, S, vocabulary)` and, given `labels (B, S)` (-100: none), the loss.
 
         `logits_to_keep`: compute the logits of the last so many positions alone (0: of all).
+        `head_loss`: makes the loss of head and hidden states, in place of logits (`training/losses.py`).
         """
         outputs = self.model(
             input_ids=input_ids,
@@ -320,7 +322,7 @@ class VLMForConditionalGeneration(VLMPreTrainedModel, GenerationMixin):
             **kwargs,
         )
 
-        return causal_lm_output(self, self.lm_head, outputs, labels, logits_to_keep, **kwargs)
+        return causal_lm_output(self, self.lm_head, outputs, labels, logits_to_keep, head_loss, **kwargs)
 
     def prepare_inputs_for_generation(
         self,

@@ -5,7 +5,7 @@ transformers and accelerate:
 
 - parameter groups: by part of the model, new or from a checkpoint, with weight decay or without;
 - rows from a `PackLoader`, which shares them out among processes, and its position in each checkpoint;
-- logits of the positions alone that have a label, which are few among a row's 8,192;
+- logits of the positions alone that have a label, which are few among a row's 8,192 (`losses.py`);
 - rows that are decoded while others are trained on, and tiles that become floats on the device;
 - checkpoints that are whole folders (`checkpoint.py`), merged where LoRA is trained;
 - tokens and frames a second, and the share of time in which the device waits for data.
@@ -20,12 +20,12 @@ import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, prod
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from accelerate.utils import gather_object
 from safetensors import safe_open
 from torch import nn
@@ -49,6 +49,7 @@ from pvc.training.checkpointing import KeepActivations
 from pvc.training.data.encoding import IGNORED
 from pvc.training.data.loader import PackedDataset, PackLoader, Rows
 from pvc.training.data_wait import DataWait
+from pvc.training.losses import loss_of_labels
 from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
 from pvc.training.values import number_or
 
@@ -105,6 +106,10 @@ class PVCTrainingArguments(TrainingArguments):
         if self.loss_reduction not in POWERS:
             expected = ", ".join(POWERS)
             raise ValueError(f"loss_reduction is {self.loss_reduction!r}: expected one of {expected}")
+        if self.use_liger_kernel and self.loss_reduction != "token":
+            raise ValueError(
+                f"use_liger_kernel with loss_reduction {self.loss_reduction!r}: expected loss_reduction 'token'"
+            )
         self.lr_multipliers = checked_multipliers(self.lr_multipliers or {})
         self._read_older_name()
         super().__post_init__()
@@ -408,14 +413,17 @@ class PVCTrainer(Trainer):
         return inputs
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        if "label_weights" not in inputs:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        weights, targets = inputs.pop("label_weights"), inputs.pop("shift_labels")
-        del inputs["labels"]  # the model's own loss weighs all alike
-        outputs = model(**inputs)
-        losses = F.cross_entropy(outputs.logits[0].float(), targets[0], reduction="none")
+        del inputs["labels"]  # the model's own loss would need all logits
+        head_loss = partial(
+            loss_of_labels,
+            targets=inputs.pop("shift_labels")[0],
+            weights=inputs.pop("label_weights", None),
+            label_smoothing=self.args.label_smoothing_factor,
+            by_liger=self.args.use_liger_kernel,
+        )
+        outputs = model(**inputs, head_loss=head_loss)
         # DDP, FSDP2 and DeepSpeed take the mean of the processes' gradients
-        loss = losses @ weights / num_items_in_batch * self.accelerator.num_processes
+        loss = outputs.loss / num_items_in_batch * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
     # --------------------------------------------------------------------------------------------------- logs

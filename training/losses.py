@@ -1,0 +1,96 @@
+"""The loss of a row's labels, with logits of some of them at a time.
+
+    loss = sum over labels i of w_i * cross_entropy(head(states_i), target_i)
+
+Logits are as wide as the vocabulary: with their gradients a label of InternLM2 takes 1.1 MB, and a row of 8,192
+labels 9 GB. Here POSITIONS labels have logits at the same time, and the backward pass computes them once more.
+Rows with no more labels than that are computed as usual.
+
+`use_liger_kernel` of a recipe puts Liger's fused kernel in the place of that, where its loss is this one.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from itertools import repeat
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+POSITIONS = 1024  # with logits at the same time
+
+
+def loss_of_labels(
+    head: nn.Module,
+    states: torch.Tensor,
+    targets: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    *,
+    label_smoothing: float = 0.0,
+    by_liger: bool = False,
+) -> torch.Tensor:
+    """The weighted sum of the labels' cross-entropies, in float32.
+
+    Args:
+        states: hidden states `(1, labels, H)`.
+        targets: `(labels,)`.
+        weights: `(labels,)`; None: all count alike.
+        by_liger: by Liger's fused linear cross-entropy, which knows no weights.
+
+    Raises:
+        ValueError: by Liger with weights, or with a head that is no plain Linear.
+    """
+    loss_of = partial(F.cross_entropy, reduction="none", label_smoothing=label_smoothing)
+    if not by_liger:
+        return _called_with(head, partial(_loss_in_pieces, head.forward, loss_of, targets, weights), states[0])
+
+    if weights is not None or type(head).forward is not nn.Linear.forward:
+        raise ValueError(
+            "use_liger_kernel computes loss_reduction 'token' with a head without LoRA: leave it out"
+        )
+    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum", label_smoothing=label_smoothing)
+    return _called_with(head, lambda states: fused(head.weight, states, targets), states[0])
+
+
+def _called_with(module: nn.Module, forward: Callable, *inputs: torch.Tensor) -> torch.Tensor:
+    """Calls a module once with another forward pass.
+
+    What gathers a sharded module's weights (FSDP2, ZeRO-3) does so when it is called. Ranks have rows with
+    different numbers of labels, so that calls for each piece of a row would differ in number and wait for
+    each other for ever.
+    """
+    before = vars(module).get("forward")
+    module.forward = forward
+    try:
+        return module(*inputs)
+    finally:
+        del module.forward
+        if before is not None:
+            module.forward = before
+
+
+def _loss_in_pieces(
+    logits_of: Callable[[torch.Tensor], torch.Tensor],
+    loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
+    targets: torch.Tensor,
+    weights: torch.Tensor | None,
+    states: torch.Tensor,
+) -> torch.Tensor:
+    def loss_of_piece(
+        states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
+    ) -> torch.Tensor:
+        losses = loss_of(logits_of(states).float(), targets)
+        return losses.sum() if weights is None else losses @ weights
+
+    if len(targets) <= POSITIONS:
+        return loss_of_piece(states, targets, weights)
+
+    pieces = zip(
+        states.split(POSITIONS),
+        targets.split(POSITIONS),
+        repeat(None) if weights is None else weights.split(POSITIONS),
+    )
+    return torch.stack([checkpoint(loss_of_piece, *piece, use_reentrant=False) for piece in pieces]).sum()
