@@ -2,9 +2,9 @@
 
     loss = sum over labels i of w_i * cross_entropy(head(states_i), target_i)
 
-Logits are as wide as the vocabulary: with their gradients a label of InternLM2 takes 1.1 MB, and a row of 8,192
-labels 9 GB. Here POSITIONS labels have logits at the same time, and the backward pass computes them once more.
-Rows with no more labels than that are computed as usual.
+Logits are as wide as the vocabulary: with their gradients a label of InternLM2 takes 1.1 MB, and a row of
+8,192 labels 9 GB. Here POSITIONS labels have logits at the same time, and the backward pass computes them
+once more. Rows with no more labels than that are computed as usual.
 
 `use_liger_kernel` of a recipe puts Liger's fused kernel in the place of that, where its loss is this one.
 """
@@ -43,7 +43,8 @@ def loss_of_labels(
     """
     loss_of = partial(F.cross_entropy, reduction="none", label_smoothing=label_smoothing)
     if not by_liger:
-        return _called_with(head, partial(_loss_in_pieces, head.forward, loss_of, targets, weights), states[0])
+        in_pieces = partial(_loss_in_pieces, head.forward, loss_of, targets, weights)
+        return _called_with(head, in_pieces, states[0])
 
     if weights is not None or type(head).forward is not nn.Linear.forward:
         raise ValueError(

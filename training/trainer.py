@@ -108,7 +108,8 @@ class PVCTrainingArguments(TrainingArguments):
             raise ValueError(f"loss_reduction is {self.loss_reduction!r}: expected one of {expected}")
         if self.use_liger_kernel and self.loss_reduction != "token":
             raise ValueError(
-                f"use_liger_kernel with loss_reduction {self.loss_reduction!r}: expected loss_reduction 'token'"
+                f"use_liger_kernel with loss_reduction {self.loss_reduction!r}: expected loss_reduction "
+                "'token'"
             )
         self.lr_multipliers = checked_multipliers(self.lr_multipliers or {})
         self._read_older_name()

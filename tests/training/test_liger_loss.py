@@ -1,6 +1,6 @@
 """Liger's fused linear cross-entropy in the place of the trainer's own loss (`make test-quantized`).
 
-Its Triton kernels run in Triton's interpreter here, which TRITON_INTERPRET=1 switches on before the first import.
+Without CUDA its Triton kernels run in Triton's interpreter, which TRITON_INTERPRET=1 switches on.
 """
 
 import os

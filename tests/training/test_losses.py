@@ -40,9 +40,7 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies_however_many_labels_hav
     expected = (weights * ((1 - smoothing) * of_targets - smoothing * log_p.mean(-1))).sum()
 
     monkeypatch.setattr(module, "POSITIONS", positions)
-    found = loss_of_labels(
-        head, states, targets, weights if weigh else None, label_smoothing=smoothing
-    )
+    found = loss_of_labels(head, states, targets, weights if weigh else None, label_smoothing=smoothing)
     torch.testing.assert_close(found, expected)
     inputs = (states, head.weight)
     torch.testing.assert_close(torch.autograd.grad(found, inputs), torch.autograd.grad(expected, inputs))
