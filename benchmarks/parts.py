@@ -365,9 +365,9 @@ def _compiled_row(spec: PVC, layer, name: str, timer: DeviceTimer) -> Row:
 # ---------------------------------------------------------------------------------------------- 7. attention
 
 
-def temporal_attention(part: Part):
-    """Layouts and kernels of short temporal sequences; the shares of a layer's time."""
-    from pvc.benchmarks import attention, layer_profile
+def attention_and_layers(part: Part):
+    """Layouts and kernels of short temporal sequences, packed rows, the shares of a layer's time."""
+    from pvc.benchmarks import attention, layer_profile, packed_attention
 
     is_cuda = part.timer.is_cuda  # on a CPU this is a test of itself
     for steps in attention.STEPS:
@@ -375,6 +375,11 @@ def temporal_attention(part: Part):
         row = part.step(f"T = {steps}", measure)
         if row is not None:
             part.row("Temporal attention", row)
+
+    for samples in packed_attention.SAMPLES if is_cuda else ():  # compiles; a CPU has no backward pass
+        row = part.step(f"{samples} samples a row", partial(packed_attention.row, samples, part.timer))
+        if row is not None:
+            part.row("Attention of a packed row of the 2B, forward and backward", row)
 
     patches = layer_profile.PATCHES if is_cuda else 16
     measure = partial(layer_profile.rows, part.preset.chunk_tiles, part.timer, patches=patches)
@@ -389,5 +394,5 @@ PARTS = {
     "profile": profiled,
     "training": training,
     "throughput": throughput,
-    "attention": temporal_attention,
+    "attention": attention_and_layers,
 }

@@ -29,6 +29,17 @@ def packed_attention(arguments: TrainingArguments) -> str:
     return MASKED
 
 
+def borders(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
+    """What flash-attn's varlen kernel asks of a row whose `position_ids (1, S)` start at 0 with each sample.
+
+    Without it transformers finds the same in every layer, on the device, which the host then waits for.
+    """
+    starts = (position_ids[0] == 0).nonzero()[:, 0]
+    sums = torch.cat([starts, starts.new_tensor([position_ids.shape[1]])]).int()  # (samples + 1,)
+    longest = int(sums.diff().max())
+    return {"cu_seq_lens_q": sums, "cu_seq_lens_k": sums, "max_length_q": longest, "max_length_k": longest}
+
+
 def packed_flex_attention(
     module: torch.nn.Module,
     query: torch.Tensor,

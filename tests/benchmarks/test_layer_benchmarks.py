@@ -1,8 +1,9 @@
 """Ways of temporal attention compute the same, and a layer's time is split by what its operators are."""
 
+import pytest
 import torch
 
-from pvc.benchmarks import attention, layer_profile
+from pvc.benchmarks import attention, layer_profile, packed_attention
 from pvc.benchmarks.measure import DeviceTimer
 
 CPU = DeviceTimer(torch.device("cpu"), torch.float32)
@@ -12,6 +13,14 @@ def test_all_layouts_and_kernels_of_temporal_attention_agree():
     row = attention.row(4, CPU, tokens=64, runs=1)
     assert (row["T"], row["sequences"]) == (4, 16)
     assert {f"{name} ms" for name in ("gathered", "mask", "two products", "kernel: math")} < row.keys()
+    assert row["largest difference"] < 1e-5
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+def test_a_packed_row_masked_whole_and_by_blocks_agree():
+    with torch.compiler.set_stance("force_eager"):
+        row = packed_attention.row(3, CPU, length=50, preset="tiny", runs=1)
+    assert row["tokens"] == 50 and min(row["sdpa ms"], row["flex ms"]) > 0
     assert row["largest difference"] < 1e-5
 
 

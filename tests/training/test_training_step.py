@@ -1,13 +1,18 @@
 """What makes a step cheaper leaves losses and gradients as they are, and saves what it says."""
 
+from functools import partial
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from builders import random_clips
 from torch.utils.flop_counter import FlopCounterMode
 from training_runs import losses, new_model, rows, run
+from transformers import TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from pvc.training import attention
 from pvc.training.announce import describe_run
@@ -102,6 +107,32 @@ def test_a_run_trains_the_llm_with_the_chosen_attention_and_says_so(
     chosen = run(model, data, tmp_path / "chosen", max_steps=2)
     assert "attention   eager in the LLM, sdpa in the ViT" in describe_run(chosen, Recipe())
     assert losses(chosen) == pytest.approx(losses(plain), rel=1e-5)
+
+
+def varlen_attention(module, q, k, v, attention_mask, cu_seq_lens_q, max_length_q, scaling, **kwargs):
+    """What flash-attn computes, given the borders of samples; without them a TypeError."""
+    parts = [slice(*ends) for ends in pairwise(cu_seq_lens_q.tolist())]
+    assert max_length_q == max(part.stop - part.start for part in parts) and not attention_mask
+    attend = partial(F.scaled_dot_product_attention, is_causal=True, scale=scaling, enable_gqa=True)
+    samples = [attend(q[:, :, part], k[:, :, part], v[:, :, part]) for part in parts]
+    return torch.cat(samples, dim=2).transpose(1, 2), None
+
+
+class UseVarlen(TrainerCallback):
+    """As if flash-attn were installed, while a step is taken: transformers looks for it elsewhere."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        model.config.llm_config._attn_implementation = VARLEN
+
+    def on_step_end(self, args, state, control, model=None, **kwargs):
+        model.config.llm_config._attn_implementation = MASKED
+
+
+def test_flash_attention_gets_the_borders_of_a_rows_samples(plain, model, data, tmp_path, monkeypatch):
+    """Found once a row, before it is on the device, where each layer would find them and wait."""
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS, VARLEN, varlen_attention)
+    found = run(model, data, tmp_path, max_steps=2, callbacks=[UseVarlen()])
+    assert losses(found) == pytest.approx(losses(plain), rel=1e-6)
 
 
 # ---- gradient checkpointing
