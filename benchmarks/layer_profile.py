@@ -1,6 +1,7 @@
 """Where the time of a layer of the ViT goes: matrix products, attention and all else, by torch's profiler.
 
     python -m pvc.benchmarks.layer_profile --tiles 8
+    python -m pvc.benchmarks.layer_profile --tiles 8 --compiled  # compiled by inductor over eager, in turns
 
 A spatial and a temporal layer at the width of the 2B and the 8B, random weights, without gradients. On a GPU
 the time of kernels is told, on a CPU that of operators on one thread.
@@ -8,12 +9,14 @@ the time of kernels is told, on a CPU that of operators on one thread.
 
 import argparse
 import shlex
+import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 
 from pvc.benchmarks import report
@@ -53,9 +56,10 @@ def shares(function: Callable[[], Any], timer: DeviceTimer) -> Row:
     return {"ms": total_us / 1e3} | {group: 100 * spent / total_us for group, spent in spent_us.items()}
 
 
-@torch.no_grad()
-def rows(tiles: int, timer: DeviceTimer, patches: int = PATCHES, **sizes: int) -> list[Row]:
-    """A row for each kind of layer, for a clip of so many frames; `sizes` are fields of the ViT's."""
+def layer_inputs(
+    tiles: int, timer: DeviceTimer, patches: int = PATCHES, **sizes: int
+) -> dict[str, tuple[Any, ...]]:
+    """Each kind of layer with its inputs, for a clip of so many frames; `sizes` are fields of the ViT's."""
     config = InternVisionConfig(num_hidden_layers=2, num_temporal_layers=1, **sizes)
     with torch.device(timer.device):
         vit = InternVisionModel._from_config(config, dtype=timer.dtype).eval()
@@ -64,8 +68,46 @@ def rows(tiles: int, timer: DeviceTimer, patches: int = PATCHES, **sizes: int) -
     width = config.hidden_size
     x = torch.randn(tiles, patches + 1, width, device=timer.device, dtype=timer.dtype)
     clips = ClipLayout.from_grid(clip_grid_of([Clip(tiles, 1, 1)]), tiles).to(timer.device)
-    calls = {"spatial": partial(spatial, x), "temporal": partial(temporal, x, clips.by_time_step())}
-    return [{"layer": name, "tiles": tiles} | shares(call, timer) for name, call in calls.items()]
+    return {"spatial": (spatial, x), "temporal": (temporal, x, clips.by_time_step())}
+
+
+@torch.no_grad()
+def rows(layers: Mapping[str, tuple[Any, ...]], timer: DeviceTimer) -> list[Row]:
+    """A row for each of `layer_inputs`."""
+    return [
+        {"layer": name, "tiles": len(inputs[0])} | shares(partial(layer, *inputs), timer)
+        for name, (layer, *inputs) in layers.items()
+    ]
+
+
+def compiled_rows(
+    layers: Mapping[str, tuple[Any, ...]], timer: DeviceTimer, backend: str = "inductor", runs: int = 5
+) -> list[Row]:
+    """Each of `layer_inputs` eager and compiled, in turns."""
+    return [
+        {"layer": name, "tiles": len(inputs[0])} | compiled_row(layer, inputs, timer, backend, runs)
+        for name, (layer, *inputs) in layers.items()
+    ]
+
+
+@torch.no_grad()
+def compiled_row(layer: nn.Module, inputs: Sequence[Any], timer: DeviceTimer, backend: str, runs: int) -> Row:
+    x, *clips = inputs
+
+    def run(layer: nn.Module) -> torch.Tensor:
+        return layer(x.clone(), *clips)  # layers add to what they are given
+
+    compiled = torch.compile(layer, dynamic=False, backend=backend)
+    first_s = timer.seconds(partial(run, compiled))
+    eager_s, compiled_s = timer.interleaved(runs, partial(run, layer), partial(run, compiled))
+    expected, found = run(layer), run(compiled)
+    return {
+        "backend": backend,
+        "compile s": first_s,
+        "eager ms": statistics.median(eager_s) * 1e3,
+        "eager over compiled": statistics.median(a / b for a, b in zip(eager_s, compiled_s)),
+        "relative difference": float((found - expected).norm() / expected.norm()),
+    }
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,13 +116,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--device", help="cuda or cpu; default: a GPU if there is one")
     parser.add_argument("--tiles", type=int, default=8, help="frames of the clip")
     given = sys.argv[1:] if arguments is None else list(arguments)
+    parser.add_argument("--compiled", action="store_true", help="compiled over eager, in place of shares")
     chosen = parser.parse_args(given)
 
     torch.set_num_threads(1)
     timer = DeviceTimer.named(chosen.device, "auto")
     command = shlex.join(["python", "-m", "pvc.benchmarks.layer_profile", *given])
     facts = report.about("8B", command, timer.device, timer.dtype_name)
-    print(report.markdown(facts, {"A layer of the ViT": rows(chosen.tiles, timer)}), end="")
+    measure = compiled_rows if chosen.compiled else rows
+    table = measure(layer_inputs(chosen.tiles, timer), timer)
+    print(report.markdown(facts, {"A layer of the ViT": table}), end="")
 
 
 if __name__ == "__main__":

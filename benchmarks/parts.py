@@ -6,7 +6,6 @@ process each, is `on_gpu.py`'s; the measurements themselves are those of `pvc be
 """
 
 import gc
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -30,7 +29,6 @@ from pvc.benchmarks.models import PVC, BenchmarkModel
 from pvc.benchmarks.peers import NativeInternVL
 from pvc.benchmarks.presets import Preset, Workload, find_preset
 from pvc.benchmarks.report import Row, hardware
-from pvc.clips import ClipLayout
 
 TRAINED = {"8B": "2B"}  # preset of inference -> of training, where one device cannot hold its training
 LONG_LIMIT_GB = 40  # that 1,024 frames must stay under, weights and pixels included
@@ -295,6 +293,8 @@ def _attentions(timer: DeviceTimer) -> list[str]:
 
 def throughput(part: Part):
     """Several requests at a time; layers of the ViT compiled."""
+    from pvc.benchmarks import layer_profile
+
     timer, preset = part.timer, part.preset
     spec = PVC("PVC", preset)
     model = spec.build(timer.device, timer.dtype)
@@ -305,11 +305,13 @@ def throughput(part: Part):
         if row is not None:
             part.row("Requests at a time", row)
 
-    layers = model.model.vision_model.encoder.layers
-    for name, layer in {"spatial": layers[0], "temporal": layers[-1]}.items():
-        row = part.step(f"compiled layer, {name}", partial(_compiled_row, spec, layer, name, timer))
-        if row is not None:
-            part.row("A layer of the ViT compiled", row)
+    del model
+    tiles = min(COMPILED_TILES, preset.frames[-1])
+    backend = "inductor" if preset.compiles else "eager"  # traced alone at sizes for tests
+    layers = layer_profile.layer_inputs(tiles, timer, layer_profile.PATCHES if timer.is_cuda else 16)
+    compiled = partial(layer_profile.compiled_rows, layers, timer, backend)
+    for row in part.step("compiled layers", compiled) or []:
+        part.row("A layer of the ViT compiled", row)
 
 
 def _batch_row(spec: PVC, model, timer: DeviceTimer, requests: int) -> Row:
@@ -333,35 +335,6 @@ def _batch_row(spec: PVC, model, timer: DeviceTimer, requests: int) -> Row:
     }
 
 
-@torch.no_grad()
-def _compiled_row(spec: PVC, layer, name: str, timer: DeviceTimer) -> Row:
-    """One layer on a video's tiles, eager and compiled in turns; traced alone at sizes for tests."""
-    preset = spec.preset
-    tiles = min(COMPILED_TILES, preset.frames[-1])
-    width = spec.config.vision_config.hidden_size
-    x = torch.randn(tiles, preset.patches**2 + 1, width, device=timer.device, dtype=timer.dtype)
-    grid = torch.tensor([[tiles, 1, 1]] * tiles)
-    clips = (ClipLayout.from_grid(grid, tiles).to(timer.device),) if name == "temporal" else ()
-
-    backend = "inductor" if preset.compiles else "eager"
-    compiled = torch.compile(layer, dynamic=False, backend=backend)
-    first_s = timer.seconds(lambda: compiled(x.clone(), *clips))
-    eager_s, compiled_s = timer.interleaved(
-        5, lambda: layer(x.clone(), *clips), lambda: compiled(x.clone(), *clips)
-    )
-
-    expected = layer(x.clone(), *clips)
-    return {
-        "layer": name,
-        "tiles": tiles,
-        "backend": backend,
-        "compile s": first_s,
-        "eager ms": statistics.median(eager_s) * 1e3,
-        "eager over compiled": statistics.median(a / b for a, b in zip(eager_s, compiled_s)),
-        "relative difference": float((compiled(x.clone(), *clips) - expected).norm() / expected.norm()),
-    }
-
-
 # ---------------------------------------------------------------------------------------------- 7. attention
 
 
@@ -382,8 +355,8 @@ def attention_and_layers(part: Part):
             part.row("Attention of a packed row of the 2B, forward and backward", row)
 
     patches = layer_profile.PATCHES if is_cuda else 16
-    measure = partial(layer_profile.rows, part.preset.chunk_tiles, part.timer, patches=patches)
-    for row in part.step("layers", measure) or []:
+    layers = layer_profile.layer_inputs(part.preset.chunk_tiles, part.timer, patches)
+    for row in part.step("layers", partial(layer_profile.rows, layers, part.timer)) or []:
         part.row("A layer of the ViT at the width of the 8B", row)
 
 

@@ -30,6 +30,14 @@ def test_a_layers_time_is_matrix_products_attention_and_the_rest():
     assert {name: layer_profile.group_of(name) for name in names} == names
 
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "time_embed_dim": 16}
-    for row in layer_profile.rows(2, CPU, patches=16, **sizes):
+    for row in layer_profile.rows(layer_profile.layer_inputs(2, CPU, patches=16, **sizes), CPU):
         shares = [row[name] for name in ("matrix products %", "attention %", "rest %")]
         assert min(shares) > 0 and abs(sum(shares) - 100) < 1e-6
+
+
+def test_a_layer_compiled_gives_what_it_gives_eagerly():
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2, "time_embed_dim": 16}
+    layers = layer_profile.layer_inputs(2, CPU, patches=16, **sizes)
+    rows = layer_profile.compiled_rows(layers, CPU, backend="eager", runs=1)
+    assert [row["layer"] for row in rows] == ["spatial", "temporal"]
+    assert all(row["eager over compiled"] > 0 and row["relative difference"] < 1e-6 for row in rows)
