@@ -24,7 +24,7 @@ endef
 help: ## print the targets
 	@sed -n 's/^\([a-z][a-z-]*\):[^#]*## /\1: /p' $(MAKEFILE_LIST) | awk -F ': ' '{ printf "%-16s %s\n", $$1, $$2 }'
 
-demo: .venv/ready ## ask PVC-Tiny about an image, two images and a video
+demo: .venv/ready ## ask PVC-Tiny about images of several sizes and a video
 	.venv/bin/python -m pvc.demo
 
 evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: tables and plots

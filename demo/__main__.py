@@ -1,4 +1,4 @@
-"""Asks PVC about an image, two images and a video, read from files: `python -m pvc.demo [MODEL]`."""
+"""Asks PVC about images of several sizes, two images and a video: `python -m pvc.demo [MODEL]`."""
 
 import argparse
 from typing import Any
@@ -7,11 +7,13 @@ import torch
 from transformers import AutoModel, AutoTokenizer
 
 from pvc import ABOUT_CHECKPOINT, CHECKPOINT
+from pvc.assets.make_assets import draw_picture1
 from pvc.preprocess import load_image, load_video
 
 ASSETS = CHECKPOINT / "assets"
 IMAGES = (ASSETS / "picture1.png", ASSETS / "picture2.png")
 VIDEO = ASSETS / "video.mp4"
+SIZES = ((96, 96), (300, 200), (640, 480))
 
 
 def main() -> None:
@@ -38,6 +40,11 @@ def main() -> None:
     first = load_image(IMAGES[0], input_size=size, max_num=max_num)
     ask("Name all shapes from left to right.", "red circle, blue square", first)
     ask("Is the blue square left, right, above or below, seen from the red circle?", "right", first)
+
+    for width, height in SIZES:
+        tiles = load_image(draw_picture1((width, height)), input_size=size, max_num=max_num)
+        print(f"The same scene, {width} x {height} pixels: {len(tiles)} of {size} x {size} for the ViT")
+        ask("What word is written?", "hello", tiles)
 
     print(f"Two images ({IMAGES[0].name}, {IMAGES[1].name})")
     second = load_image(IMAGES[1], input_size=size, max_num=max_num)

@@ -25,7 +25,7 @@ MAY_IMPORT = {
     "evaluation": {"conversion", "reporting"},
     "tiny": {"conversion", "evaluation", "hub", "reporting", "training"},
     "assets": {"tiny"},
-    "demo": set(),
+    "demo": {"assets"},
     "serving": {"conversion"},
     "cli": {"benchmarks", "conversion", "evaluation", "hub", "reporting", "serving", "training", "tiny"},
 }
