@@ -50,6 +50,13 @@ def convert(
             "interlaced, or average where an image is not shown once for each of InternVL's tokens."
         ),
     ] = None,
+    tile_repeat_order: Annotated[
+        Literal["raster", "tile", "frame"] | None,
+        Option(
+            help="Order of an image's tokens in the prompt. Default: raster with the interlaced start, which "
+            "an InternVL reads untrained; tile, which trains better on videos, else."
+        ),
+    ] = None,
     template: Annotated[str | None, Option(help="Prompt template. Default: the source's.")] = None,
     tokenizer: Annotated[
         str | None, Option(help="Folder or Hub id of a tokenizer, for a ByteVideoLLM, which has none.")
@@ -102,6 +109,7 @@ def convert(
                     image_repeats=image_repeats,
                     downsample_ratio=downsample_ratio,
                     projector_init=projector_init,
+                    tile_repeat_order=tile_repeat_order,
                     template=template,
                     tokenizer=not no_tokenizer,
                     image_token_id=image_token_id,

@@ -78,6 +78,7 @@ class Options:
     image_repeats: int = 4
     downsample_ratio: float = 0.25
     projector_init: str | None = None
+    tile_repeat_order: str | None = None
     template: str | None = None
     image_token_id: int | None = None
     tokenizer: bool = True
@@ -119,6 +120,11 @@ class Conversion:
         weights = SourceWeights(self.source)
 
         if values["model_type"] == RELEASED:
+            if options.projector_init or options.tile_repeat_order:
+                raise ValueError(
+                    "--projector-init and --tile-repeat-order are for an InternVL: the released PVC has a "
+                    "trained projector and an order of its own"
+                )
             config = released_config(values, options.template, image_token_id, options.temporal_layers)
             self._check_config(config, weights)
             key_map = read_key_map(options.key_map) if options.key_map else None
@@ -145,12 +151,12 @@ class Conversion:
                 image_repeats=options.image_repeats,
                 downsample_ratio=options.downsample_ratio,
                 new_parameters=new_parameters(start),
-                tile_repeat_order=order,
+                tile_repeat_order=options.tile_repeat_order or order,
                 tiles=read_json(tiles) if tiles.is_file() else None,
             )
             self._check_config(config, weights)
             plan = plan_internvl(config, weights, ratio, start)
-            if order == "raster":
+            if start == "interlaced" and config.tile_repeat_order == "raster":
                 plan.remarks.append(INTERLACED)
 
         config.dtype = main_dtype(weights)

@@ -231,6 +231,7 @@ BAD_OPTIONS = {
     "ratio": ({"downsample_ratio": 1.0}, ["1.0", "0.5", "random"]),
     "ratio that fits no grid": ({"downsample_ratio": 1 / 3}, ["0.33"]),
     "projector": ({"projector_init": "zeros"}, ["'zeros'", "average"]),
+    "order": ({"tile_repeat_order": "rows"}, ["tile_repeat_order", "'rows'", "raster"]),
     "temporal layers": ({"temporal_layers": 5}, ["5", "4"]),
     "repeats": ({"image_repeats": 0}, ["image_repeats", "0"]),
     "key map": ({"key_map": "map.json"}, ["--key-map", "released PVC"]),

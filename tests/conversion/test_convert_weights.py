@@ -371,6 +371,13 @@ def test_names_without_a_meaning_are_refused_until_a_key_map_settles_them(tmp_pa
         assert torch.equal(model.state_dict()[ours], value), ours
 
 
+@pytest.mark.parametrize("option", [{"projector_init": "average"}, {"tile_repeat_order": "raster"}])
+def test_what_the_released_pvc_has_trained_is_not_begun_anew(option, tmp_path):
+    released_source(tmp_path / "source", SCHEMES["scale and shift"])
+    with pytest.raises(ValueError, match="the released PVC has a trained projector and an order of its own"):
+        Conversion(tmp_path / "source", tmp_path / "pvc", TINY(**option))
+
+
 def test_report_names_every_match_of_the_released_pvc_with_its_reason(tmp_path):
     released_source(tmp_path / "source", SCHEMES["scale and shift"])
     plan = Conversion(tmp_path / "source", tmp_path / "pvc", TINY()).plan

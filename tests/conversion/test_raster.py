@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoProcessor
 
 from pvc import CHECKPOINT
 from pvc.clips import Clip, clip_grid_of
+from pvc.conversion.plan import INTERLACED
 from pvc.convert_weights import Conversion, Options
 from pvc.live_video import LiveVideo
 from pvc.modeling_pvc import in_raster
@@ -176,3 +177,12 @@ def test_a_saved_model_keeps_its_order(pair, tmp_path):
     assert again.config.tile_repeat_order == "raster"
     (one,), (other,) = (tokens_of(model, tiles(2), Clip(1, 2, 4)) for model in (pair.pvc, again))
     assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("asked, order", [(None, "raster"), ("tile", "tile"), ("frame", "frame")])
+def test_a_conversion_takes_the_order_that_is_asked_for(asked, order, pair, tmp_path):
+    """Untrained, InternVL's raster is what the LLM reads; a training on videos may want the paper's order."""
+    options = convert(tile_repeat_order=asked)
+    plan = Conversion(pair.folder.parent / "source", tmp_path / "target", options).plan
+    assert plan.config.tile_repeat_order == order
+    assert (INTERLACED in plan.remarks) == (order == "raster")
