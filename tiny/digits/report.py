@@ -5,12 +5,12 @@ is 10 %. Beside ours are the paper's figures for InfoVQA (detail in images) and 
 it has the row: compare their order, not their size.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 from typing import NamedTuple
 
 from pvc.tiny.ablation_report import markdown, mean_std
-from pvc.tiny.digits.runs import ALL_RUNS, CONVERTED, CONVERTED_WIDE, Run
+from pvc.tiny.digits.runs import ALL_RUNS, CONVERTED, CONVERTED_WIDE
 
 Results = Sequence[dict]
 
@@ -133,14 +133,15 @@ def _curves(kind: str, results: Results) -> str:
     return markdown(["", *numbers], lines)
 
 
-def _conversions(results: Results, conversions: Mapping[str, Run]) -> str:
+def _conversions(results: Results, conversions: Iterable[str]) -> str:
     lines = []
-    for name, run in conversions.items():
+    for name in conversions:
         runs = _of(results, name)
+        label = name.partition("-")[2]
         for kind in ("images", "videos"):
             measured = [run["by_step"] for run in runs]
             cells = [_percent([steps[step][kind] for steps in measured if step in steps]) for step in STEPS]
-            lines.append([f"`{run.start}`, {kind}", *cells, len(runs)])
+            lines.append([f"`{label}`, {kind}", *cells, len(runs)])
     return markdown(["", "untrained", *(f"{step} steps" for step in STEPS[1:]), "seeds"], lines)
 
 

@@ -115,10 +115,12 @@ CONVERTED = {
     f"convert-{start}": Run({}, CONVERSION, start, MEASURED)
     for start in ("average", "random", "interlaced", "reordered")
 }
+MORE_IMAGES = replace(CONVERSION, images=12, videos=4)
+MORE_VIDEOS = replace(CONVERSION, images=4, videos=12)
 CONVERTED_WIDE = {  # of several blocks a tile
-    f"wide-{start}": Run({}, replace(CONVERSION, images=12, videos=4), start, MEASURED, data.WIDE)
+    f"wide-{start}": Run({}, MORE_IMAGES, start, MEASURED, data.WIDE)
     for start in ("average", "random", "interlaced", "raster")
-}
+} | {"wide-raster-videos": Run({}, MORE_VIDEOS, "raster", MEASURED, data.WIDE)}
 ALL_RUNS = RUNS | CONVERTED | CONVERTED_WIDE
 
 
