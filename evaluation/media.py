@@ -312,6 +312,8 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
                 done += 1
         except RuntimeError as error:
             problem = in_a_line(str(error))
+        except (OSError, EOFError) as error:  # what it had sent is gone with it; its end is not known yet
+            problem = in_a_line(f"DataLoader worker ended: {type(error).__name__}: {error}")
 
         # here, where nothing holds the loader any more, its processes have ended
         if "timed out" in problem:

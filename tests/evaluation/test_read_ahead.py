@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 from counting_task import PROTOCOL, read, write_images
 
+from pvc.evaluation import media
 from pvc.evaluation.media import Broken, Tiling, Units, read_ahead, with_worker_advice
 
 
@@ -53,6 +54,22 @@ def test_a_killed_process_that_is_noticed_elsewhere_ends_the_run_with_advice():
         raise RuntimeError(problem)
     with pytest.raises(RuntimeError, match="^out of memory$"), with_worker_advice():
         raise RuntimeError("out of memory")
+
+
+@pytest.mark.parametrize("error", [ConnectionResetError(104, "Connection reset by peer"), EOFError()])
+def test_a_killed_process_whose_tensors_are_lost_ends_the_run_with_advice(error, groups, monkeypatch):
+    """Read units wait in the process until they are fetched; torch may not know yet that it has ended."""
+
+    def loader(units, *settings):
+        yield units[0]
+        raise error
+
+    monkeypatch.setattr(media, "_loader", loader)
+    found = read_ahead(units(groups, lambda: None), workers=1)
+    assert named([next(found)]) == ["0"]
+    advice = f"{type(error).__name__}.*a process that reads media ended: with fewer --workers"
+    with pytest.raises(RuntimeError, match=advice):
+        next(found)
 
 
 def test_a_process_that_is_killed_ends_the_run_with_advice(groups):
