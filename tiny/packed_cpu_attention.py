@@ -1,11 +1,14 @@
 """`attn_implementation: packed_on_cpu`: attention of packed rows, sample by sample, for training on a CPU.
 
-transformers' eager attention computes scores between all samples of a row, only to mask most of them away,
-and takes its softmax in float32, copies included; torch's own kernel is slow in bfloat16 where the CPU has
-no instructions for whole matrices. With this one a step of PVC-Tiny takes three quarters of the time.
+transformers' sdpa computes scores between all samples of a row, only to mask most of them away. The kernel is
+the same here: torch's for CPUs.
 """
 
+from itertools import pairwise
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
@@ -32,33 +35,33 @@ def packed_attention(
     if dropout:
         raise ValueError(f"dropout is {dropout}: {NAME} has none, expected 0")
 
-    dtype = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else query.dtype
-    groups = query.shape[1] // key.shape[1]
     sizes, masks = _samples(attention_mask, query, key)
-
-    with torch.autocast("cpu", enabled=False):  # it would take the softmax in float32
-        query, key, value = (x.to(dtype) for x in (query, key, value))
-        key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
-        parts = (x.split(sizes or x.shape[2], dim=2) for x in (query * scaling, key, value))
-        out = []
-        for q, k, v, mask in zip(*parts, masks):
-            scores = q @ k.transpose(-1, -2)
-            out.append((scores if mask is None else scores + mask.to(dtype)).softmax(-1) @ v)
-
-        return torch.cat(out, dim=2).transpose(1, 2), None
+    parts = (x.split(sizes or x.shape[2], dim=2) for x in (query, key, value))
+    out = [
+        F.scaled_dot_product_attention(q, k, v, **masked, scale=scaling, enable_gqa=True)
+        for q, k, v, masked in zip(*parts, masks)
+    ]
+    return torch.cat(out, dim=2).transpose(1, 2), None
 
 
 def _samples(
     mask: torch.Tensor | None, query: torch.Tensor, key: torch.Tensor
-) -> tuple[list[int] | None, list]:
-    """How long the samples of a packed row are, and the mask of each; None: all are one."""
+) -> tuple[list[int] | None, list[dict[str, Any]]]:
+    """How long the samples of a packed row are, and what masks each; None: all are one."""
     length = query.shape[2]
     if mask is None or not len(mask) == len(query) == 1 or key.shape[2] != length:
-        return None, [mask]
+        return None, [{"attn_mask": mask}]
+
     starts = (mask[0, 0].diagonal(-1) < 0).nonzero()[:, 0] + 1  # a first token does not see the one before
     edges = [0, *starts.tolist(), length]
-    parts = [slice(*ends) for ends in zip(edges, edges[1:])]
-    return [part.stop - part.start for part in parts], [mask[:, :, part, part] for part in parts]
+    sizes = [high - low for low, high in pairwise(edges)]
+    return sizes, [_masked(mask[:, :, low:high, low:high]) for low, high in pairwise(edges)]
+
+
+def _masked(mask: torch.Tensor) -> dict[str, Any]:
+    """What sdpa is told of a sample's mask; of a causal one that it is, so that it skips what is hidden."""
+    causal = torch.ones(mask.shape[-2:], dtype=torch.bool).tril()
+    return {"is_causal": True} if torch.equal(mask[0, 0] == 0, causal) else {"attn_mask": mask}
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -16,6 +16,12 @@ def packed_mask(*lengths: int) -> torch.Tensor:
     return torch.where(torch.block_diag(*samples).bool(), 0, torch.finfo(torch.float32).min)[None, None]
 
 
+def windowed(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """A mask of which each token sees the last `width` tokens alone."""
+    hidden = torch.ones(mask.shape[-2:], dtype=torch.bool).tril(-width)
+    return mask.masked_fill(hidden, torch.finfo(torch.float32).min)
+
+
 def states(rows: int, queries: int, keys: int) -> list[torch.Tensor]:
     torch.manual_seed(0)
     shapes = [(rows, 4, queries, 8), (rows, 2, keys, 8), (rows, 2, keys, 8)]
@@ -27,12 +33,21 @@ def states(rows: int, queries: int, keys: int) -> list[torch.Tensor]:
     [
         (1, 9, 9, packed_mask(4, 1, 1, 3)),
         (1, 5, 5, packed_mask(5)),
+        (1, 9, 9, windowed(packed_mask(6, 3), 3)),
         (3, 5, 5, packed_mask(5)),
         (2, 5, 5, torch.cat([packed_mask(2, 3), packed_mask(5)])),
         (2, 5, 5, None),
         (1, 2, 6, packed_mask(6)[:, :, -2:]),
     ],
-    ids=["a packed row", "one sample", "one mask for all", "a mask each", "without a mask", "behind a cache"],
+    ids=[
+        "a packed row",
+        "one sample",
+        "a window",
+        "one mask for all",
+        "a mask each",
+        "without a mask",
+        "behind a cache",
+    ],
 )
 def test_output_and_gradients_are_those_of_eager_attention(rows, queries, keys, mask):
     found = {}
