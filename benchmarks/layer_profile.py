@@ -115,8 +115,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--device", help="cuda or cpu; default: a GPU if there is one")
     parser.add_argument("--tiles", type=int, default=8, help="frames of the clip")
-    given = sys.argv[1:] if arguments is None else list(arguments)
     parser.add_argument("--compiled", action="store_true", help="compiled over eager, in place of shares")
+    given = sys.argv[1:] if arguments is None else list(arguments)
     chosen = parser.parse_args(given)
 
     torch.set_num_threads(1)

@@ -349,15 +349,15 @@ def attention_and_layers(part: Part):
         if row is not None:
             part.row("Temporal attention", row)
 
-    for samples in packed_attention.SAMPLES if is_cuda else ():  # compiles; a CPU has no backward pass
-        row = part.step(f"{samples} samples a row", partial(packed_attention.row, samples, part.timer))
-        if row is not None:
-            part.row("Attention of a packed row of the 2B, forward and backward", row)
-
     patches = layer_profile.PATCHES if is_cuda else 16
     layers = layer_profile.layer_inputs(part.preset.chunk_tiles, part.timer, patches)
     for row in part.step("layers", partial(layer_profile.rows, layers, part.timer)) or []:
         part.row("A layer of the ViT at the width of the 8B", row)
+
+    for samples in packed_attention.SAMPLES if is_cuda else ():  # compiles; a CPU has no backward pass
+        row = part.step(f"{samples} samples a row", partial(packed_attention.row, samples, part.timer))
+        if row is not None:
+            part.row("Attention of a packed row of the 2B, forward and backward", row)
 
 
 PARTS = {

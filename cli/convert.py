@@ -53,8 +53,9 @@ def convert(
     tile_repeat_order: Annotated[
         Literal["raster", "tile", "frame"] | None,
         Option(
-            help="Order of an image's tokens in the prompt. Default: raster with the interlaced start, which "
-            "an InternVL reads untrained; tile, which trains better on videos, else."
+            help="Order of an image's tokens in the prompt (docs/messages.md). Default: raster where the "
+            "interlaced start has it, which answers about images untrained, otherwise tile, which trains "
+            "better on videos."
         ),
     ] = None,
     template: Annotated[str | None, Option(help="Prompt template. Default: the source's.")] = None,

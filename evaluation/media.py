@@ -316,7 +316,7 @@ def read_ahead(units: Units, workers: int, timeout_s: float = LONGEST_READ_S) ->
             problem = in_a_line(f"DataLoader worker ended: {type(error).__name__}: {error}")
 
         # here, where nothing holds the loader any more, its processes have ended
-        if "timed out" in problem:
+        if problem.startswith("DataLoader timed out"):
             yield Broken(list(units.groups[done]), f"TimeoutError: not read within {timeout_s:g} s")
             done += 1
         elif problem:

@@ -29,7 +29,7 @@ def packed_attention(arguments: TrainingArguments) -> str:
     return MASKED
 
 
-def borders(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
+def varlen_kwargs(position_ids: torch.Tensor) -> dict[str, torch.Tensor | int]:
     """What flash-attn's varlen kernel asks of a row whose `position_ids (1, S)` start at 0 with each sample.
 
     Without it transformers finds the same in every layer, on the device, which the host then waits for.

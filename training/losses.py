@@ -3,7 +3,7 @@
     loss = sum over labels i of w_i * cross_entropy(head(states_i), target_i)
 
 Logits are as wide as the vocabulary: with their gradients a label of InternLM2 takes 1.1 MB, and a row of
-8,192 labels 9 GB. Here POSITIONS labels have logits at the same time, and the backward pass computes them
+8,192 labels 9 GB. Here CHUNK labels have logits at the same time, and the backward pass computes them
 once more. Rows with no more labels than that are computed as usual.
 
 `use_liger_kernel` of a recipe puts Liger's fused kernel in the place of that, where its loss is this one.
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-POSITIONS = 1024  # with logits at the same time
+CHUNK = 1024  # labels with logits at the same time
 
 
 def loss_of_labels(
@@ -42,13 +42,14 @@ def loss_of_labels(
         ValueError: by Liger with weights, or with a head that is no plain Linear.
     """
     loss_of = partial(F.cross_entropy, reduction="none", label_smoothing=label_smoothing)
-    if not by_liger:
-        in_pieces = partial(_loss_in_pieces, head.forward, loss_of, targets, weights)
-        return _called_with(head, in_pieces, states[0])
+    if not by_liger or len(targets) == 0:  # Liger divides by the number of labels
+        in_chunks = partial(_loss_in_chunks, head.forward, loss_of, targets, weights)
+        return _called_with(head, in_chunks, states[0])
 
     if weights is not None or type(head).forward is not nn.Linear.forward:
         raise ValueError(
-            "use_liger_kernel computes loss_reduction 'token' with a head without LoRA: leave it out"
+            "use_liger_kernel computes loss_reduction 'token' with a head that is a plain Linear: leave it "
+            "out"
         )
     from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
 
@@ -60,7 +61,7 @@ def _called_with(module: nn.Module, forward: Callable, *inputs: torch.Tensor) ->
     """Calls a module once with another forward pass.
 
     What gathers a sharded module's weights (FSDP2, ZeRO-3) does so when it is called. Ranks have rows with
-    different numbers of labels, so that calls for each piece of a row would differ in number and wait for
+    different numbers of labels, so that calls for each chunk of a row would differ in number and wait for
     each other for ever.
     """
     before = vars(module).get("forward")
@@ -73,25 +74,25 @@ def _called_with(module: nn.Module, forward: Callable, *inputs: torch.Tensor) ->
             module.forward = before
 
 
-def _loss_in_pieces(
+def _loss_in_chunks(
     logits_of: Callable[[torch.Tensor], torch.Tensor],
     loss_of: Callable[[torch.Tensor, torch.Tensor], torch.Tensor],
     targets: torch.Tensor,
     weights: torch.Tensor | None,
     states: torch.Tensor,
 ) -> torch.Tensor:
-    def loss_of_piece(
+    def loss_of_chunk(
         states: torch.Tensor, targets: torch.Tensor, weights: torch.Tensor | None
     ) -> torch.Tensor:
         losses = loss_of(logits_of(states).float(), targets)
-        return losses.sum() if weights is None else losses @ weights
+        return losses.sum() if weights is None else (losses * weights.float()).sum()
 
-    if len(targets) <= POSITIONS:
-        return loss_of_piece(states, targets, weights)
+    if len(targets) <= CHUNK:
+        return loss_of_chunk(states, targets, weights)
 
-    pieces = zip(
-        states.split(POSITIONS),
-        targets.split(POSITIONS),
-        repeat(None) if weights is None else weights.split(POSITIONS),
+    chunks = zip(
+        states.split(CHUNK),
+        targets.split(CHUNK),
+        repeat(None) if weights is None else weights.split(CHUNK),
     )
-    return torch.stack([checkpoint(loss_of_piece, *piece, use_reentrant=False) for piece in pieces]).sum()
+    return torch.stack([checkpoint(loss_of_chunk, *chunk, use_reentrant=False) for chunk in chunks]).sum()

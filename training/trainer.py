@@ -34,7 +34,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, rotate_checkpoints
 from transformers.utils import logging
 
 from pvc.processing_pvc import PVCProcessor
-from pvc.training.attention import VARLEN, borders
+from pvc.training.attention import VARLEN, varlen_kwargs
 from pvc.training.checkpoint import (
     ADAPTER,
     LAST_WRITTEN,
@@ -403,7 +403,7 @@ class PVCTrainer(Trainer):
         if self.args.loss_reduction != "token":
             inputs["label_weights"] = label_weights(inputs, self.args.loss_reduction)
         if self.plain_model.config.llm_config._attn_implementation == VARLEN:
-            inputs |= borders(inputs["position_ids"])
+            inputs |= varlen_kwargs(inputs["position_ids"])
         labels = num_items_in_batch.clamp(min=1)  # none where all samples of a step were broken
         return super().training_step(model, with_needed_logits(inputs), labels)
 

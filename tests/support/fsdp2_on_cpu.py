@@ -17,7 +17,7 @@ from training_runs import run
 from pvc.training import losses
 from pvc.training import run as training
 
-losses.POSITIONS = 5  # so that each row needs several calls of the head
+losses.CHUNK = 5  # so that each row has several chunks of labels
 make_arguments = training.training_arguments
 
 

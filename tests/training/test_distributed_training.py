@@ -22,7 +22,7 @@ from training_runs import run
 
 from pvc.training import losses
 
-losses.POSITIONS = 5  # so that each row needs several calls of the head
+losses.CHUNK = 5  # so that each row has several chunks of labels
 trainer = run(*map(Path, sys.argv[1:4]), **json.loads(sys.argv[4]))
 trainer.accelerator.end_training()
 """

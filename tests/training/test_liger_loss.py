@@ -46,5 +46,21 @@ def test_weights_and_a_head_of_lora_are_refused():
 
     with pytest.raises(ValueError, match="use_liger_kernel computes loss_reduction 'token'"):
         loss_of_labels(nn.Linear(8, 9), states, targets, torch.ones(3), by_liger=True)
-    with pytest.raises(ValueError, match="a head without LoRA"):
+    with pytest.raises(ValueError, match="a head that is a plain Linear"):
         loss_of_labels(Other(8, 9), states, targets, by_liger=True)
+
+
+def test_a_row_without_labels_has_the_loss_0():
+    """All of its samples were broken. Liger divides by the number of labels."""
+    nothing = torch.empty(0, dtype=torch.long)
+    assert loss_of_labels(nn.Linear(8, 9), torch.randn(1, 0, 8), nothing, by_liger=True).item() == 0
+
+
+def test_under_autocast_ligers_loss_is_the_trainers_own():
+    torch.manual_seed(0)
+    head, states = nn.Linear(32, 300, bias=False), torch.randn(1, 37, 32)
+    targets = torch.randint(300, (37,))
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = (loss_of_labels(head, states, targets, by_liger=by) for by in (True, False))
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, expected, rtol=1e-2, atol=0)

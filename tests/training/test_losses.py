@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from training_runs import losses, run
+from training_runs import losses, run, write_model
 
 from pvc.training import losses as module
 from pvc.training.losses import loss_of_labels
@@ -39,7 +39,7 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies_however_many_labels_hav
     of_targets = -log_p[torch.arange(LABELS), targets]
     expected = (weights * ((1 - smoothing) * of_targets - smoothing * log_p.mean(-1))).sum()
 
-    monkeypatch.setattr(module, "POSITIONS", positions)
+    monkeypatch.setattr(module, "CHUNK", positions)
     found = loss_of_labels(head, states, targets, weights if weigh else None, label_smoothing=smoothing)
     torch.testing.assert_close(found, expected)
     inputs = (states, head.weight)
@@ -50,8 +50,8 @@ def test_the_loss_is_the_weighted_sum_of_cross_entropies_however_many_labels_hav
 def test_no_more_labels_than_asked_have_logits_at_a_time_in_both_passes(
     positions, calls, head, states, targets, monkeypatch
 ):
-    """A row that needs one piece is not computed twice."""
-    monkeypatch.setattr(module, "POSITIONS", positions)
+    """A row of one chunk is not computed twice."""
+    monkeypatch.setattr(module, "CHUNK", positions)
     seen = []
     linear = F.linear
     monkeypatch.setattr(F, "linear", lambda x, *rest: seen.append(len(x)) or linear(x, *rest))
@@ -65,7 +65,7 @@ def test_no_more_labels_than_asked_have_logits_at_a_time_in_both_passes(
 
 def test_the_head_is_called_once_as_a_module_and_left_as_it_was(head, states, targets, monkeypatch):
     """Where it is sharded, ranks with rows of different numbers of labels would wait for each other."""
-    monkeypatch.setattr(module, "POSITIONS", 5)
+    monkeypatch.setattr(module, "CHUNK", 5)
     calls = []
     head.register_forward_hook(lambda *call: calls.append(call))
     loss_of_labels(head, states, targets)
@@ -78,6 +78,17 @@ def test_the_head_is_called_once_as_a_module_and_left_as_it_was(head, states, ta
     assert torch.equal(head(states), given(states) * 2)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_autocast_only_the_head_computes_in_half_precision(dtype, head, states, targets):
+    """Weights of labels come in bfloat16 where DeepSpeed casts inputs."""
+    weights = torch.linspace(0.1, 1, LABELS).to(dtype)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = loss_of_labels(head, states, targets, weights)
+        of_labels = F.cross_entropy(head(states[0]).float(), targets, reduction="none")
+    assert found.dtype == torch.float32
+    torch.testing.assert_close(found, (of_labels * weights.float()).sum())
+
+
 def test_a_row_without_labels_has_the_loss_0(head, states):
     assert loss_of_labels(head, states[:, :0], torch.empty(0, dtype=torch.long)).item() == 0
 
@@ -88,17 +99,20 @@ def test_a_run_has_the_same_losses_with_few_logits_at_a_time(
 ):
     settings = {"max_steps": 2, "loss_reduction": loss_reduction}
     whole = run(model, data, tmp_path / "whole", **settings)
-    monkeypatch.setattr(module, "POSITIONS", 3)
+    monkeypatch.setattr(module, "CHUNK", 3)
     assert losses(run(model, data, tmp_path / "few", **settings)) == pytest.approx(losses(whole), rel=1e-6)
 
 
-def test_label_smoothing_is_that_of_the_labels(model, data, tmp_path):
-    """transformers' own would shift the labels of a row once more."""
-    settings = {"max_steps": 1, "learning_rate": 0.0}
-    plain = run(model, data, tmp_path / "plain", **settings)
-    smoothed = run(model, data, tmp_path / "smoothed", label_smoothing_factor=1.0, **settings)
-    # of a new model all tokens are about as likely, so that a mean over them says the same
-    assert losses(smoothed) == pytest.approx(losses(plain), rel=0.05)
+@pytest.mark.parametrize("loss_reduction", ["token", "sample"])
+def test_label_smoothing_of_a_recipe_mixes_the_loss_with_that_of_all_words(loss_reduction, data, tmp_path):
+    model = write_model(tmp_path / "model", head_scale=20)  # whose words are unequal
+    settings = {"max_steps": 1, "learning_rate": 0.0, "loss_reduction": loss_reduction}
+    plain, mixed, uniform = (
+        losses(run(model, data, tmp_path / str(share), label_smoothing_factor=share, **settings))[0]
+        for share in (0.0, 0.25, 1.0)
+    )
+    assert abs(uniform - plain) > 0.5
+    assert mixed == pytest.approx(0.75 * plain + 0.25 * uniform, rel=1e-5)
 
 
 def test_ligers_loss_is_refused_where_it_is_another(tmp_path):
