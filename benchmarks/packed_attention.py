@@ -32,7 +32,7 @@ RUNS = 5
 
 
 def row(samples: int, timer: DeviceTimer, length: int = LENGTH, preset: str = "2B", runs: int = RUNS) -> Row:
-    """Median seconds of both ways on a row of `samples` parts, in turns."""
+    """Median milliseconds of both ways on a row of so many samples, in turns."""
     config = pvc_config(find_preset(preset)).llm_config
     heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
     positions = torch.arange(-(-length // samples)).repeat(samples)[None, :length].to(timer.device)

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -308,8 +309,7 @@ def throughput(part: Part):
     del model
     tiles = min(COMPILED_TILES, preset.frames[-1])
     backend = "inductor" if preset.compiles else "eager"  # traced alone at sizes for tests
-    layers = layer_profile.layer_inputs(tiles, timer, layer_profile.PATCHES if timer.is_cuda else 16)
-    compiled = partial(layer_profile.compiled_rows, layers, timer, backend)
+    compiled = partial(layer_profile.compiled_rows, _layers(part, tiles), timer, backend)
     for row in part.step("compiled layers", compiled) or []:
         part.row("A layer of the ViT compiled", row)
 
@@ -349,8 +349,7 @@ def attention_and_layers(part: Part):
         if row is not None:
             part.row("Temporal attention", row)
 
-    patches = layer_profile.PATCHES if is_cuda else 16
-    layers = layer_profile.layer_inputs(part.preset.chunk_tiles, part.timer, patches)
+    layers = _layers(part, part.preset.chunk_tiles)
     for row in part.step("layers", partial(layer_profile.rows, layers, part.timer)) or []:
         part.row("A layer of the ViT at the width of the 8B", row)
 
@@ -358,6 +357,14 @@ def attention_and_layers(part: Part):
         row = part.step(f"{samples} samples a row", partial(packed_attention.row, samples, part.timer))
         if row is not None:
             part.row("Attention of a packed row of the 2B, forward and backward", row)
+
+
+def _layers(part: Part, tiles: int) -> dict[str, tuple[Any, ...]]:
+    """A spatial and a temporal layer at the width of the 8B, with inputs; few patches on a CPU."""
+    from pvc.benchmarks import layer_profile
+
+    patches = layer_profile.PATCHES if part.timer.is_cuda else 16
+    return layer_profile.layer_inputs(tiles, part.timer, patches)
 
 
 PARTS = {

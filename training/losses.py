@@ -41,23 +41,25 @@ def loss_of_labels(
     Raises:
         ValueError: by Liger with weights, or with a head that is no plain Linear.
     """
+    if by_liger and len(targets) > 0:  # Liger divides by the number of labels
+        if weights is not None or type(head).forward is not nn.Linear.forward:
+            raise ValueError(
+                "use_liger_kernel computes loss_reduction 'token' with a head that is a plain Linear: leave "
+                "it out"
+            )
+        from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
+
+        fused = LigerFusedLinearCrossEntropyLoss(reduction="sum", label_smoothing=label_smoothing)
+        return _called_with(head, lambda states: fused(head.weight, states, targets), states[0])
+
     loss_of = partial(F.cross_entropy, reduction="none", label_smoothing=label_smoothing)
-    if not by_liger or len(targets) == 0:  # Liger divides by the number of labels
-        in_chunks = partial(_loss_in_chunks, head.forward, loss_of, targets, weights)
-        return _called_with(head, in_chunks, states[0])
-
-    if weights is not None or type(head).forward is not nn.Linear.forward:
-        raise ValueError(
-            "use_liger_kernel computes loss_reduction 'token' with a head that is a plain Linear: leave it "
-            "out"
-        )
-    from liger_kernel.transformers import LigerFusedLinearCrossEntropyLoss
-
-    fused = LigerFusedLinearCrossEntropyLoss(reduction="sum", label_smoothing=label_smoothing)
-    return _called_with(head, lambda states: fused(head.weight, states, targets), states[0])
+    in_chunks = partial(_loss_in_chunks, head.forward, loss_of, targets, weights)
+    return _called_with(head, in_chunks, states[0])
 
 
-def _called_with(module: nn.Module, forward: Callable, *inputs: torch.Tensor) -> torch.Tensor:
+def _called_with(
+    module: nn.Module, forward: Callable[[torch.Tensor], torch.Tensor], states: torch.Tensor
+) -> torch.Tensor:
     """Calls a module once with another forward pass.
 
     What gathers a sharded module's weights (FSDP2, ZeRO-3) does so when it is called. Ranks have rows with
@@ -67,7 +69,7 @@ def _called_with(module: nn.Module, forward: Callable, *inputs: torch.Tensor) ->
     before = vars(module).get("forward")
     module.forward = forward
     try:
-        return module(*inputs)
+        return module(states)
     finally:
         del module.forward
         if before is not None:
