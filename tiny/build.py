@@ -23,7 +23,17 @@ numbers of steps. START, ANSWERS and so on are folders in FOLDER.
 That is: the tokenizer; an InternVL of random weights; its ViT and projector on dense labels; its LLM on
 questions about images; InternVL2's layout; a PVC, whose repeats of an image give InternVL's tokens; temporal
 attention and the projector on dense labels of repeated images and videos; its LLM on all tasks; the same on
-more of what is hard; the mean of the last two, which scores better than either. What remains is
+more of what is hard; the mean of the last two, which scores better than either.
+
+    python -m pvc.tiny.build all FOLDER --base MODEL
+
+trains a PVC-Tiny that is there on what it has not seen. In place of all stages before the second vision
+pre-training it runs
+
+    python -m pvc.tiny.build base BASE PVC
+    python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --steps {steps}
+
+What remains is
 
     python -m pvc.tiny.build install TINY ROOT      the result, in bfloat16, into a clone
 
@@ -123,8 +133,7 @@ def start(folder: Path, seed: int = 0):
     init_weights_by_width(model)
     model.generation_config = generation_config(tokenizer)
     model.save_pretrained(folder)
-    images = PVCImageProcessor.from_model_config(model.config)
-    PVCProcessor(images, tokenizer, num_frames=NUM_FRAMES).save_pretrained(folder)
+    _processor(model.config, tokenizer).save_pretrained(folder)
 
 
 def generation_config(tokenizer: InternLM2Tokenizer) -> GenerationConfig:
@@ -183,6 +192,23 @@ def _internvl_name(name: str) -> str:
     return INTERNVL_NAMES[prefix] + name.removeprefix(prefix)
 
 
+def base(model: Path, target: Path):
+    """Writes a PVC-Tiny, with this code, as a new folder `target`, to be trained on in float32.
+
+    Raises:
+        ValueError: where `model` is not a PVC.
+    """
+    start = PVCForConditionalGeneration.from_pretrained(model, dtype=torch.float32)
+    if not start.config.vision_config.num_temporal_layers:
+        raise ValueError(f"{model} has no temporal layers: expected a PVC, as `pvc convert` makes one")
+    start.save_pretrained(target)
+    _processor(start.config, InternLM2Tokenizer.from_pretrained(model)).save_pretrained(target)
+
+
+def _processor(config: PVCConfig, tokenizer: InternLM2Tokenizer) -> PVCProcessor:
+    return PVCProcessor(PVCImageProcessor.from_model_config(config), tokenizer, num_frames=NUM_FRAMES)
+
+
 def mean(before: Path, after: Path, target: Path):
     """Copies the model in `after`, which was trained on from `before`, to `target`, with the mean of both.
 
@@ -224,6 +250,7 @@ def main():
     for function, names in (
         (start, ["folder"]),
         (as_internvl, ["folder", "target"]),
+        (base, ["model", "target"]),
         (mean, ["before", "after", "target"]),
         (install, ["folder", "root"]),
     ):
@@ -236,6 +263,7 @@ def main():
     command = commands.add_parser("all", help="All stages that make PVC-Tiny, or those that are left.")
     command.set_defaults(function=build_all)
     command.add_argument("folder", type=Path)
+    command.add_argument("--base", type=Path, help="a PVC-Tiny to train on, instead of random weights")
     command.add_argument("--scale", type=float, default=1.0, help="share of the steps, to try it out")
 
     arguments = vars(parser.parse_args())

@@ -14,13 +14,14 @@ from torch.utils.data import IterableDataset, get_worker_info
 from pvc.modeling_pvc import PVCModel
 from pvc.preprocess import build_transform, get_index
 from pvc.tiny.synthetic.dataset import SyntheticDataset
-from pvc.tiny.synthetic.image_tasks import ONE_TILE
-from pvc.tiny.synthetic.sampler import SHAPE_SPECS, TILE, tiles_of
+from pvc.tiny.synthetic.image_tasks import ONE_TILE, page
+from pvc.tiny.synthetic.sampler import SHAPE_SPECS, TILE, SceneSampler, tiles_of
 from pvc.tiny.synthetic.scenes import COLOURS, Box, Scene, Text, draw, draw_shape
 from pvc.tiny.synthetic.tasks import TASKS
 from pvc.tiny.synthetic.video_tasks import DIRECTIONS, SUFFICIENT_FRAMES, direction_of
 
-IMAGE_TASKS = ("read_all", "word", "name_all", "read_all", "word_at", "read_chart", "number", "count")
+PAGE = "page"  # no task: as many texts as there is room for, so that a tile has many letters
+IMAGE_TASKS = (PAGE, "word", "name_all", PAGE, "word_at", "read_chart", PAGE, "count")
 ALL_TASKS = (*IMAGE_TASKS, "motion", "tell_order")
 VIDEO_TASKS = ("motion", "colour_change", "moving_shape", "tell_order")
 DIRECTION_CLASSES = ("still", *DIRECTIONS)
@@ -279,16 +280,23 @@ class LabelledClips(IterableDataset):
 
     def __iter__(self):
         worker = get_worker_info()
-        dataset = SyntheticDataset(2**40, seed=self.seed, tasks=self.tasks, variations=self.variations)
         own = worker.id if worker else 0
         for index in count(self.first + own, worker.num_workers if worker else 1):
-            scenes = dataset.sample(index).scenes
-            if TASKS[dataset.task_of(index)].media == "video" and self.frames > 1:
+            task = self.tasks[index % len(self.tasks)]
+            scenes = self._scenes(task, index)
+            if task != PAGE and TASKS[task].media == "video" and self.frames > 1:
                 yield self.video(scenes)
             else:
                 scene = scenes[index // len(self.tasks) % len(scenes)]
                 boxes = tile_boxes(scene.size)
                 yield self.image(scene, boxes[index // len(self.tasks) % len(boxes)])
+
+    def _scenes(self, task: str, index: int) -> list[Scene]:
+        if task == PAGE:
+            key = f"{self.seed}/{index}/{PAGE}"
+            return [page(SceneSampler(key, held_out=False, shares=self.variations))]
+        dataset = SyntheticDataset(2**40, seed=self.seed, tasks=(task,), variations=self.variations)
+        return dataset.sample(index).scenes
 
     def image(self, scene: Scene, box: Box) -> LabelledClip:
         shown = draw(scene).resize(ONE_TILE, Image.Resampling.BICUBIC, box=box)

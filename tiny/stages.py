@@ -1,6 +1,7 @@
 """The stages that make PVC-Tiny, as commands, and the run of them all.
 
     python -m pvc.tiny.build all FOLDER
+    python -m pvc.tiny.build all FOLDER --base MODEL      from a PVC-Tiny that is there
 
 Every stage is a command of its own, printed before it runs. It runs in this process, so that nothing goes on
 when this is killed. FOLDER holds
@@ -81,19 +82,34 @@ STAGES = (
     ),
     Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY"),
 )
+FROM_BASE = (  # the same from a PVC-Tiny that is there
+    Stage("base", "python -m pvc.tiny.build base BASE PVC", makes="PVC"),
+    Stage(
+        "pvc-vision",
+        "python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --steps {steps}",
+        steps=2500,
+    ),
+    STAGES[-3]._replace(steps=1100),
+    STAGES[-2]._replace(steps=600),
+    STAGES[-1],
+)
 FEWEST_STEPS = 2
 
 
-def commands(folder: Path, scale: float = 1.0) -> dict[str, list[str]]:
-    """The words of each stage's command, by its name."""
-    folders = {stage.makes for stage in STAGES if stage.makes} | {"START", "ANSWERS", "ONE", "TWO"}
+def commands(
+    folder: Path, stages: tuple[Stage, ...] = STAGES, scale: float = 1.0, base: Path | None = None
+) -> dict[str, list[str]]:
+    """The words of each stage's command, by its name; `base` is the folder that is BASE in them."""
+    folders = {stage.makes for stage in stages if stage.makes} | {"START", "ANSWERS", "ONE", "TWO"}
     result = {}
-    for stage in STAGES:
+    for stage in stages:
         words = []
         for word in shlex.split(stage.command.format(steps=_steps(stage, scale))):
             first, slash, rest = word.partition("/")
             if first in folders:
                 word = f"{folder / first.lower()}{slash}{rest}"
+            elif first == "BASE":
+                word = str(base)
             elif first == "RECIPES":
                 word = f"{RECIPES}{slash}{rest}"
             words.append(word)
@@ -105,22 +121,24 @@ def _steps(stage: Stage, scale: float) -> int:
     return max(round(stage.steps * scale), FEWEST_STEPS)
 
 
-def build_all(folder: Path, scale: float = 1.0) -> None:
+def build_all(folder: Path, scale: float = 1.0, base: Path | None = None) -> None:
     """Makes PVC-Tiny in `folder`/tiny, or goes on with it.
 
     Args:
+        base: a PVC-Tiny to train on; None: all of it, from random weights.
         scale: the share of each stage's steps that is taken, to try it out.
 
     Raises:
         ValueError: where `folder` has a stage that began with another command.
     """
     (folder / "finished").mkdir(parents=True, exist_ok=True)
-    _check_plan(folder, scale)
-    planned = commands(folder, scale)
+    stages = STAGES if base is None else FROM_BASE
+    _check_plan(folder, stages, scale)
+    planned = commands(folder, stages, scale, base)
 
-    for number, stage in enumerate(STAGES, start=1):
+    for number, stage in enumerate(stages, start=1):
         done = folder / "finished" / stage.name
-        title = f"stage {number} of {len(STAGES)}, {stage.name}"
+        title = f"stage {number} of {len(stages)}, {stage.name}"
         if done.exists():
             print(f"{title}: finished", flush=True)
             continue
@@ -136,10 +154,10 @@ def build_all(folder: Path, scale: float = 1.0) -> None:
     print(f"finished after {_hours(folder)}; next: {installs}")
 
 
-def _check_plan(folder: Path, scale: float) -> None:
+def _check_plan(folder: Path, stages: tuple[Stage, ...], scale: float) -> None:
     """Writes the plan; raises a ValueError where a stage that has begun had another command."""
     path = folder / "plan.json"
-    plan = {stage.name: stage.command.format(steps=_steps(stage, scale)) for stage in STAGES}
+    plan = {stage.name: stage.command.format(steps=_steps(stage, scale)) for stage in stages}
     before = _read(path)
     if changed := [name for name in _read(folder / HOURS) if before.get(name) != plan.get(name)]:
         raise ValueError(

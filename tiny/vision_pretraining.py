@@ -77,6 +77,7 @@ BY_FRAMES = " by tokens of a frame"  # each of which tells a whole block
 CHECKPOINT, HEADS = "vision_pretraining.pt", "heads.pt"  # files of a run, in the model's folder
 SAVE_SECONDS = 300  # between checkpoints
 NORM_RATE = 0.02  # of the learning rate: AdaLN is wide, and starts as a selection of parts
+HEADS_RATE = 0.03  # of linear heads: at the rate of the rest, the first thousand steps only make them larger
 
 
 class Told(NamedTuple):
@@ -280,6 +281,7 @@ def pretrain(
     steps: int,
     batch: int,
     learning_rate: float,
+    norm_rate: float = NORM_RATE,
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
     variations: Mapping[str, float] | None = None,
@@ -294,6 +296,7 @@ def pretrain(
     here; the rest with AdamW.
 
     Args:
+        norm_rate: as of `make_optimizer`.
         variations: as of `SyntheticDataset`.
         heads: a file of the heads of another run, to begin with; those that are not in it are new.
         checkpoint: a file where the run is kept every five minutes; one that is there is gone on with.
@@ -302,7 +305,7 @@ def pretrain(
     labeller = DenseLabelModel(model).to(model.device).train()
     if heads is not None:
         labeller.load_state_dict(torch.load(heads, weights_only=True), strict=False)
-    optimizer = make_optimizer(labeller, learning_rate)
+    optimizer = make_optimizer(labeller, learning_rate, norm_rate)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
 
@@ -354,20 +357,34 @@ def _save(path: Path, state: dict) -> None:
     os.replace(unfinished, path)
 
 
-def make_optimizer(labeller: DenseLabelModel, learning_rate: float) -> MuonWithAdamW:
-    """Muon for matrices of layers, AdamW for the rest; the projector's AdaLN at a lower rate."""
-    matrices: list[nn.Parameter] = []
-    norms: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+def make_optimizer(
+    labeller: DenseLabelModel, learning_rate: float, norm_rate: float = NORM_RATE
+) -> MuonWithAdamW:
+    """Muon for matrices of layers, AdamW for the rest; heads and the projector's AdaLN have their own rates.
+
+    Args:
+        norm_rate: of that AdaLN, in parts of the learning rate.
+    """
+    rates = {"matrices": 3 * learning_rate, "norms": norm_rate * learning_rate, "heads": HEADS_RATE}
+    groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*rates, "others")}
     for name, parameter in labeller.named_parameters():
-        is_norm = name.startswith("projector.norm.")
-        (norms if is_norm else matrices if is_matrix(name, parameter) else others).append(parameter)
+        if name.startswith("projector.norm."):
+            group = "norms"
+        elif "_heads." in name:
+            group = "heads"
+        else:
+            group = "matrices" if is_matrix(name, parameter) else "others"
+        groups[group].append(parameter)
 
     return MuonWithAdamW(
         [
-            {"params": matrices, "lr": 3 * learning_rate, IS_MATRIX: True, "weight_decay": 0.01},
-            {"params": norms, "lr": NORM_RATE * learning_rate, IS_MATRIX: False, "weight_decay": 0.01},
-            {"params": others, IS_MATRIX: False, "weight_decay": 0.01},
+            {
+                "params": parameters,
+                "lr": rates.get(name, learning_rate),
+                IS_MATRIX: name == "matrices",
+                "weight_decay": 0.01,
+            }
+            for name, parameters in groups.items()
         ],
         learning_rate,
         betas=(0.9, 0.98),
@@ -417,6 +434,12 @@ def main():
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
+    parser.add_argument(
+        "--norm-rate",
+        type=float,
+        default=NORM_RATE,
+        help="of the projector's AdaLN, in parts of the learning rate",
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that draw, for a GPU")
     parser.add_argument("--plain", action="store_true", help="plain scenes alone, without variations")
     parser.add_argument("--seed", type=int, default=0)
@@ -440,6 +463,7 @@ def main():
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
+        norm_rate=arguments.norm_rate,
         seed=arguments.seed,
         variations={} if arguments.plain else SHARES,
         workers=arguments.workers,

@@ -4,9 +4,15 @@ import json
 import re
 
 import pytest
+import torch
+from checkpoint_files import ROOT
+from safetensors.torch import load_file
+from transformers import AutoProcessor
 
+from pvc.modeling_pvc import PVCForConditionalGeneration
 from pvc.tiny import build, stages
-from pvc.tiny.stages import STAGES, Stage, build_all, commands
+from pvc.tiny.stages import FROM_BASE, STAGES, Stage, build_all, commands
+from pvc.tokenization_internlm2 import InternLM2Tokenizer
 from pvc.training.recipe import RECIPES, Recipe, read_recipe
 
 WRITES = "import sys; open(sys.argv[1], 'a').write('x')"
@@ -53,7 +59,7 @@ def test_a_stage_that_has_begun_keeps_its_command_and_one_that_has_not_may_chang
 def test_the_documented_commands_are_those_that_run():
     """But for the line breaks, word for word."""
     documented = re.sub(r"\s+", " ", build.__doc__)
-    for stage in STAGES:
+    for stage in (*STAGES, *FROM_BASE):
         assert stage.command in documented, stage.name
 
 
@@ -63,6 +69,30 @@ def test_folders_and_recipes_are_filled_in(tmp_path):
     assert planned["vision"][-2:] == ["--steps", "200"]
     assert planned["pvc-vision"][4:6] == ["--heads", str(tmp_path / "start" / "heads.pt")]
     assert planned["tune"][7] == str(RECIPES / "tiny-tune.json")
+
+
+def test_a_model_that_is_there_takes_the_place_of_the_stages_before(tmp_path):
+    planned = commands(tmp_path / "run", FROM_BASE, base=tmp_path / "old")
+    assert list(planned) == ["base", "pvc-vision", "pretrain", "tune", "mean"]
+    assert planned["base"][-2:] == [str(tmp_path / "old"), str(tmp_path / "run" / "pvc")]
+    assert "--heads" not in planned["pvc-vision"], "nothing before it has made heads"
+
+
+def test_a_base_is_written_as_it_was_in_float32_and_ready_to_train(tmp_path):
+    build.base(ROOT, tmp_path / "pvc")
+    old, new = (load_file(folder / "model.safetensors") for folder in (ROOT, tmp_path / "pvc"))
+    assert old.keys() == new.keys()
+    assert all(new[name].dtype == torch.float32 and torch.equal(new[name], old[name].float()) for name in old)
+    processor = AutoProcessor.from_pretrained(tmp_path / "pvc", trust_remote_code=True)
+    assert processor.num_frames == build.NUM_FRAMES
+
+
+def test_a_base_without_temporal_layers_is_refused(tmp_path):
+    folder = tmp_path / "internvl"
+    tokenizer = InternLM2Tokenizer.from_pretrained(ROOT)
+    PVCForConditionalGeneration(build.internvl_tiny_config(tokenizer)).save_pretrained(folder)
+    with pytest.raises(ValueError, match="no temporal layers"):
+        build.base(folder, tmp_path / "pvc")
 
 
 def test_it_saves_often_and_the_steps_are_those_of_the_recipes():

@@ -1,6 +1,6 @@
 """What the ViT is taught to see before there is an LLM: labels are where things are drawn, and are learnt."""
 
-from itertools import groupby, islice
+from itertools import combinations, groupby, islice
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,7 @@ from pvc.tiny.dense_labels import (
     LETTERS,
     MAX_LETTERS,
     NOTHING,
+    PAGE,
     PARTS,
     SHAPES,
     SMALL,
@@ -36,15 +37,18 @@ from pvc.tiny.dense_labels import (
     tile_boxes,
 )
 from pvc.tiny.synthetic.dataset import SyntheticDataset
-from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE
+from pvc.tiny.synthetic.image_tasks import ONE_TILE, TILE, page
+from pvc.tiny.synthetic.sampler import SceneSampler, are_apart
 from pvc.tiny.synthetic.scenes import COLOURS, Scene, Shape, ShapeSpec, Text, draw
 from pvc.tiny.synthetic.variations import SHARES
 from pvc.tiny.vision_pretraining import (
     BY_FRAMES,
     BY_TOKENS,
+    HEADS_RATE,
     DenseLabelModel,
     LinearHead,
     Told,
+    make_optimizer,
     pretrain,
     to_unit_size,
 )
@@ -165,6 +169,20 @@ def test_tiles_of_an_image_of_any_size_are_those_of_the_processor():
         assert len(tiles) == len(tile_boxes(scene.size))
         # at the edge of a tile, the processor's has seen the pixels beyond it
         assert (clip.tiles[0] - shown).abs().mean() < 0.02
+
+
+def test_a_page_has_many_letters_whose_texts_do_not_touch():
+    letters = {"word": [], PAGE: []}
+    for task, numbers in letters.items():
+        for clip, _ in zip(LabelledClips(0, PATCH, (task,)), range(20)):
+            cells = clip.labels.cells
+            numbers.append(((cells != NOTHING) & (cells < len(LETTERS))).sum().item())
+    assert sum(letters[PAGE]) > 3 * sum(letters["word"])
+
+    for index in range(20):
+        scene = page(SceneSampler(str(index), held_out=False, shares=SHARES))
+        boxes = [thing.box for thing in (*scene.shapes, *scene.texts)]
+        assert scene.texts and all(are_apart(*pair, gap=1) for pair in combinations(boxes, 2))
 
 
 def test_boxes_are_of_the_tiles_that_an_image_is_cut_into():
@@ -411,3 +429,19 @@ def test_processes_teach_one_model_with_tiles_of_their_own(tmp_path):
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert any(not torch.equal(first[name], value) for name, value in alone.state_dict().items())
+
+
+def test_each_parameter_has_the_rate_of_its_part():
+    labeller = DenseLabelModel(vision_model(num_temporal_layers=1).model)
+    optimizer = make_optimizer(labeller, 1e-3, norm_rate=0.3)
+    rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
+    named = dict(labeller.named_parameters())
+    assert len(rates) == len(named) == sum(len(group["params"]) for group in optimizer.param_groups)
+    for name, parameter in named.items():
+        if "_heads." in name:
+            expected = HEADS_RATE
+        elif name.startswith("projector.norm."):
+            expected = 0.3e-3
+        else:
+            expected = 3e-3 if ".layers." in name and parameter.dim() == 2 else 1e-3
+        assert rates[id(parameter)] == pytest.approx(expected), name

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from math import ceil, floor, prod
 from typing import NamedTuple
 
-from pvc.tiny.synthetic.sampler import MARGIN, SHAPE_SPECS, TILE, SceneSampler
+from pvc.tiny.synthetic.sampler import MARGIN, SHAPE_SPECS, TILE, SceneSampler, are_apart
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, Bar, Scene, Shape, ShapeSpec, Text
 from pvc.tiny.synthetic.tasks import task
 
@@ -141,6 +141,24 @@ def _short_text(rng: SceneSampler, width: float) -> str:
         left, _, right, _ = rng.extent(text, rng.letter_heights[0])
         if right - left <= width:
             return text
+
+
+SHAPES_OF_PAGE = 3
+TEXTS_OF_PAGE = 60  # that are tried; from one to twenty find room
+
+
+def page(rng: SceneSampler) -> Scene:
+    """As many words and numbers as find room beside up to three shapes: nothing is asked about it."""
+    size = _size(rng)
+    shapes = rng.shapes(rng.specs(rng.randint(0, SHAPES_OF_PAGE)), size, crowd=MAX_SHAPES)
+    texts: list[Text] = []
+    taken = [shape.box for shape in shapes]
+    for _ in range(TEXTS_OF_PAGE):
+        text = rng.text(rng.word() if rng.random() < 0.75 else rng.number(), size)
+        if all(are_apart(text.box, box, rng.margin) for box in taken):
+            texts.append(text)
+            taken.append(text.box)
+    return rng.scene(size, shapes, texts)
 
 
 # --------------------------------------------------------------------------------------------------- shapes
