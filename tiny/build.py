@@ -7,13 +7,13 @@ numbers of steps. START, ANSWERS and so on are folders in FOLDER.
 
     python -m pvc.tiny.tokenizer START
     python -m pvc.tiny.build start START
-    python -m pvc.tiny.vision_pretraining START --steps {steps}
+    python -m pvc.tiny.vision_pretraining START --workers 1 --steps {steps}
     pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS
         --set max_steps={steps} --resume
     python -m pvc.tiny.build internvl ANSWERS INTERNVL
     pvc convert INTERNVL PVC --temporal-layers 2 --projector-init interlaced
     python -m pvc.tiny.vision_pretraining PVC --heads START/heads.pt --learning-rate 1e-3 --seed 1
-        --steps {steps}
+        --workers 1 --steps {steps}
     pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE
         --set max_steps={steps} --resume
     pvc train run tiny-tune --model ONE --data RECIPES/tiny-tune.json --output TWO
@@ -31,7 +31,7 @@ trains a PVC-Tiny that is there on what it has not seen. In place of all stages 
 pre-training it runs
 
     python -m pvc.tiny.build base BASE PVC
-    python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --steps {steps}
+    python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --workers 1 --steps {steps}
 
 What remains is
 
@@ -265,6 +265,7 @@ def main():
     command.add_argument("folder", type=Path)
     command.add_argument("--base", type=Path, help="a PVC-Tiny to train on, instead of random weights")
     command.add_argument("--scale", type=float, default=1.0, help="share of the steps, to try it out")
+    command.add_argument("--processes", type=int, default=1, help="that train together: one for each core")
 
     arguments = vars(parser.parse_args())
     arguments.pop("command")

@@ -246,6 +246,7 @@ class LabelledClips(IterableDataset):
 
     Attributes:
         first: index of the first clip.
+        stride: from each to the next, where several processes share them.
     """
 
     def __init__(
@@ -260,7 +261,7 @@ class LabelledClips(IterableDataset):
     ):
         self.seed, self.patch_size, self.tasks = seed, patch_size, tasks
         self.repeats, self.frames, self.variations = repeats, frames, variations
-        self.first = 0
+        self.first, self.stride = 0, 1
 
     @classmethod
     def for_model(
@@ -280,8 +281,8 @@ class LabelledClips(IterableDataset):
 
     def __iter__(self):
         worker = get_worker_info()
-        own = worker.id if worker else 0
-        for index in count(self.first + own, worker.num_workers if worker else 1):
+        own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
+        for index in count(self.first + own * self.stride, workers * self.stride):
             task = self.tasks[index % len(self.tasks)]
             scenes = self._scenes(task, index)
             if task != PAGE and TASKS[task].media == "video" and self.frames > 1:

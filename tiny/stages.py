@@ -4,7 +4,7 @@
     python -m pvc.tiny.build all FOLDER --base MODEL      from a PVC-Tiny that is there
 
 Every stage is a command of its own, printed before it runs. It runs in this process, so that nothing goes on
-when this is killed. FOLDER holds
+when this is killed; with `--processes`, training runs under `torchrun`. FOLDER holds
 
     plan.json           the command of each stage
     hours.json          CPU and wall seconds of each stage, brought up to date every minute
@@ -16,6 +16,7 @@ begin anew.
 """
 
 import json
+import os
 import runpy
 import shlex
 import shutil
@@ -53,7 +54,7 @@ class Stage(NamedTuple):
 STAGES = (
     Stage("tokenizer", "python -m pvc.tiny.tokenizer START"),
     Stage("start", "python -m pvc.tiny.build start START"),
-    Stage("vision", "python -m pvc.tiny.vision_pretraining START --steps {steps}", steps=20_000),
+    Stage("vision", "python -m pvc.tiny.vision_pretraining START --workers 1 --steps {steps}", steps=20_000),
     Stage(
         "answers",
         "pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS "
@@ -65,7 +66,7 @@ STAGES = (
     Stage(
         "pvc-vision",
         "python -m pvc.tiny.vision_pretraining PVC --heads START/heads.pt --learning-rate 1e-3 "
-        "--seed 1 --steps {steps}",
+        "--seed 1 --workers 1 --steps {steps}",
         steps=6000,
     ),
     Stage(
@@ -86,7 +87,8 @@ FROM_BASE = (  # the same from a PVC-Tiny that is there
     Stage("base", "python -m pvc.tiny.build base BASE PVC", makes="PVC"),
     Stage(
         "pvc-vision",
-        "python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --steps {steps}",
+        "python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --workers 1 "
+        "--steps {steps}",
         steps=2500,
     ),
     STAGES[-3]._replace(steps=1100),
@@ -121,12 +123,13 @@ def _steps(stage: Stage, scale: float) -> int:
     return max(round(stage.steps * scale), FEWEST_STEPS)
 
 
-def build_all(folder: Path, scale: float = 1.0, base: Path | None = None) -> None:
+def build_all(folder: Path, scale: float = 1.0, base: Path | None = None, processes: int = 1) -> None:
     """Makes PVC-Tiny in `folder`/tiny, or goes on with it.
 
     Args:
-        base: a PVC-Tiny to train on; None: all of it, from random weights.
         scale: the share of each stage's steps that is taken, to try it out.
+        base: a PVC-Tiny to train on; None: all of it, from random weights.
+        processes: that share the rows of each step of training; their number may change where a run goes on.
 
     Raises:
         ValueError: where `folder` has a stage that began with another command.
@@ -147,7 +150,7 @@ def build_all(folder: Path, scale: float = 1.0, base: Path | None = None) -> Non
         if stage.makes:
             shutil.rmtree(folder / stage.makes.lower(), ignore_errors=True)
         with _timed(folder, stage.name):
-            _run(planned[stage.name])
+            _run(planned[stage.name], processes if stage.steps else 1)
         done.touch()
 
     installs = f"python -m pvc.tiny.build install {folder / 'tiny'} ROOT"
@@ -171,8 +174,8 @@ def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
-def _run(words: list[str]) -> None:
-    """A command in this process, as Python would run it.
+def _run(words: list[str], processes: int = 1) -> None:
+    """A command in this process, as Python would run it, or in several by `torchrun`.
 
     Raises:
         SystemExit: where the command ends with an error.
@@ -181,10 +184,15 @@ def _run(words: list[str]) -> None:
     if program == "python":
         assert arguments[0] == "-m"
         program, *arguments = arguments[1:]
+    program = PROGRAMS.get(program, program)
+    if processes > 1:
+        arguments = ["--standalone", f"--nproc-per-node={processes}", "-m", program, *arguments]
+        program = "torch.distributed.run"
+
     before = sys.argv
     sys.argv = [program, *arguments]
     try:
-        runpy.run_module(PROGRAMS.get(program, program), run_name="__main__", alter_sys=True)
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
     except SystemExit as end:
         if end.code:
             raise
@@ -198,11 +206,11 @@ def _timed(folder: Path, name: str) -> Iterator[None]:
     path = folder / HOURS
     hours = _read(path)
     before = hours.get(name, {"cpu_s": 0.0, "wall_s": 0.0})
-    cpu, wall = time.process_time(), time.monotonic()
+    cpu, wall = _cpu_seconds(), time.monotonic()
     ended = Event()
 
     def write() -> None:
-        taken = {"cpu_s": time.process_time() - cpu, "wall_s": time.monotonic() - wall}
+        taken = {"cpu_s": _cpu_seconds() - cpu, "wall_s": time.monotonic() - wall}
         hours[name] = {key: round(before[key] + value, 3) for key, value in taken.items()}
         write_json(path, hours)
 
@@ -218,6 +226,11 @@ def _timed(folder: Path, name: str) -> Iterator[None]:
         ended.set()
         thread.join()
         write()
+
+
+def _cpu_seconds() -> float:
+    """Of this process, and of those that it started and that have ended."""
+    return time.process_time() + sum(os.times()[2:4])
 
 
 def _hours(folder: Path) -> str:

@@ -1,6 +1,6 @@
 """Vision pre-training of PVC-Tiny on dense labels: the ViT, temporal attention, and the projector.
 
-    torchrun --nproc-per-node 2 -m pvc.tiny.vision_pretraining FOLDER     on two cores, with OMP_NUM_THREADS=1
+    torchrun --nproc-per-node 2 -m pvc.tiny.vision_pretraining FOLDER     on two cores
     python -m pvc.tiny.vision_pretraining FOLDER --workers 14             on a GPU
 
 InternVL begins with a ViT that was pre-trained on many images; this stands for it. Linear heads, which are
@@ -291,16 +291,22 @@ def pretrain(
 ) -> DenseLabelModel:
     """Trains ViT and projector of `model` in place on clips of `tasks`; on a GPU in bfloat16 autocast.
 
-    Loss and accuracy are logged. Each of several processes takes `batch` clips of its own, drawn in `workers`
-    processes beside it. Matrices of layers are trained with Muon, which needs a third fewer steps than AdamW
-    here; the rest with AdamW.
+    Loss and accuracy are logged. Several processes share the `batch` clips of a step; each draws its own in
+    `workers` processes beside it. Matrices of layers are trained with Muon, which needs a third fewer steps
+    than AdamW here; the rest with AdamW.
 
     Args:
         norm_rate: as of `make_optimizer`.
         variations: as of `SyntheticDataset`.
         heads: a file of the heads of another run, to begin with; those that are not in it are new.
         checkpoint: a file where the run is kept every five minutes; one that is there is gone on with.
+
+    Raises:
+        ValueError: `batch` is not a multiple of the number of processes.
     """
+    rank, processes = _rank(), dist.get_world_size() if dist.is_initialized() else 1
+    if batch % processes:
+        raise ValueError(f"batch {batch}: expected a multiple of the {processes} processes")
     torch.manual_seed(seed)
     labeller = DenseLabelModel(model).to(model.device).train()
     if heads is not None:
@@ -318,10 +324,9 @@ def pretrain(
         first = state["step"]
 
     # clips of this process
-    rank = _rank()
-    labelled = LabelledClips.for_model(model, seed + rank, tasks, variations)
-    labelled.first = first * batch
-    clips = DataLoader(labelled, batch_size=batch, collate_fn=collate_clips, num_workers=workers)
+    labelled = LabelledClips.for_model(model, seed, tasks, variations)
+    labelled.first, labelled.stride = first * batch + rank, processes
+    clips = DataLoader(labelled, batch // processes, collate_fn=collate_clips, num_workers=workers)
 
     saved = monotonic()
     for step, clip in zip(range(first + 1, steps + 1), clips):
@@ -440,7 +445,7 @@ def main():
         default=NORM_RATE,
         help="of the projector's AdaLN, in parts of the learning rate",
     )
-    parser.add_argument("--workers", type=int, default=0, help="processes that draw, for a GPU")
+    parser.add_argument("--workers", type=int, default=0, help="processes that draw")
     parser.add_argument("--plain", action="store_true", help="plain scenes alone, without variations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=Path, help="a file of the heads of an earlier run, to begin with")

@@ -56,6 +56,18 @@ def test_a_stage_that_has_begun_keeps_its_command_and_one_that_has_not_may_chang
         build_all(two_stages)
 
 
+def test_processes_train_together_and_other_stages_run_once(tmp_path, monkeypatch):
+    """Two processes by torchrun, in this one as their parent."""
+    writes = "import os, sys; open(sys.argv[1] + os.environ.get('RANK', ''), 'a').write('x')"
+    (tmp_path / "writes.py").write_text(writes)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(stages, "STAGES", (Stage("once", "python -m writes START"), TWO[1]))
+    build_all(tmp_path / "run", processes=2)
+    written = {path.name for path in (tmp_path / "run").glob("[sa]*")}
+    assert written == {"start", "answers0", "answers1"}
+
+
 def test_the_documented_commands_are_those_that_run():
     """But for the line breaks, word for word."""
     documented = re.sub(r"\s+", " ", build.__doc__)

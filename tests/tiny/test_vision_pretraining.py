@@ -420,15 +420,26 @@ torch.save(model.state_dict(), sys.argv[1] + str(dist.get_rank()))
 
 
 @pytest.mark.slow
-def test_processes_teach_one_model_with_tiles_of_their_own(tmp_path):
+def test_processes_train_one_model_on_clips_of_their_own(tmp_path):
     script = TAUGHT.format(tests=[str(HERE), str(HERE.parent / "support")])
     assert in_processes(2, "-c", script, str(tmp_path / "model")) == [0, 0]
     first, second = (torch.load(tmp_path / f"model{rank}") for rank in range(2))
     alone = vision_model().model
-    pretrain(alone, steps=3, batch=2, learning_rate=1e-3)
+    pretrain(alone, steps=3, batch=1, learning_rate=1e-3)
     for name in first:
         assert torch.equal(first[name], second[name]), name
     assert any(not torch.equal(first[name], value) for name, value in alone.state_dict().items())
+
+
+def test_processes_share_the_clips_that_one_would_draw():
+    alone = LabelledClips(0, PATCH)
+    shares = []
+    for rank in range(2):
+        share = LabelledClips(0, PATCH)
+        share.first, share.stride = rank, 2
+        shares.append(iter(share))
+    for index, clip in zip(range(6), alone):
+        assert torch.equal(clip.tiles, next(shares[index % 2]).tiles)
 
 
 def test_each_parameter_has_the_rate_of_its_part():
