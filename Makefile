@@ -36,8 +36,9 @@ test: .venv/ready ## all tests, a process a core
 # what depends on the version of transformers: there, all but files, names, data and torch alone
 DEPENDENT = $(addprefix tests/,conversion dialogue model training) $(addprefix --ignore=tests/, \
 	conversion/test_conversion_safety.py conversion/test_foreign_folders.py conversion/test_matching.py \
-	conversion/test_replaced_folders.py training/test_matched_rows.py training/test_muon.py \
-	training/test_training_data.py training/test_training_samples.py training/test_training_shards.py)
+	conversion/test_replaced_folders.py model/test_compressors.py training/test_losses.py \
+	training/test_matched_rows.py training/test_muon.py training/test_training_data.py \
+	training/test_training_packing.py training/test_training_samples.py training/test_training_shards.py)
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
 	.venv-oldest/bin/$(TESTS) -m "not slow" $(DEPENDENT)
