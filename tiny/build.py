@@ -32,6 +32,8 @@ pre-training it runs
 
     python -m pvc.tiny.build base BASE PVC
     python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --workers 1 --steps {steps}
+    python -m pvc.tiny.vision_pretraining PVC --heads PVC/heads.pt --learning-rate 1e-3 --norm-rate 0.3
+        --seed 1 --workers 1 --steps {steps}
 
 What remains is
 

@@ -91,6 +91,12 @@ FROM_BASE = (  # the same from a PVC-Tiny that is there
         "--steps {steps}",
         steps=2500,
     ),
+    Stage(
+        "pvc-vision-again",
+        "python -m pvc.tiny.vision_pretraining PVC --heads PVC/heads.pt --learning-rate 1e-3 --norm-rate 0.3 "
+        "--seed 1 --workers 1 --steps {steps}",
+        steps=3000,
+    ),
     STAGES[-3]._replace(steps=1100),
     STAGES[-2]._replace(steps=600),
     STAGES[-1],
