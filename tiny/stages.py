@@ -37,7 +37,7 @@ PROGRAMS = {"pvc": "pvc.cli"}  # commands that are modules
 
 
 class Stage(NamedTuple):
-    """A command; words in capitals are names of folders in FOLDER, but for RECIPES.
+    """A command; words in capitals are names of folders in FOLDER, but for RECIPES and BASE.
 
     Attributes:
         command: `{steps}` is the number of steps.
@@ -51,6 +51,19 @@ class Stage(NamedTuple):
     steps: int = 0
 
 
+PRETRAIN = Stage(
+    "pretrain",
+    "pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE "
+    "--set max_steps={steps} --resume",
+    steps=1800,
+)
+TUNE = Stage(
+    "tune",
+    "pvc train run tiny-tune --model ONE --data RECIPES/tiny-tune.json --output TWO "
+    "--set max_steps={steps} --resume",
+    steps=1800,
+)
+MEAN = Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY")
 STAGES = (
     Stage("tokenizer", "python -m pvc.tiny.tokenizer START"),
     Stage("start", "python -m pvc.tiny.build start START"),
@@ -69,19 +82,9 @@ STAGES = (
         "--seed 1 --workers 1 --steps {steps}",
         steps=6000,
     ),
-    Stage(
-        "pretrain",
-        "pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE "
-        "--set max_steps={steps} --resume",
-        steps=1800,
-    ),
-    Stage(
-        "tune",
-        "pvc train run tiny-tune --model ONE --data RECIPES/tiny-tune.json --output TWO "
-        "--set max_steps={steps} --resume",
-        steps=1800,
-    ),
-    Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY"),
+    PRETRAIN,
+    TUNE,
+    MEAN,
 )
 FROM_BASE = (  # the same from a PVC-Tiny that is there
     Stage("base", "python -m pvc.tiny.build base BASE PVC", makes="PVC"),
@@ -97,9 +100,9 @@ FROM_BASE = (  # the same from a PVC-Tiny that is there
         "--seed 1 --workers 1 --steps {steps}",
         steps=3000,
     ),
-    STAGES[-3]._replace(steps=1100),
-    STAGES[-2]._replace(steps=600),
-    STAGES[-1],
+    PRETRAIN._replace(steps=1100),
+    TUNE._replace(steps=600),
+    MEAN,
 )
 FEWEST_STEPS = 2
 
@@ -142,7 +145,7 @@ def build_all(folder: Path, scale: float = 1.0, base: Path | None = None, proces
     """
     (folder / "finished").mkdir(parents=True, exist_ok=True)
     stages = STAGES if base is None else FROM_BASE
-    _check_plan(folder, stages, scale)
+    _check_plan(folder, stages, scale, base)
     planned = commands(folder, stages, scale, base)
 
     for number, stage in enumerate(stages, start=1):
@@ -163,15 +166,18 @@ def build_all(folder: Path, scale: float = 1.0, base: Path | None = None, proces
     print(f"finished after {_hours(folder)}; next: {installs}")
 
 
-def _check_plan(folder: Path, stages: tuple[Stage, ...], scale: float) -> None:
+def _check_plan(folder: Path, stages: tuple[Stage, ...], scale: float, base: Path | None) -> None:
     """Writes the plan; raises a ValueError where a stage that has begun had another command."""
     path = folder / "plan.json"
-    plan = {stage.name: stage.command.format(steps=_steps(stage, scale)) for stage in stages}
+    plan = {
+        stage.name: stage.command.format(steps=_steps(stage, scale)).replace("BASE", str(base))
+        for stage in stages
+    }
     before = _read(path)
     if changed := [name for name in _read(folder / HOURS) if before.get(name) != plan.get(name)]:
         raise ValueError(
             f"{folder} has {', '.join(changed)} by another command, see plan.json: choose another folder, or "
-            "the same scale"
+            "the same base and scale"
         )
     write_json(path, plan)
 

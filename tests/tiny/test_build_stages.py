@@ -56,6 +56,13 @@ def test_a_stage_that_has_begun_keeps_its_command_and_one_that_has_not_may_chang
         build_all(two_stages)
 
 
+def test_another_base_is_another_command(two_stages, monkeypatch, tmp_path):
+    monkeypatch.setattr(stages, "FROM_BASE", (Stage("base", "python -m writes START BASE"),))
+    build_all(two_stages, base=tmp_path / "old")
+    with pytest.raises(ValueError, match="base by another command"):
+        build_all(two_stages, base=tmp_path / "other")
+
+
 def test_processes_train_together_and_other_stages_run_once(tmp_path, monkeypatch):
     """Two processes by torchrun, in this one as their parent."""
     writes = "import os, sys; open(sys.argv[1] + os.environ.get('RANK', ''), 'a').write('x')"
