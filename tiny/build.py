@@ -27,13 +27,16 @@ more of what is hard; the mean of the last two, which scores better than either.
 
     python -m pvc.tiny.build all FOLDER --base MODEL
 
-trains a PVC-Tiny that is there on what it has not seen. In place of all stages before the second vision
-pre-training it runs
+trains a PVC-Tiny that is there on what it has not seen. In place of all stages before `tiny-tune` it runs
 
     python -m pvc.tiny.build base BASE PVC
     python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --workers 1 --steps {steps}
     python -m pvc.tiny.vision_pretraining PVC --heads PVC/heads.pt --learning-rate 1e-3 --norm-rate 0.3
         --seed 1 --workers 1 --steps {steps}
+    pvc train run tiny-internvl --model PVC --data RECIPES/tiny-internvl.json --output ANSWERS
+        --set max_steps={steps} --resume
+    pvc train run tiny-pretrain --model ANSWERS --data RECIPES/tiny-pretrain.json --output ONE
+        --set max_steps={steps} --resume
 
 What remains is
 

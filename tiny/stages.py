@@ -100,7 +100,13 @@ FROM_BASE = (  # the same from a PVC-Tiny that is there
         "--seed 1 --workers 1 --steps {steps}",
         steps=3000,
     ),
-    PRETRAIN._replace(steps=1100),
+    Stage(
+        "answers",
+        "pvc train run tiny-internvl --model PVC --data RECIPES/tiny-internvl.json --output ANSWERS "
+        "--set max_steps={steps} --resume",
+        steps=1500,
+    ),
+    PRETRAIN._replace(command=PRETRAIN.command.replace("--model PVC", "--model ANSWERS"), steps=1000),
     TUNE._replace(steps=600),
     MEAN,
 )
