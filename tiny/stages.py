@@ -17,6 +17,7 @@ begin anew.
 
 import json
 import os
+import re
 import runpy
 import shlex
 import shutil
@@ -51,6 +52,12 @@ class Stage(NamedTuple):
     steps: int = 0
 
 
+ANSWERS = Stage(
+    "answers",
+    "pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS "
+    "--set max_steps={steps} --resume",
+    steps=3600,
+)
 PRETRAIN = Stage(
     "pretrain",
     "pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE "
@@ -68,12 +75,7 @@ STAGES = (
     Stage("tokenizer", "python -m pvc.tiny.tokenizer START"),
     Stage("start", "python -m pvc.tiny.build start START"),
     Stage("vision", "python -m pvc.tiny.vision_pretraining START --workers 1 --steps {steps}", steps=20_000),
-    Stage(
-        "answers",
-        "pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS "
-        "--set max_steps={steps} --resume",
-        steps=3600,
-    ),
+    ANSWERS,
     Stage("internvl", "python -m pvc.tiny.build internvl ANSWERS INTERNVL", "INTERNVL"),
     Stage("convert", "pvc convert INTERNVL PVC --temporal-layers 2 --projector-init interlaced", makes="PVC"),
     Stage(
@@ -86,6 +88,13 @@ STAGES = (
     TUNE,
     MEAN,
 )
+
+
+def _trained_on(stage: Stage, model: str, steps: int) -> Stage:
+    """The stage of training that begins with another model."""
+    return stage._replace(command=re.sub(r"--model \w+", f"--model {model}", stage.command), steps=steps)
+
+
 FROM_BASE = (  # the same from a PVC-Tiny that is there
     Stage("base", "python -m pvc.tiny.build base BASE PVC", makes="PVC"),
     Stage(
@@ -100,13 +109,8 @@ FROM_BASE = (  # the same from a PVC-Tiny that is there
         "--seed 1 --workers 1 --steps {steps}",
         steps=3000,
     ),
-    Stage(
-        "answers",
-        "pvc train run tiny-internvl --model PVC --data RECIPES/tiny-internvl.json --output ANSWERS "
-        "--set max_steps={steps} --resume",
-        steps=1500,
-    ),
-    PRETRAIN._replace(command=PRETRAIN.command.replace("--model PVC", "--model ANSWERS"), steps=1000),
+    _trained_on(ANSWERS, "PVC", steps=1500),
+    _trained_on(PRETRAIN, "ANSWERS", steps=1000),
     TUNE._replace(steps=600),
     MEAN,
 )
