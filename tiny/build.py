@@ -27,16 +27,16 @@ more of what is hard; the mean of the last two, which scores better than either.
 
     python -m pvc.tiny.build all FOLDER --base MODEL
 
-trains a PVC-Tiny that is there on what it has not seen. In place of all stages before `tiny-tune` it runs
+trains a PVC-Tiny that is there on what it has not seen:
 
-    python -m pvc.tiny.build base BASE PVC
-    python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --workers 1 --steps {steps}
-    python -m pvc.tiny.vision_pretraining PVC --heads PVC/heads.pt --learning-rate 1e-3 --norm-rate 0.3
-        --seed 1 --workers 1 --steps {steps}
-    pvc train run tiny-internvl --model PVC --data RECIPES/tiny-internvl.json --output ANSWERS
+    python -m pvc.tiny.build base BASE ONE
+    python -m pvc.tiny.vision_distillation ONE --teacher BASE --workers 1 --steps {steps}
+    pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO
         --set max_steps={steps} --resume
-    pvc train run tiny-pretrain --model ANSWERS --data RECIPES/tiny-pretrain.json --output ONE
-        --set max_steps={steps} --resume
+    python -m pvc.tiny.build mean ONE TWO TINY
+
+That is: its weights in float32; its ViT on scenes of all looks, which it learns to see as BASE sees plain
+ones, so that its LLM reads them at once; its LLM on those, and more of what it does not do well; the mean.
 
 What remains is
 

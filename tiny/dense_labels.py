@@ -279,6 +279,10 @@ class LabelledClips(IterableDataset):
         repeats = model.config.image_repeats
         return cls(seed, patch_size, tasks, repeats=repeats, frames=SUFFICIENT_FRAMES, variations=variations)
 
+    @staticmethod
+    def collate(clips: list[LabelledClip]) -> LabelledClip:
+        return collate_clips(clips)
+
     def __iter__(self):
         worker = get_worker_info()
         own, workers = (worker.id, worker.num_workers) if worker else (0, 1)
@@ -300,27 +304,36 @@ class LabelledClips(IterableDataset):
         return dataset.sample(index).scenes
 
     def image(self, scene: Scene, box: Box) -> LabelledClip:
-        shown = draw(scene).resize(ONE_TILE, Image.Resampling.BICUBIC, box=box)
         labels = labels_of(scene, box, self.patch_size)
         return LabelledClip(
-            build_transform(TILE)(shown)[None],
+            drawn_tile(scene, box)[None],
             torch.tensor([[1, 1, self.repeats]]),
             Labels(*(one[None] for one in labels)),
         )
 
     def video(self, scenes: list[Scene]) -> LabelledClip:
-        chosen = [scenes[i] for i in get_index(None, 1, len(scenes) - 1, num_segments=self.frames)]
-        transform, box = build_transform(TILE), (0, 0, *ONE_TILE)
+        chosen, box = sampled_frames(scenes, self.frames), (0, 0, *ONE_TILE)
         by_frame = [
             labels_of(scene, box, self.patch_size, before) for before, scene in zip([None, *chosen], chosen)
         ]
 
         labels = Labels(*map(torch.stack, zip(*by_frame)))
         return LabelledClip(
-            torch.stack([transform(draw(scene)) for scene in chosen]),
+            torch.stack([drawn_tile(scene, box) for scene in chosen]),
             torch.tensor([[self.frames, 1, 1]] * self.frames),
             labels._replace(previous=previous_classes(labels.cells)),
         )
+
+
+def sampled_frames(scenes: list[Scene], frames: int) -> list[Scene]:
+    """So many frames of a video, evenly spread."""
+    return [scenes[i] for i in get_index(None, 1, len(scenes) - 1, num_segments=frames)]
+
+
+def drawn_tile(scene: Scene, box: Box) -> torch.Tensor:
+    """The part of a scene that is a tile, `(3, TILE, TILE)`, as the processor makes it."""
+    shown = draw(scene).resize(ONE_TILE, Image.Resampling.BICUBIC, box=box)
+    return build_transform(TILE)(shown)
 
 
 def collate_clips(clips: list[LabelledClip]) -> LabelledClip:

@@ -57,6 +57,7 @@ class Look:
     Attributes:
         canvas: width and height, in units; one of them is chosen for each image.
         zoom: pixels of a unit.
+        any_case: an answer is correct in capitals and in lower-case letters.
         tasks: that the row is about; None: all.
     """
 
@@ -69,6 +70,7 @@ class Look:
     family: str = "DejaVu Sans"
     weight: str = "normal"
     capitals: bool = False
+    any_case: bool = False
     outline: str | None = None
     jpeg_quality: int | None = None
     tasks: tuple[str, ...] | None = None
@@ -89,6 +91,7 @@ LOOKS = {
     "pure colours": replace(PLAIN, hues=tuple(PURE.items()), tasks=("colour", "count", "relation", "place")),
     "black outlines": replace(PLAIN, outline="#000000", tasks=("colour", "shape", "count")),
     "capitals": replace(PLAIN, capitals=True, tasks=("word",)),
+    "capitals, answered in any case": replace(PLAIN, capitals=True, any_case=True, tasks=("word",)),
     "bold": replace(PLAIN, weight="bold", tasks=TEXT),
     "serif": replace(PLAIN, family="DejaVu Serif", tasks=TEXT),
     "letters of 6 and 7 pixels": replace(PLAIN, letters=(6, 7), tasks=TEXT),
@@ -339,8 +342,10 @@ def cases(task: str, look: Look, samples: int, seed: int) -> Iterator[Case]:
 # ------------------------------------------------------------------------------------------------- scores
 
 
-def score(model: PreTrainedModel, processor: PVCProcessor, asked: list[Case]) -> float:
-    """The share of correct answers."""
+def score(
+    model: PreTrainedModel, processor: PVCProcessor, asked: list[Case], any_case: bool = False
+) -> float:
+    """The share of correct answers; `any_case` as of a `Look`."""
     tiles = [processor.image_processor.image(case.image).tiles for case in asked]
     answers: Any = model.batch_chat(
         processor.tokenizer,
@@ -350,7 +355,8 @@ def score(model: PreTrainedModel, processor: PVCProcessor, asked: list[Case]) ->
         num_patches_list=[len(of_image) for of_image in tiles],
         batch_size=BATCH,
     )
-    return sum(answer.strip() == case.answer for answer, case in zip(answers, asked)) / len(asked)
+    read = str.lower if any_case else str
+    return sum(read(answer.strip()) == read(case.answer) for answer, case in zip(answers, asked)) / len(asked)
 
 
 def table(model: PreTrainedModel, processor: PVCProcessor, looks: list[str], samples: int, seed: int) -> str:
@@ -359,7 +365,7 @@ def table(model: PreTrainedModel, processor: PVCProcessor, looks: list[str], sam
     for name in looks:
         look = LOOKS[name]
         scores = {
-            task: score(model, processor, list(cases(task, look, samples, seed)))
+            task: score(model, processor, list(cases(task, look, samples, seed)), look.any_case)
             for task in look.tasks or TASKS
         }
         mean = sum(scores.values()) / len(scores)

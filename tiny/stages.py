@@ -17,7 +17,6 @@ begin anew.
 
 import json
 import os
-import re
 import runpy
 import shlex
 import shutil
@@ -52,30 +51,17 @@ class Stage(NamedTuple):
     steps: int = 0
 
 
-ANSWERS = Stage(
-    "answers",
-    "pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS "
-    "--set max_steps={steps} --resume",
-    steps=3600,
-)
-PRETRAIN = Stage(
-    "pretrain",
-    "pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE "
-    "--set max_steps={steps} --resume",
-    steps=1800,
-)
-TUNE = Stage(
-    "tune",
-    "pvc train run tiny-tune --model ONE --data RECIPES/tiny-tune.json --output TWO "
-    "--set max_steps={steps} --resume",
-    steps=1800,
-)
 MEAN = Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY")
 STAGES = (
     Stage("tokenizer", "python -m pvc.tiny.tokenizer START"),
     Stage("start", "python -m pvc.tiny.build start START"),
     Stage("vision", "python -m pvc.tiny.vision_pretraining START --workers 1 --steps {steps}", steps=20_000),
-    ANSWERS,
+    Stage(
+        "answers",
+        "pvc train run tiny-internvl --model START --data RECIPES/tiny-internvl.json --output ANSWERS "
+        "--set max_steps={steps} --resume",
+        steps=3600,
+    ),
     Stage("internvl", "python -m pvc.tiny.build internvl ANSWERS INTERNVL", "INTERNVL"),
     Stage("convert", "pvc convert INTERNVL PVC --temporal-layers 2 --projector-init interlaced", makes="PVC"),
     Stage(
@@ -84,34 +70,33 @@ STAGES = (
         "--seed 1 --workers 1 --steps {steps}",
         steps=6000,
     ),
-    PRETRAIN,
-    TUNE,
+    Stage(
+        "pretrain",
+        "pvc train run tiny-pretrain --model PVC --data RECIPES/tiny-pretrain.json --output ONE "
+        "--set max_steps={steps} --resume",
+        steps=1800,
+    ),
+    Stage(
+        "tune",
+        "pvc train run tiny-tune --model ONE --data RECIPES/tiny-tune.json --output TWO "
+        "--set max_steps={steps} --resume",
+        steps=1800,
+    ),
     MEAN,
 )
-
-
-def _trained_on(stage: Stage, model: str, steps: int) -> Stage:
-    """The stage of training that begins with another model."""
-    return stage._replace(command=re.sub(r"--model \w+", f"--model {model}", stage.command), steps=steps)
-
-
-FROM_BASE = (  # the same from a PVC-Tiny that is there
-    Stage("base", "python -m pvc.tiny.build base BASE PVC", makes="PVC"),
+FROM_BASE = (  # what a PVC-Tiny that is there has not learned
+    Stage("base", "python -m pvc.tiny.build base BASE ONE", makes="ONE"),
     Stage(
-        "pvc-vision",
-        "python -m pvc.tiny.vision_pretraining PVC --learning-rate 1e-3 --norm-rate 0.3 --workers 1 "
-        "--steps {steps}",
-        steps=2500,
+        "distillation",
+        "python -m pvc.tiny.vision_distillation ONE --teacher BASE --workers 1 --steps {steps}",
+        steps=1600,
     ),
     Stage(
-        "pvc-vision-again",
-        "python -m pvc.tiny.vision_pretraining PVC --heads PVC/heads.pt --learning-rate 1e-3 --norm-rate 0.3 "
-        "--seed 1 --workers 1 --steps {steps}",
-        steps=3000,
+        "again",
+        "pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO "
+        "--set max_steps={steps} --resume",
+        steps=700,
     ),
-    _trained_on(ANSWERS, "PVC", steps=1500),
-    _trained_on(PRETRAIN, "ANSWERS", steps=1000),
-    TUNE._replace(steps=600),
     MEAN,
 )
 FEWEST_STEPS = 2

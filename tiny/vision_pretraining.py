@@ -27,21 +27,15 @@ recipes alone, on millions of samples.
 
 import argparse
 import math
-import os
 from collections.abc import Iterable, Mapping
-from functools import partial
 from itertools import islice
 from pathlib import Path
-from time import monotonic
 from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import distributed as dist
 from torch import nn
-from torch.utils.data import DataLoader
-from transformers.utils import logging
 
 from pvc.clips import ClipLayout, clips_of_grid
 from pvc.modeling_intern_vit import InternVisionModel
@@ -66,16 +60,14 @@ from pvc.tiny.dense_labels import (
 )
 from pvc.tiny.synthetic.sampler import TILE
 from pvc.tiny.synthetic.variations import SHARES
+from pvc.tiny.vision_steps import best_device, rank, save, start_processes, train
 from pvc.training.optimizer import IS_MATRIX, MuonWithAdamW, is_matrix
-
-logger = logging.get_logger(__name__)
 
 PART_LABELS = ("letters",)  # of 2x2 patches; other labels are of patches
 SUPERVISED_ON_TOKENS = ("letters", "directions", "shapes", "previous")
 BY_TOKENS = " by tokens"  # each of which tells 2x2 patches
 BY_FRAMES = " by tokens of a frame"  # each of which tells a whole block
 CHECKPOINT, HEADS = "vision_pretraining.pt", "heads.pt"  # files of a run, in the model's folder
-SAVE_SECONDS = 300  # between checkpoints
 NORM_RATE = 0.02  # of the learning rate: AdaLN is wide, and starts as a selection of parts
 HEADS_RATE = 0.03  # of linear heads: at the rate of the rest, the first thousand steps only make them larger
 
@@ -223,6 +215,10 @@ class DenseLabelModel(nn.Module):
             targets[name] = target
         return targets
 
+    def report(self, clip: LabelledClip, logits: dict[str, torch.Tensor]) -> dict[str, float]:
+        """The accuracy by name of the logits."""
+        return accuracy(logits, self.targets(clip, logits))
+
     def loss(self, clip: LabelledClip) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """The sum of mean cross entropies, and the logits."""
         logits = self(clip.tiles, clip.grid)
@@ -281,7 +277,6 @@ def pretrain(
     steps: int,
     batch: int,
     learning_rate: float,
-    norm_rate: float = NORM_RATE,
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
     variations: Mapping[str, float] | None = None,
@@ -296,81 +291,33 @@ def pretrain(
     than AdamW here; the rest with AdamW.
 
     Args:
-        norm_rate: as of `make_optimizer`.
         variations: as of `SyntheticDataset`.
         heads: a file of the heads of another run, to begin with; those that are not in it are new.
         checkpoint: a file where the run is kept every five minutes; one that is there is gone on with.
 
     Raises:
-        ValueError: `batch` is not a multiple of the number of processes.
+        ValueError: as `train`.
     """
-    rank, processes = _rank(), dist.get_world_size() if dist.is_initialized() else 1
-    if batch % processes:
-        raise ValueError(f"batch {batch}: expected a multiple of the {processes} processes")
     torch.manual_seed(seed)
     labeller = DenseLabelModel(model).to(model.device).train()
     if heads is not None:
         labeller.load_state_dict(torch.load(heads, weights_only=True), strict=False)
-    optimizer = make_optimizer(labeller, learning_rate, norm_rate)
-    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(_rate, steps=steps))
-
-    first = 0
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, map_location=model.device, weights_only=True)
-        labeller.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        schedule.load_state_dict(state["schedule"])
-        first = state["step"]
-
-    # clips of this process
-    labelled = LabelledClips.for_model(model, seed, tasks, variations)
-    labelled.first, labelled.stride = first * batch + rank, processes
-    clips = DataLoader(labelled, batch // processes, collate_fn=collate_clips, num_workers=workers)
-
-    saved = monotonic()
-    for step, clip in zip(range(first + 1, steps + 1), clips):
-        clip = clip.to(model.device)
-        # few CPUs have instructions for bfloat16
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=model.device.type != "cpu"):
-            loss, logits = labeller.loss(clip)
-
-        # one step with the mean gradient of all processes
-        loss.backward(inputs=parameters)
-        _average_gradients(parameters)
-        nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        schedule.step()
-        optimizer.zero_grad()
-
-        if step % 100 == 0 and rank == 0:
-            shares = accuracy(logits, labeller.targets(clip, logits))
-            target = ", ".join(f"{name} {share:.1%}" for name, share in shares.items())
-            logger.warning(f"step {step}: loss {loss.item():.3f}; accuracy: {target}")
-
-        if checkpoint is not None and rank == 0 and monotonic() - saved > SAVE_SECONDS:
-            state = {"model": labeller, "optimizer": optimizer, "schedule": schedule}
-            _save(checkpoint, {name: part.state_dict() for name, part in state.items()} | {"step": step})
-            saved = monotonic()
+    train(
+        labeller,
+        make_optimizer(labeller, learning_rate),
+        LabelledClips.for_model(model, seed, tasks, variations),
+        steps=steps,
+        batch=batch,
+        device=model.device,
+        workers=workers,
+        checkpoint=checkpoint,
+    )
     return labeller
 
 
-def _save(path: Path, state: dict) -> None:
-    """All of it or nothing."""
-    unfinished = path.with_suffix(".unfinished")
-    torch.save(state, unfinished)
-    os.replace(unfinished, path)
-
-
-def make_optimizer(
-    labeller: DenseLabelModel, learning_rate: float, norm_rate: float = NORM_RATE
-) -> MuonWithAdamW:
-    """Muon for matrices of layers, AdamW for the rest; heads and the projector's AdaLN have their own rates.
-
-    Args:
-        norm_rate: of that AdaLN, in parts of the learning rate.
-    """
-    rates = {"matrices": 3 * learning_rate, "norms": norm_rate * learning_rate, "heads": HEADS_RATE}
+def make_optimizer(labeller: DenseLabelModel, learning_rate: float) -> MuonWithAdamW:
+    """Muon for matrices of layers, AdamW for the rest; heads and the projector's AdaLN have own rates."""
+    rates = {"matrices": 3 * learning_rate, "norms": NORM_RATE * learning_rate, "heads": HEADS_RATE}
     groups: dict[str, list[nn.Parameter]] = {name: [] for name in (*rates, "others")}
     for name, parameter in labeller.named_parameters():
         if name.startswith("projector.norm."):
@@ -396,23 +343,6 @@ def make_optimizer(
     )
 
 
-def _rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _average_gradients(parameters: list[nn.Parameter]):
-    """Of all processes, where there are several."""
-    if dist.is_initialized():
-        # what no clip of this process asked for has none
-        for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        gradients = [parameter.grad for parameter in parameters]
-        collate_clips = torch.cat([gradient.flatten() for gradient in gradients])
-        dist.all_reduce(collate_clips)
-        torch.nn.utils.vector_to_parameters(collate_clips / dist.get_world_size(), gradients)
-
-
 @torch.no_grad()
 def to_unit_size(vit: InternVisionModel, tiles: torch.Tensor) -> torch.Tensor:
     """Scales, in place, what `vit` makes of `tiles (B, 3, TILE, TILE)` to a root mean square of 1.
@@ -428,34 +358,20 @@ def to_unit_size(vit: InternVisionModel, tiles: torch.Tensor) -> torch.Tensor:
     return size
 
 
-def _rate(step: int, *, steps: int) -> float:
-    """In parts of the learning rate: a short rise, then constant, from the middle on down to nothing."""
-    return min(20 * (step + 1) / steps, 1, 2 * (1 - step / steps))
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="a model of random weights")
     parser.add_argument("--steps", type=int, default=12000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
-    parser.add_argument(
-        "--norm-rate",
-        type=float,
-        default=NORM_RATE,
-        help="of the projector's AdaLN, in parts of the learning rate",
-    )
     parser.add_argument("--workers", type=int, default=0, help="processes that draw")
     parser.add_argument("--plain", action="store_true", help="plain scenes alone, without variations")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--heads", type=Path, help="a file of the heads of an earlier run, to begin with")
     arguments = parser.parse_args()
 
-    if "RANK" in os.environ:
-        dist.init_process_group("gloo")
-    device = (
-        torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    )
+    start_processes()
+    device = best_device()
     model = PVCForConditionalGeneration.from_pretrained(
         arguments.folder,
         dtype=torch.float32,
@@ -468,7 +384,6 @@ def main():
         steps=arguments.steps,
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
-        norm_rate=arguments.norm_rate,
         seed=arguments.seed,
         variations={} if arguments.plain else SHARES,
         workers=arguments.workers,
@@ -483,10 +398,10 @@ def main():
         size = to_unit_size(model.model.vision_model, tiles)
         for head in labeller.patch_heads.values():
             head.linear.weight.data.mul_(size)
-    if _rank() == 0:
+    if rank() == 0:
         model.save_pretrained(arguments.folder)
         heads = {name: x for name, x in labeller.state_dict().items() if "_heads." in name}
-        _save(arguments.folder / HEADS, heads)
+        save(arguments.folder / HEADS, heads)
         checkpoint.unlink(missing_ok=True)
 
 

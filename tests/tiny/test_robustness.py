@@ -1,7 +1,10 @@
 """The second renderer draws what its questions are about, and its table counts exact answers."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 
 from pvc.tiny import robustness
@@ -73,7 +76,17 @@ def test_questions_are_held_out_forms():
 
 
 def test_the_table_has_the_share_of_exact_answers(monkeypatch):
-    monkeypatch.setattr(robustness, "score", lambda model, processor, asked: len(asked) / 4)
+    monkeypatch.setattr(robustness, "score", lambda model, processor, asked, any_case: len(asked) / 4)
     lines = table(None, None, ["base", "capitals"], samples=2, seed=0).splitlines()
     assert lines[0].startswith("| images | word | number |")
     assert lines[3].startswith("| capitals | 50% |  |") and lines[3].endswith("| 50.0% |")
+
+
+def test_an_answer_in_the_other_case_counts_where_a_look_says_so():
+    asked = list(cases("word", LOOKS["capitals"], 3, seed=0))
+    answers = [asked[0].answer, asked[1].answer.lower(), "other"]
+    model = SimpleNamespace(dtype=torch.float32, batch_chat=lambda *_, **__: answers)
+    tiles = SimpleNamespace(tiles=torch.zeros(1, 3, 96, 96))
+    processor = SimpleNamespace(tokenizer=None, image_processor=SimpleNamespace(image=lambda image: tiles))
+    assert robustness.score(model, processor, asked) == pytest.approx(1 / 3)
+    assert robustness.score(model, processor, asked, any_case=True) == pytest.approx(2 / 3)

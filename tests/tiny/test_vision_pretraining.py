@@ -13,7 +13,7 @@ from training_runs import in_processes
 
 from pvc.modeling_pvc import pixel_shuffle
 from pvc.preprocess import build_transform, image_tiles
-from pvc.tiny import vision_pretraining
+from pvc.tiny import vision_steps
 from pvc.tiny.dense_labels import (
     CLASS,
     CLASSES,
@@ -45,6 +45,7 @@ from pvc.tiny.vision_pretraining import (
     BY_FRAMES,
     BY_TOKENS,
     HEADS_RATE,
+    NORM_RATE,
     DenseLabelModel,
     LinearHead,
     Told,
@@ -348,7 +349,7 @@ def test_repeat_r_is_asked_for_the_rth_part_of_each_block_alone():
 
 
 def test_a_run_that_was_stopped_ends_where_one_does_that_was_not(tmp_path, monkeypatch):
-    monkeypatch.setattr(vision_pretraining, "SAVE_SECONDS", 0)
+    monkeypatch.setattr(vision_steps, "SAVE_SECONDS", 0)
     options = {"batch": 2, "learning_rate": 1e-2, "variations": SHARES}
 
     def stop(step: int, steps: int) -> float:
@@ -360,11 +361,11 @@ def test_a_run_that_was_stopped_ends_where_one_does_that_was_not(tmp_path, monke
     for model, checkpoint in zip(models, (None, tmp_path / "run.pt")):
         if checkpoint:
             with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
-                stopped.setattr(vision_pretraining, "_rate", stop)
+                stopped.setattr(vision_steps, "_rate", stop)
                 pretrain(model, steps=3, checkpoint=checkpoint, **options)
             model = models[1] = vision_model(num_temporal_layers=1).model
         with monkeypatch.context() as constant:
-            constant.setattr(vision_pretraining, "_rate", lambda step, steps: 1.0)
+            constant.setattr(vision_steps, "_rate", lambda step, steps: 1.0)
             pretrain(model, steps=3, checkpoint=checkpoint, **options)
 
     whole, resumed = (model.state_dict() for model in models)
@@ -444,7 +445,7 @@ def test_processes_share_the_clips_that_one_would_draw():
 
 def test_each_parameter_has_the_rate_of_its_part():
     labeller = DenseLabelModel(vision_model(num_temporal_layers=1).model)
-    optimizer = make_optimizer(labeller, 1e-3, norm_rate=0.3)
+    optimizer = make_optimizer(labeller, 1e-3)
     rates = {id(one): group["lr"] for group in optimizer.param_groups for one in group["params"]}
     named = dict(labeller.named_parameters())
     assert len(rates) == len(named) == sum(len(group["params"]) for group in optimizer.param_groups)
@@ -452,7 +453,7 @@ def test_each_parameter_has_the_rate_of_its_part():
         if "_heads." in name:
             expected = HEADS_RATE
         elif name.startswith("projector.norm."):
-            expected = 0.3e-3
+            expected = NORM_RATE * 1e-3
         else:
             expected = 3e-3 if ".layers." in name and parameter.dim() == 2 else 1e-3
         assert rates[id(parameter)] == pytest.approx(expected), name
