@@ -12,8 +12,10 @@ question and answer computes all these predictions, many samples in a row; nothi
 import argparse
 import copy
 import sys
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from statistics import fmean, stdev
 
 import numpy as np
 import torch
@@ -195,17 +197,28 @@ def answered(model: PreTrainedModel, encoder: Encoder, row: list[Encoded]) -> li
     return [marks.tolist() for marks in is_right.split(labels)]
 
 
-def table(columns: dict[str, dict[str, float]]) -> str:
-    """Scores by task as Markdown, a column each; below the tasks of a group, its mean."""
-    tasks = [task for task in TASKS if task in next(iter(columns.values()))]
-    means = [mean_by_group(scores) for scores in columns.values()]
+def table(columns: Mapping[str, Sequence[dict[str, float]]]) -> str:
+    """Scores by task as Markdown, a column each; below the tasks of a group, its mean.
+
+    Args:
+        columns: the scores of each seed; of several, means and standard deviations over seeds are shown.
+    """
+    tasks = [task for task in TASKS if task in next(iter(columns.values()))[0]]
+    means = [[mean_by_group(scores) for scores in seeds] for seeds in columns.values()]
 
     lines = []
     for group in dict.fromkeys(TASKS[task].group for task in tasks):
         for task in (task for task in tasks if TASKS[task].group == group):
-            lines.append([f"`{task}`", *(f"{scores[task]:.1%}" for scores in columns.values())])
-        lines.append([f"**{group}**", *(f"**{mean[group]:.1%}**" for mean in means)])
+            cells = [_over_seeds([scores[task] for scores in seeds]) for seeds in columns.values()]
+            lines.append([f"`{task}`", *cells])
+        cells = [_over_seeds([mean[group] for mean in seeds]) for seeds in means]
+        lines.append([f"**{group}**", *(f"**{cell}**" for cell in cells)])
     return markdown_table(["task", *columns], lines)
+
+
+def _over_seeds(scores: Sequence[float]) -> str:
+    mean = f"{fmean(scores):.1%}"
+    return f"{mean} ± {100 * stdev(scores):.1f}" if len(scores) > 1 else mean
 
 
 def main() -> None:
@@ -215,31 +228,33 @@ def main() -> None:
     model = PVCForConditionalGeneration.from_pretrained(arguments.model, dtype=dtype)
     repeats = arguments.repeats or [processor.image_processor.image_repeats]
 
-    # what is asked: all held-out samples, or one part for each kind of image
-    tasks, variations = arguments.tasks, SHARES if arguments.varied else None
-    if arguments.by_tiles:
-        parts = split_by_tiles(arguments.seed, tasks, arguments.samples, variations)
-    else:
-        number = arguments.samples * len(tasks)
-        dataset = SyntheticDataset(
-            number, seed=arguments.seed, held_out=True, tasks=tasks, variations=variations
-        )
-        parts = {"": dataset}
-
-    # a column for each part and number of repeats
-    columns = {}
-    for part, dataset in parts.items():
-        columns[heading("majority baseline", part)] = dataset.majority_baseline()
-        for number in repeats:
-            shown = copy.deepcopy(processor)
-            shown.image_processor.image_repeats = number
-            repeated = f"{number} repeats" if number > 1 else "1 repeat"
-            columns[heading(repeated, part)] = exact_match(model, shown, dataset, frames=arguments.frames)
-            if arguments.copies and number > 1:
-                with copies_of_the_first_repeat(model):
-                    scores = exact_match(model, shown, dataset, frames=arguments.frames)
-                columns[heading(f"{number} {COPIES}", part)] = scores
+    # a column for each part and number of repeats, with the scores of each seed
+    columns = defaultdict(list)
+    for seed in arguments.seed:
+        for part, dataset in held_out_parts(arguments, seed).items():
+            columns[heading("majority baseline", part)].append(dataset.majority_baseline())
+            for number in repeats:
+                shown = copy.deepcopy(processor)
+                shown.image_processor.image_repeats = number
+                repeated = f"{number} repeats" if number > 1 else "1 repeat"
+                scores = exact_match(model, shown, dataset, frames=arguments.frames)
+                columns[heading(repeated, part)].append(scores)
+                if arguments.copies and number > 1:
+                    with copies_of_the_first_repeat(model):
+                        scores = exact_match(model, shown, dataset, frames=arguments.frames)
+                    columns[heading(f"{number} {COPIES}", part)].append(scores)
     print(table(columns))
+
+
+def held_out_parts(arguments: argparse.Namespace, seed: int) -> Mapping[str, SyntheticDataset]:
+    """What is asked, by the name of the part: all held-out samples, or images of one tile and of several."""
+    variations = SHARES if arguments.varied else None
+    if arguments.by_tiles:
+        return split_by_tiles(seed, arguments.tasks, arguments.samples, variations)
+    number = arguments.samples * len(arguments.tasks)
+    return {
+        "": SyntheticDataset(number, seed=seed, held_out=True, tasks=arguments.tasks, variations=variations)
+    }
 
 
 def heading(name: str, part: str) -> str:
@@ -253,7 +268,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--tasks", nargs="+", choices=TASKS, metavar="TASK", help="all by default, of images with --by-tiles"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--seed", type=int, nargs="+", default=[0], help="several: means and standard deviations over them"
+    )
     parser.add_argument("--frames", type=int, default=8, help="of a video")
     parser.add_argument(
         "--repeats", type=int, nargs="+", help="of an image, one or several numbers to compare"

@@ -92,7 +92,7 @@ def test_videos_are_not_split_by_tiles():
 
 
 def test_the_table_has_a_line_for_each_task_and_the_mean_of_its_group():
-    lines = table({"here": {"word": 0.5, "number": 1.0, "colour": 0.25}}).splitlines()
+    lines = table({"here": [{"word": 0.5, "number": 1.0, "colour": 0.25}]}).splitlines()
     assert lines[0] == "| task | here |"
     assert lines[2:] == [
         "| `word` | 50.0% |",
@@ -100,6 +100,16 @@ def test_the_table_has_a_line_for_each_task_and_the_mean_of_its_group():
         "| **reading** | **75.0%** |",
         "| `colour` | 25.0% |",
         "| **shapes** | **25.0%** |",
+    ]
+
+
+def test_of_several_seeds_the_table_has_means_and_standard_deviations():
+    """The deviation of a group is that of its means, not the mean of its tasks' deviations."""
+    seeds = [{"word": 0.5, "number": 1.0}, {"word": 1.0, "number": 0.5}]
+    assert table({"here": seeds}).splitlines()[2:] == [
+        "| `word` | 75.0% ± 35.4 |",
+        "| `number` | 75.0% ± 35.4 |",
+        "| **reading** | **75.0% ± 0.0** |",
     ]
 
 
