@@ -95,7 +95,7 @@ FROM_BASE = (  # what a PVC-Tiny that is there has not learned
         "again",
         "pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO "
         "--set max_steps={steps} --resume",
-        steps=700,
+        steps=600,
     ),
     MEAN,
 )

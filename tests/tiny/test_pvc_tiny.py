@@ -75,10 +75,18 @@ def test_models_of_other_shapes_have_no_mean(internvl_tiny, tmp_path):
     assert not (tmp_path / "mean").exists()
 
 
-@pytest.mark.parametrize("name", ["tiny-internvl", "tiny-pretrain", "tiny-tune"])
-def test_each_of_its_recipes_has_data_beside_it_that_can_be_drawn(name):
+@pytest.mark.parametrize(
+    "data, name",
+    [
+        ("tiny-internvl", "tiny-internvl"),
+        ("tiny-pretrain", "tiny-pretrain"),
+        ("tiny-tune", "tiny-tune"),
+        ("tiny-again", "tiny-tune"),
+    ],
+)
+def test_each_of_its_recipes_has_data_beside_it_that_can_be_drawn(data, name):
     recipe = Recipe.from_values(read_recipe(name))
-    data_sets = read_meta(RECIPES / f"{name}.json")
+    data_sets = read_meta(RECIPES / f"{data}.json")
     rows = recipe.arguments["max_steps"] * recipe.rows_per_step
     assert sum(map(len, data_sets)) > 40 * rows  # no sample is seen twice
     for data_set in data_sets:
