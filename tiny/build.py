@@ -33,10 +33,15 @@ trains a PVC-Tiny that is there on what it has not seen:
     python -m pvc.tiny.vision_distillation ONE --teacher BASE --workers 1 --steps {steps}
     pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO
         --set max_steps={steps} --resume
-    python -m pvc.tiny.build mean ONE TWO TINY
+    python -m pvc.tiny.vision_distillation TWO --teacher BASE --plain-share 0.5 --seed 1 --workers 1
+        --steps {steps}
+    pvc train run tiny-tune --model TWO --data RECIPES/tiny-last.json --output THREE
+        --set max_steps={steps} --set learning_rate=5e-4 --resume
+    python -m pvc.tiny.build mean TWO THREE TINY
 
 That is: its weights in float32; its ViT on scenes of all looks, which it learns to see as BASE sees plain
-ones, so that its LLM reads them at once; its LLM on those, and more of what it does not do well; the mean.
+ones, so that its LLM reads them at once; its LLM on those, and more of what it does not do well; both once
+more, with as many plain scenes; the mean.
 
 What remains is
 

@@ -16,6 +16,7 @@ import argparse
 from collections.abc import Mapping
 from math import sqrt
 from pathlib import Path
+from random import Random
 from typing import NamedTuple
 
 import torch
@@ -116,11 +117,22 @@ class Pair(NamedTuple):
 
 
 class Pairs(LabelledClips):
-    """The clips of `LabelledClips`, each as a `Pair`."""
+    """The clips of `LabelledClips`, each as a `Pair`.
+
+    Attributes:
+        plain_share: of clips that the student sees plainly, too.
+    """
+
+    plain_share = 0.0
 
     @staticmethod
     def collate(pairs: list[Pair]) -> Pair:  # type: ignore[override]
         return Pair(*map(torch.cat, zip(*pairs)))
+
+    def _scenes(self, task: str, index: int) -> list[Scene]:
+        scenes = super()._scenes(task, index)
+        is_plain = Random(f"{self.seed}/{index}/plain").random() < self.plain_share
+        return [plain(scene) for scene in scenes] if is_plain else scenes
 
     def image(self, scene: Scene, box: Box) -> Pair:  # type: ignore[override]
         same = plain(scene)
@@ -194,6 +206,7 @@ def distil(
     seed: int = 0,
     tasks: tuple[str, ...] | None = None,
     variations: Mapping[str, float] = SHARES,
+    plain_share: float = 0.0,
     workers: int = 0,
     checkpoint: Path | None = None,
 ) -> None:
@@ -201,6 +214,7 @@ def distil(
 
     Args:
         seed, tasks, variations: of the scenes, as of `LabelledClips`.
+        plain_share: as of `Pairs`.
         workers, checkpoint: as of `train`.
 
     Raises:
@@ -225,10 +239,12 @@ def distil(
         learning_rate,
         betas=(0.9, 0.98),
     )
+    pairs = Pairs.for_model(model, seed, tasks, variations)
+    pairs.plain_share = plain_share
     train(
         student,
         optimizer,
-        Pairs.for_model(model, seed, tasks, variations),
+        pairs,
         steps=steps,
         batch=batch,
         device=model.device,
@@ -244,6 +260,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument(
+        "--plain-share", type=float, default=0.0, help="of clips that the student sees plainly, too"
+    )
     parser.add_argument("--workers", type=int, default=0, help="processes that draw")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -267,6 +286,7 @@ def main() -> None:
         batch=arguments.batch,
         learning_rate=arguments.learning_rate,
         seed=arguments.seed,
+        plain_share=arguments.plain_share,
         workers=arguments.workers,
         checkpoint=checkpoint,
     )

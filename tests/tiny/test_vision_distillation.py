@@ -93,6 +93,13 @@ def test_a_pair_shows_one_scene_twice_with_the_layout_of_its_clip():
             assert torch.equal(pair.tiles, pair.plain) == (not variations)
 
 
+def test_a_share_of_the_clips_is_plain_for_the_student_too():
+    pairs = Pairs(0, PATCH, TASKS, variations={"backgrounds": 1.0})
+    pairs.plain_share = 0.5
+    are_plain = [torch.equal(pair.tiles, pair.plain) for pair in islice(pairs, 60)]
+    assert 20 < sum(are_plain) < 40
+
+
 def test_what_sees_plain_scenes_as_the_teacher_has_no_error():
     model = model_of_tiles().model
     pair = Pairs.collate(list(islice(Pairs.for_model(model, 0, TASKS), 4)))
