@@ -37,11 +37,11 @@ trains a PVC-Tiny that is there on what it has not seen:
         --steps {steps}
     pvc train run tiny-tune --model TWO --data RECIPES/tiny-last.json --output THREE
         --set max_steps={steps} --set learning_rate=5e-4 --resume
-    python -m pvc.tiny.build mean TWO THREE TINY
+    python -m pvc.tiny.build mean ONE THREE TINY
 
 That is: its weights in float32; its ViT on scenes of all looks, which it learns to see as BASE sees plain
 ones, so that its LLM reads them at once; its LLM on those, and more of what it does not do well; both once
-more, with as many plain scenes; the mean.
+more, with as many plain scenes; the mean of the weights before the LLM was trained on and at the end.
 
 What remains is
 

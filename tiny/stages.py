@@ -108,7 +108,7 @@ FROM_BASE = (  # what a PVC-Tiny that is there has not learned
         "--set max_steps={steps} --set learning_rate=5e-4 --resume",
         steps=300,
     ),
-    Stage("mean", "python -m pvc.tiny.build mean TWO THREE TINY", makes="TINY"),
+    Stage("mean", "python -m pvc.tiny.build mean ONE THREE TINY", makes="TINY"),
 )
 FEWEST_STEPS = 2
 

@@ -97,7 +97,7 @@ def test_a_model_that_is_there_takes_the_place_of_the_stages_before(tmp_path):
     assert planned["base"][-2:] == [str(tmp_path / "old"), one]
     assert planned["distillation"][3:6] == [one, "--teacher", str(tmp_path / "old")]
     assert planned["again"][4:6] == ["--model", one] and planned["last"][4:6] == ["--model", two]
-    assert planned["mean"][4:6] == [two, three]
+    assert planned["mean"][4:6] == [one, three]
 
 
 def test_a_base_is_written_as_it_was_in_float32_and_ready_to_train(tmp_path):
