@@ -23,7 +23,7 @@ from pvc.tiny.synthetic.dataset import SAMPLERS, SyntheticDataset, mean_by_group
 from pvc.tiny.synthetic.follow_ups import TASKS_OF, ask_follow_ups
 from pvc.tiny.synthetic.sampler import SceneSampler, is_held_out
 from pvc.tiny.synthetic.scenes import COLOURS, KINDS, draw
-from pvc.tiny.synthetic.tasks import TASKS
+from pvc.tiny.synthetic.tasks import TASKS, phrasings
 
 pytestmark = pytest.mark.slow  # no version of transformers changes it: one lane of CI
 
@@ -440,8 +440,8 @@ def test_the_drawn_shape_moves_as_the_answer_says():
 
 
 def test_no_phrasing_is_both_trained_on_and_held_out():
-    trained = [phrase for task in TASKS.values() for phrase in task.training]
-    held_out = [phrase for task in TASKS.values() for phrase in task.held_out]
+    trained = [phrase for task in TASKS for phrase in phrasings(task, held_out=False)]
+    held_out = [phrase for task in TASKS for phrase in phrasings(task, held_out=True)]
     assert len({phrase.lower() for phrase in trained + held_out}) == len(trained + held_out)
 
 

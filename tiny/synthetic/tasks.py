@@ -29,6 +29,7 @@ class Task(NamedTuple):
     held_out: tuple[str, ...]
     further: tuple[str, ...] = ()  # where wording varies: words that other forms have not
     further_held_out: tuple[str, ...] = ()
+    later: tuple[str, ...] = ()  # of training too, but the tokenizer was not made from them
 
 
 def read_tasks(path: Path = FILE) -> dict[str, Task]:
@@ -76,7 +77,8 @@ ALL_TASKS = TASKS | BOARD_TASKS
 
 def phrasings(task: str, *, held_out: bool) -> tuple[str, ...]:
     """The ways of asking a task, each a format string."""
-    return ALL_TASKS[task].held_out if held_out else ALL_TASKS[task].training
+    forms = ALL_TASKS[task]
+    return forms.held_out if held_out else (*forms.training, *forms.later)
 
 
 def further_phrasings(task: str, *, held_out: bool) -> tuple[str, ...]:
