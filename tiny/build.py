@@ -30,18 +30,14 @@ more of what is hard; the mean of the last two, which scores better than either.
 trains a PVC-Tiny that is there on what it has not seen:
 
     python -m pvc.tiny.build base BASE ONE
-    python -m pvc.tiny.vision_distillation ONE --teacher BASE --workers 1 --steps {steps}
+    python -m pvc.tiny.vision_distillation ONE --teacher BASE --plain-share 0.4 --workers 1 --steps {steps}
     pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO
-        --set max_steps={steps} --resume
-    python -m pvc.tiny.vision_distillation TWO --teacher BASE --plain-share 0.5 --seed 1 --workers 1
-        --steps {steps}
-    pvc train run tiny-tune --model TWO --data RECIPES/tiny-last.json --output THREE
         --set max_steps={steps} --set learning_rate=5e-4 --resume
-    python -m pvc.tiny.build mean ONE THREE TINY
+    python -m pvc.tiny.build mean ONE TWO TINY
 
 That is: its weights in float32; its ViT on scenes of all looks, which it learns to see as BASE sees plain
-ones, so that its LLM reads them at once; its LLM on those, and more of what it does not do well; both once
-more, with as many plain scenes; the mean of the weights before the LLM was trained on and at the end.
+ones, so that its LLM reads them at once; its LLM on both, and more of what it does not do well; the mean of
+the last two.
 
 What remains is
 

@@ -51,6 +51,7 @@ class Stage(NamedTuple):
     steps: int = 0
 
 
+MEAN = Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY")
 STAGES = (
     Stage("tokenizer", "python -m pvc.tiny.tokenizer START"),
     Stage("start", "python -m pvc.tiny.build start START"),
@@ -81,34 +82,23 @@ STAGES = (
         "--set max_steps={steps} --resume",
         steps=1800,
     ),
-    Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY"),
+    MEAN,
 )
 FROM_BASE = (  # what a PVC-Tiny that is there has not learned
     Stage("base", "python -m pvc.tiny.build base BASE ONE", makes="ONE"),
     Stage(
         "distillation",
-        "python -m pvc.tiny.vision_distillation ONE --teacher BASE --workers 1 --steps {steps}",
-        steps=1600,
+        "python -m pvc.tiny.vision_distillation ONE --teacher BASE --plain-share 0.4 --workers 1 "
+        "--steps {steps}",
+        steps=2200,
     ),
     Stage(
         "again",
         "pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO "
-        "--set max_steps={steps} --resume",
-        steps=600,
-    ),
-    Stage(
-        "distillation-again",
-        "python -m pvc.tiny.vision_distillation TWO --teacher BASE --plain-share 0.5 --seed 1 --workers 1 "
-        "--steps {steps}",
-        steps=1000,
-    ),
-    Stage(
-        "last",
-        "pvc train run tiny-tune --model TWO --data RECIPES/tiny-last.json --output THREE "
         "--set max_steps={steps} --set learning_rate=5e-4 --resume",
-        steps=300,
+        steps=700,
     ),
-    Stage("mean", "python -m pvc.tiny.build mean ONE THREE TINY", makes="TINY"),
+    MEAN,
 )
 FEWEST_STEPS = 2
 
@@ -117,7 +107,7 @@ def commands(
     folder: Path, stages: tuple[Stage, ...] = STAGES, scale: float = 1.0, base: Path | None = None
 ) -> dict[str, list[str]]:
     """The words of each stage's command, by its name; `base` is the folder that is BASE in them."""
-    folders = {stage.makes for stage in stages if stage.makes} | {"START", "ANSWERS", "ONE", "TWO", "THREE"}
+    folders = {stage.makes for stage in stages if stage.makes} | {"START", "ANSWERS", "ONE", "TWO"}
     result = {}
     for stage in stages:
         words = []

@@ -41,7 +41,7 @@ def chat_says(model, processor, dataset: SyntheticDataset, index: int) -> str:
 
 
 def test_one_pass_counts_what_chat_answers(pvc_tiny):
-    dataset = SyntheticDataset(24, seed=8, tasks=("shape", "colour", "which_picture", "moving_shape"))
+    dataset = SyntheticDataset(24, seed=8, tasks=("shape", "chart_value", "which_picture", "moving_shape"))
     answers = [chat_says(*pvc_tiny, dataset, index) for index in range(len(dataset))]
     scores = exact_match(*pvc_tiny, dataset, frames=8)
     assert scores == dataset.evaluate(answers)
