@@ -33,11 +33,13 @@ trains a PVC-Tiny that is there on what it has not seen:
     python -m pvc.tiny.vision_distillation ONE --teacher BASE --plain-share 0.4 --workers 1 --steps {steps}
     pvc train run tiny-tune --model ONE --data RECIPES/tiny-again.json --output TWO
         --set max_steps={steps} --set learning_rate=5e-4 --resume
-    python -m pvc.tiny.build mean ONE TWO TINY
+    pvc train run tiny-tune --model TWO --data RECIPES/tiny-hard.json --output THREE
+        --set max_steps={steps} --set learning_rate=5e-4 --resume
+    python -m pvc.tiny.build mean TWO THREE TINY
 
 That is: its weights in float32; its ViT on scenes of all looks, which it learns to see as BASE sees plain
-ones, so that its LLM reads them at once; its LLM on both, and more of what it does not do well; the mean of
-the last two.
+ones, so that its LLM reads them at once; its LLM on both; the same on more of what it does not do well; the
+mean of the last two.
 
 What remains is
 

@@ -51,7 +51,6 @@ class Stage(NamedTuple):
     steps: int = 0
 
 
-MEAN = Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY")
 STAGES = (
     Stage("tokenizer", "python -m pvc.tiny.tokenizer START"),
     Stage("start", "python -m pvc.tiny.build start START"),
@@ -82,7 +81,7 @@ STAGES = (
         "--set max_steps={steps} --resume",
         steps=1800,
     ),
-    MEAN,
+    Stage("mean", "python -m pvc.tiny.build mean ONE TWO TINY", makes="TINY"),
 )
 FROM_BASE = (  # what a PVC-Tiny that is there has not learned
     Stage("base", "python -m pvc.tiny.build base BASE ONE", makes="ONE"),
@@ -98,7 +97,13 @@ FROM_BASE = (  # what a PVC-Tiny that is there has not learned
         "--set max_steps={steps} --set learning_rate=5e-4 --resume",
         steps=700,
     ),
-    MEAN,
+    Stage(
+        "hard",
+        "pvc train run tiny-tune --model TWO --data RECIPES/tiny-hard.json --output THREE "
+        "--set max_steps={steps} --set learning_rate=5e-4 --resume",
+        steps=900,
+    ),
+    Stage("mean", "python -m pvc.tiny.build mean TWO THREE TINY", makes="TINY"),
 )
 FEWEST_STEPS = 2
 
@@ -107,7 +112,7 @@ def commands(
     folder: Path, stages: tuple[Stage, ...] = STAGES, scale: float = 1.0, base: Path | None = None
 ) -> dict[str, list[str]]:
     """The words of each stage's command, by its name; `base` is the folder that is BASE in them."""
-    folders = {stage.makes for stage in stages if stage.makes} | {"START", "ANSWERS", "ONE", "TWO"}
+    folders = {stage.makes for stage in stages if stage.makes} | {"START", "ANSWERS", "ONE", "TWO", "THREE"}
     result = {}
     for stage in stages:
         words = []

@@ -9,7 +9,7 @@ the teacher's tokens of plain scenes, can read those of varied ones then: nothin
 learnt anew, and no answers are needed. Dense labels would teach the ViT the same, in tokens that are new to
 the LLM.
 
-Plain scenes have no capitals: those of varied ones are seen as lower-case letters, and read so.
+Plain scenes have no capitals: where a varied one has them, the teacher is shown lower-case letters.
 """
 
 import argparse

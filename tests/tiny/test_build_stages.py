@@ -92,11 +92,12 @@ def test_folders_and_recipes_are_filled_in(tmp_path):
 
 def test_a_model_that_is_there_takes_the_place_of_the_stages_before(tmp_path):
     planned = commands(tmp_path / "run", FROM_BASE, base=tmp_path / "old")
-    assert list(planned) == ["base", "distillation", "again", "mean"]
-    one, two = str(tmp_path / "run" / "one"), str(tmp_path / "run" / "two")
+    assert list(planned) == ["base", "distillation", "again", "hard", "mean"]
+    one, two, three = (str(tmp_path / "run" / name) for name in ("one", "two", "three"))
     assert planned["base"][-2:] == [str(tmp_path / "old"), one]
     assert planned["distillation"][3:6] == [one, "--teacher", str(tmp_path / "old")]
-    assert planned["again"][4:6] == ["--model", one] and planned["mean"][4:6] == [one, two]
+    assert planned["again"][4:6] == ["--model", one] and planned["hard"][4:6] == ["--model", two]
+    assert planned["mean"][4:6] == [two, three]
 
 
 def test_a_base_is_written_as_it_was_in_float32_and_ready_to_train(tmp_path):

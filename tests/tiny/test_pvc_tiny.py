@@ -82,6 +82,7 @@ def test_models_of_other_shapes_have_no_mean(internvl_tiny, tmp_path):
         ("tiny-pretrain", "tiny-pretrain"),
         ("tiny-tune", "tiny-tune"),
         ("tiny-again", "tiny-tune"),
+        ("tiny-hard", "tiny-tune"),
     ],
 )
 def test_each_of_its_recipes_has_data_beside_it_that_can_be_drawn(data, name):

@@ -615,6 +615,8 @@ def test_an_item_depends_on_seed_index_and_split_alone():
 def test_tasks_come_in_turn_and_as_often_as_they_are_named():
     data = SyntheticDataset(9, tasks=("word", "count", "word"))
     assert [item["task"] for item in data] == ["word", "count", "word"] * 3
+    data = SyntheticDataset(6, tasks={"word": 2, "count": 1})
+    assert [data.sample(index).task for index in range(6)] == ["word", "word", "count"] * 2
 
 
 def test_right_answers_score_one_and_wrong_ones_nothing():
@@ -632,6 +634,7 @@ def test_right_answers_score_one_and_wrong_ones_nothing():
     [
         (lambda: SyntheticDataset(0), "length=0"),
         (lambda: SyntheticDataset(3, tasks=()), "at least one"),
+        (lambda: SyntheticDataset(3, tasks={"word": 0}), "at least one"),
         (lambda: SyntheticDataset(3, tasks=("word", "maze")), "'maze'.*word, number"),
         (lambda: SyntheticDataset(3).evaluate(["red"]), "1 answers to 3 samples"),
     ],

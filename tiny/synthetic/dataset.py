@@ -78,7 +78,7 @@ class SyntheticDataset(Dataset):
         seed: any number; together with the split it determines the samples.
         held_out: for evaluation: phrasings, words and random streams that are not in training.
         tasks: names from `ALL_TASKS`, by default those of PVC-Tiny; one that is named twice comes twice as
-            often.
+            often. Or how many times each is named.
         turns: most questions about a scene, of the task's own kind or others; `evaluate` asks the first.
         variations: the share of samples that have each of the variations of `variations.py`, by its name;
             without it all are plain.
@@ -93,10 +93,12 @@ class SyntheticDataset(Dataset):
         *,
         seed: int = 0,
         held_out: bool = False,
-        tasks: Sequence[str] = tuple(TASKS),
+        tasks: Sequence[str] | Mapping[str, int] = tuple(TASKS),
         turns: int = 1,
         variations: Mapping[str, float] | None = None,
     ):
+        if isinstance(tasks, Mapping):
+            tasks = [task for task, times in tasks.items() for _ in range(times)]
         if length < 1 or turns < 1 or not tasks:
             raise ValueError(f"length={length}, turns={turns}, tasks={tasks}: expected at least one of each")
         if unknown := [task for task in tasks if task not in ALL_TASKS]:
