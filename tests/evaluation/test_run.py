@@ -67,10 +67,10 @@ def test_workers_change_nothing(data, tmp_path):
 
 @pytest.mark.slow
 def test_a_killed_run_goes_on_to_the_same_file(data, tmp_path):
-    assert process(data, tmp_path / "whole") == 0
+    run(data, tmp_path / "whole", AddingEngine(wrong=("3",)))
     assert process(data, tmp_path / "killed", "--die-after", 5) == -signal.SIGKILL
     assert len(lines(tmp_path / "killed")) == 1 + 5
-    assert process(data, tmp_path / "killed") == 0
+    run(data, tmp_path / "killed", AddingEngine(wrong=("3",)))
     assert lines(tmp_path / "killed") == lines(tmp_path / "whole")
     assert results(tmp_path / "killed") == results(tmp_path / "whole")
 
