@@ -33,12 +33,13 @@ evaluate-demo: .venv/ready ## evaluate PVC-Tiny on a small synthetic benchmark: 
 test: .venv/ready ## all tests, a process a core
 	.venv/bin/$(TESTS)
 
-# what depends on the version of transformers: there, all but files, names, data and torch alone
-DEPENDENT = $(addprefix tests/,conversion dialogue model training) $(addprefix --ignore=tests/, \
-	conversion/test_conversion_safety.py conversion/test_foreign_folders.py conversion/test_matching.py \
-	conversion/test_replaced_folders.py model/test_compressors.py training/test_losses.py \
-	training/test_matched_rows.py training/test_muon.py training/test_training_data.py \
-	training/test_training_packing.py training/test_training_samples.py training/test_training_shards.py)
+# what depends on the version of transformers: there, all but files, names, texts, data and torch alone
+DEPENDENT = $(addprefix tests/,conversion dialogue model training) $(patsubst %,--ignore=tests/%.py, \
+	conversion/test_conversion_safety conversion/test_foreign_folders conversion/test_matching \
+	conversion/test_raster conversion/test_replaced_folders dialogue/test_conversation \
+	dialogue/test_image_repeats model/test_compressors model/test_progressive_encoding training/test_losses \
+	training/test_matched_rows training/test_muon training/test_training_data training/test_training_packing \
+	training/test_training_samples training/test_training_shards)
 
 test-oldest: .venv-oldest/ready ## the model on the oldest transformers that is supported
 	.venv-oldest/bin/$(TESTS) -m "not slow" $(DEPENDENT)
