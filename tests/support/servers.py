@@ -25,7 +25,6 @@ from pvc.serving.server import Server, ServerOptions
 
 ASSETS = CHECKPOINT / "assets"
 KINDS = {".png": "image", ".mp4": "video"}
-AT_ONCE_S = 2.0  # less than any time limit that would end what holds a server up
 
 
 # ---- servers
@@ -158,10 +157,10 @@ class HealthWatch:
     works waits for a core where other processes have them.
     """
 
-    def __init__(self, running: Running) -> None:
+    def __init__(self, running: Running, limit_s: float = 1.0) -> None:
         self.worst_s = 0.0
         self.failed: list[str] = []
-        self._running = running
+        self._running, self._limit_s = running, limit_s
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -174,8 +173,8 @@ class HealthWatch:
         self._thread.join()
 
     def is_held_up(self) -> bool:
-        """Whether an answer failed, or took longer than one that other requests do not hold up."""
-        return bool(self.failed) or self.worst_s > AT_ONCE_S
+        """Whether an answer failed, or took longer than `limit_s`."""
+        return bool(self.failed) or self.worst_s > self._limit_s
 
     def _watch(self) -> None:
         process = self._running.process
