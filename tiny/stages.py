@@ -112,18 +112,17 @@ def commands(
     folder: Path, stages: tuple[Stage, ...] = STAGES, scale: float = 1.0, base: Path | None = None
 ) -> dict[str, list[str]]:
     """The words of each stage's command, by its name; `base` is the folder that is BASE in them."""
-    folders = {stage.makes for stage in stages if stage.makes} | {"START", "ANSWERS", "ONE", "TWO", "THREE"}
     result = {}
     for stage in stages:
         words = []
         for word in shlex.split(stage.command.format(steps=_steps(stage, scale))):
             first, slash, rest = word.partition("/")
-            if first in folders:
-                word = f"{folder / first.lower()}{slash}{rest}"
-            elif first == "BASE":
+            if first == "BASE":
                 word = str(base)
             elif first == "RECIPES":
                 word = f"{RECIPES}{slash}{rest}"
+            elif first.isupper():
+                word = f"{folder / first.lower()}{slash}{rest}"
             words.append(word)
         result[stage.name] = words
     return result
